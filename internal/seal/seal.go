@@ -1,0 +1,130 @@
+// Package seal makes values that only this installation can read or change: cookies, the state of a
+// sign-in and hand-offs, all of which travel through a browser.
+//
+// A sealed value is base64url(key id, nonce, AES-256-GCM ciphertext). It is opened only for the purpose
+// and the associated data that it was sealed for: a cookie of one host is not a cookie of another, and a
+// hand-off is never a cookie.
+package seal
+
+import (
+	"crypto/aes"
+	"crypto/cipher"
+	"crypto/hkdf"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base64"
+	"errors"
+	"fmt"
+)
+
+// KeySize is the length of a key in bytes.
+const KeySize = 32
+
+// Overhead is what sealing adds to a value in bytes, before base64.
+const Overhead = idSize + nonceSize + tagSize
+
+const (
+	idSize    = 4
+	nonceSize = 12
+	tagSize   = 16
+)
+
+// A Purpose separates what is sealed with the same key: each has its own derived key.
+type Purpose string
+
+// ErrInvalid is returned for whatever does not open: damaged, of another purpose, for other associated data or
+// sealed with a key that is not in the ring. Which of these it was is not told.
+var ErrInvalid = errors.New("seal: not a value sealed here")
+
+// A Ring seals with its first key and opens with all of its keys. It is immutable and safe for concurrent use.
+type Ring struct {
+	boxes map[Purpose][]box
+}
+
+type box struct {
+	id   [idSize]byte
+	aead cipher.AEAD
+}
+
+// NewRing returns a ring of keys for the given purposes, the sealing key first. Every key has KeySize bytes.
+func NewRing(keys [][]byte, purposes ...Purpose) (*Ring, error) {
+	if len(keys) == 0 {
+		return nil, errors.New("seal: no key")
+	}
+	r := &Ring{boxes: make(map[Purpose][]box, len(purposes))}
+	for i, key := range keys {
+		if len(key) != KeySize {
+			return nil, fmt.Errorf("seal: key %d has %d bytes, want %d", i, len(key), KeySize)
+		}
+		for _, p := range purposes {
+			b, err := newBox(key, p)
+			if err != nil {
+				return nil, err
+			}
+			r.boxes[p] = append(r.boxes[p], b)
+		}
+	}
+	return r, nil
+}
+
+// NewKey returns a new random key.
+func NewKey() []byte {
+	key := make([]byte, KeySize)
+	_, _ = rand.Read(key) // never fails (crypto/rand)
+	return key
+}
+
+func newBox(key []byte, p Purpose) (box, error) {
+	derived, err := hkdf.Key(sha256.New, key, nil, "gatehouse seal "+string(p), KeySize)
+	if err != nil {
+		return box{}, fmt.Errorf("seal: derive key: %w", err)
+	}
+	block, err := aes.NewCipher(derived)
+	if err != nil {
+		return box{}, fmt.Errorf("seal: %w", err)
+	}
+	aead, err := cipher.NewGCM(block)
+	if err != nil {
+		return box{}, fmt.Errorf("seal: %w", err)
+	}
+	sum := sha256.Sum256(derived)
+	return box{id: [idSize]byte(sum[:idSize]), aead: aead}, nil
+}
+
+// Seal returns value sealed for p and the associated data ad, which is not part of the result.
+// It panics if p is not a purpose of the ring: that is a mistake in the program.
+func (r *Ring) Seal(p Purpose, ad string, value []byte) string {
+	boxes := r.boxes[p]
+	if len(boxes) == 0 {
+		panic("seal: purpose not in the ring: " + string(p))
+	}
+	b := boxes[0]
+	out := make([]byte, idSize+nonceSize, Overhead+len(value))
+	copy(out, b.id[:])
+	nonce := out[idSize : idSize+nonceSize]
+	_, _ = rand.Read(nonce) // never fails (crypto/rand)
+	return base64.RawURLEncoding.EncodeToString(b.aead.Seal(out, nonce, value, []byte(ad)))
+}
+
+// Open returns what was sealed for p and ad, appended to dst, or ErrInvalid.
+func (r *Ring) Open(dst []byte, p Purpose, ad, sealed string) ([]byte, error) {
+	var buf [512]byte
+	raw := buf[:]
+	if n := base64.RawURLEncoding.DecodedLen(len(sealed)); n > len(raw) {
+		raw = make([]byte, n)
+	}
+	n, err := base64.RawURLEncoding.Strict().Decode(raw, []byte(sealed))
+	if err != nil || n < Overhead {
+		return nil, ErrInvalid
+	}
+	id, nonce, text := [idSize]byte(raw[:idSize]), raw[idSize:idSize+nonceSize], raw[idSize+nonceSize:n]
+	for _, b := range r.boxes[p] {
+		if b.id != id {
+			continue
+		}
+		if out, err := b.aead.Open(dst, nonce, text, []byte(ad)); err == nil {
+			return out, nil
+		}
+	}
+	return nil, ErrInvalid
+}
