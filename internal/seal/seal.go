@@ -15,6 +15,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"strings"
 )
 
 // KeySize is the length of a key in bytes.
@@ -108,6 +109,9 @@ func (r *Ring) Seal(p Purpose, ad string, value []byte) string {
 
 // Open returns what was sealed for p and ad, appended to dst, or ErrInvalid.
 func (r *Ring) Open(dst []byte, p Purpose, ad, sealed string) ([]byte, error) {
+	if strings.ContainsAny(sealed, "\r\n") { // which base64 would pass over
+		return nil, ErrInvalid
+	}
 	var buf [512]byte
 	raw := buf[:]
 	if n := base64.RawURLEncoding.DecodedLen(len(sealed)); n > len(raw) {

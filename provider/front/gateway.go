@@ -1,0 +1,267 @@
+package front
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"golang.org/x/oauth2"
+
+	"gatehouse/internal/handoff"
+	"gatehouse/internal/inproc"
+	"gatehouse/internal/seal"
+	"gatehouse/web"
+
+	"github.com/dexidp/dex/storage"
+)
+
+// clientState is the state parameter of the gateway's own authorization request.
+type clientState struct {
+	Request  handoff.Request `json:"r"`
+	Nonce    string          `json:"n"`
+	Verifier string          `json:"v"`
+}
+
+func (f *Front) oauth() *oauth2.Config {
+	return &oauth2.Config{
+		ClientID: GatewayClient, ClientSecret: f.ClientSecret, RedirectURL: f.Issuer.String() + CallbackPath, Scopes: []string{"openid"},
+		Endpoint: oauth2.Endpoint{AuthURL: f.Issuer.String() + "/auth", TokenURL: f.Issuer.String() + "/token", AuthStyle: oauth2.AuthStyleInHeader},
+	}
+}
+
+// gatewayQuery returns the gateway's authorization request (OpenID Connect Core 1.0 section 3.1.2.1), with state,
+// nonce and PKCE. Its scope is only openid: the gateway reads the identity from the store, so there is nothing to
+// consent to.
+func (f *Front) gatewayQuery(g handoff.Request) url.Values {
+	st := clientState{Request: g, Nonce: rand.Text(), Verifier: oauth2.GenerateVerifier()}
+	b, err := json.Marshal(st)
+	if err != nil {
+		panic(err) // strings and a time
+	}
+	u, err := url.Parse(f.oauth().AuthCodeURL(f.Ring.Seal(PurposeClientState, "", b),
+		oauth2.SetAuthURLParam("nonce", st.Nonce), oauth2.S256ChallengeOption(st.Verifier)))
+	if err != nil {
+		panic(err) // built from a parsed URL
+	}
+	return u.Query()
+}
+
+// gatewayCallback is the gateway client's redirect URI as a browser reaches it: after a second factor.
+func (f *Front) gatewayCallback(w http.ResponseWriter, r *http.Request) {
+	f.finishGateway(r.Context(), w, r, r.URL.Query())
+}
+
+// finishGateway turns the authorization response q into a session on the app host.
+func (f *Front) finishGateway(ctx context.Context, w http.ResponseWriter, r *http.Request, q url.Values) {
+	st, err := f.openState(q.Get("state"))
+	switch {
+	case errors.Is(err, handoff.ErrExpired):
+		f.restart(w, r, &request{gateway: &st.Request})
+		return
+	case err != nil:
+		f.fail(w, r, web.ExpiredLink, err)
+		return
+	}
+	sid, err := f.exchange(ctx, q, st)
+	if err != nil {
+		f.fail(w, r, web.Internal, err)
+		return
+	}
+	s, err := f.Storage.GetAuthSession(ctx, sid) // a code outlives its session
+	if err != nil {
+		f.fail(w, r, f.storageCode(err), err)
+		return
+	}
+	f.land(w, r, st.Request, s.ID)
+}
+
+func (f *Front) openState(sealed string) (clientState, error) {
+	var st clientState
+	if len(sealed) > 4*maxQuery {
+		return st, seal.ErrInvalid
+	}
+	b, err := f.Ring.Open(nil, PurposeClientState, "", sealed)
+	if err != nil {
+		return st, err
+	}
+	if err := json.Unmarshal(b, &st); err != nil {
+		return st, err
+	}
+	if !f.Now().Before(st.Request.Expiry.Add(handoff.RequestLifetime)) { // the user may be at a second factor
+		return st, handoff.ErrExpired
+	}
+	return st, nil
+}
+
+// exchange trades the code for the ID Token, without a socket, and returns the session that it is of.
+func (f *Front) exchange(ctx context.Context, q url.Values, st clientState) (sid string, err error) {
+	if code := q.Get("error"); code != "" {
+		return "", fmt.Errorf("authorization: %s: %s", code, q.Get("error_description"))
+	}
+	hc := &http.Client{Transport: inproc.Transport{Handler: f.Dex}}
+	tok, err := f.oauth().Exchange(context.WithValue(ctx, oauth2.HTTPClient, hc), q.Get("code"), oauth2.VerifierOption(st.Verifier))
+	if err != nil {
+		return "", fmt.Errorf("code exchange: %w", err)
+	}
+	raw, _ := tok.Extra("id_token").(string)
+	nonce, sid, err := f.Verify(ctx, raw)
+	switch {
+	case err != nil:
+		return "", err
+	case nonce != st.Nonce:
+		return "", errors.New("id token: nonce of another sign-in")
+	case sid == "":
+		return "", errors.New("id token: no session id")
+	}
+	return sid, nil
+}
+
+// land brings the session to the app host that asked: as a cookie where that is this host, as a sealed ticket elsewhere.
+func (f *Front) land(w http.ResponseWriter, r *http.Request, g handoff.Request, sid string) {
+	origin, ok := f.Hosts.Origin(g.Host)
+	if !ok || !strings.HasPrefix(g.Return, "/") {
+		f.fail(w, r, web.UnknownHost, fmt.Errorf("hand-off to %q, which gateway.hosts does not list", g.Host))
+		return
+	}
+	now := f.Now()
+	if g.Host != f.host {
+		t := handoff.Ticket{Session: sid, Host: g.Host, Return: g.Return, Bind: g.Bind, Expiry: now.Add(handoff.TicketLifetime)}
+		redirect(w, origin+f.Prefix+"/session?t="+url.QueryEscape(t.Seal(f.Ring)))
+		return
+	}
+	https, _ := f.Hosts.Lookup(g.Host)
+	names := handoff.Names(https)
+	c, err := r.Cookie(names.Login)
+	if err != nil {
+		f.fail(w, r, web.CookiesBlocked, nil)
+		return
+	}
+	pre, ok := handoff.ParsePreCookie(c.Value)
+	switch {
+	case !ok || !pre.Bound(g.Bind): // another tab was faster, or the link is not this browser's: begin again, now with single sign-on
+		redirect(w, origin+g.Return)
+		return
+	case pre.Looping(now):
+		f.fail(w, r, web.Loop, nil)
+		return
+	}
+	f.setCookie(w, names.Login, pre.Next(now, f.alreadyIn(r, names.Session)).String(), https, http.SameSiteLaxMode)
+	f.setCookie(w, names.Session, handoff.SealCookie(f.Ring, f.host, sid, now), https, f.SameSite)
+	redirect(w, origin+g.Return)
+}
+
+// alreadyIn reports whether the browser shows a session cookie of a session that lives.
+func (f *Front) alreadyIn(r *http.Request, name string) bool {
+	c, err := r.Cookie(name)
+	if err != nil {
+		return false
+	}
+	sid, _, err := handoff.OpenCookie(nil, f.Ring, f.host, c.Value)
+	if err != nil {
+		return false
+	}
+	_, err = f.Storage.GetAuthSession(r.Context(), string(sid))
+	return err == nil
+}
+
+// restart sends the browser back to where it wanted to go: the gateway begins a new sign-in there.
+func (f *Front) restart(w http.ResponseWriter, r *http.Request, q *request) {
+	if q.gateway == nil {
+		f.fail(w, r, web.ExpiredLink, handoff.ErrExpired)
+		return
+	}
+	origin, ok := f.Hosts.Origin(q.gateway.Host)
+	if !ok || !strings.HasPrefix(q.gateway.Return, "/") {
+		f.fail(w, r, web.UnknownHost, nil)
+		return
+	}
+	redirect(w, origin+q.gateway.Return)
+}
+
+// signOn ends the sign-in of a browser that has a live session; false: it has none that serves for q.
+func (f *Front) signOn(w http.ResponseWriter, r *http.Request, q *request, connector string) bool {
+	if q.prompt("login") || q.prompt("select_account") {
+		return false
+	}
+	s := f.Sessions.ValidSession(r.Context(), w, r)
+	if s == nil || connector != "" && connector != s.ConnectorID {
+		return false
+	}
+	if q.gateway != nil && f.knowsGateway(r.Context(), s) {
+		f.result(r, q, s.ConnectorID, "", "sso", nil, sessionAttr(s.ID))
+		f.land(w, r, *q.gateway, s.ID)
+		return true
+	}
+	query := q.query
+	if q.gateway != nil {
+		query = f.gatewayQuery(*q.gateway)
+	}
+	query = cloneQuery(query)
+	query.Del("connector_id")
+	ctx, fly := withFlight(r.Context())
+	a, err := f.drive(ctx, r, fly, f.authPath(s.ConnectorID, query), false)
+	if err != nil {
+		if !errors.Is(err, errWantsCredentials) {
+			f.Log.WarnContext(r.Context(), "single sign-on failed", "error", err)
+		}
+		return false // Dex wants credentials: max_age, not shared, blocked
+	}
+	f.result(r, q, s.ConnectorID, "", "sso", nil, sessionAttr(s.ID))
+	f.deliver(ctx, w, r, q, a)
+	return true
+}
+
+// knowsGateway reports whether the session already came through the gateway's client, with its second factor, and
+// its user is not blocked.
+func (f *Front) knowsGateway(ctx context.Context, s *storage.AuthSession) bool {
+	c := s.ClientStates[GatewayClient]
+	if c == nil || c.LastTokenIssuedAt.IsZero() {
+		return false
+	}
+	_, err := f.Storage.GetUserIdentity(ctx, s.UserID, s.ConnectorID)
+	return err == nil
+}
+
+// deliver hands Dex's last answer on: the gateway's own is finished here, others belong to the browser.
+func (f *Front) deliver(ctx context.Context, w http.ResponseWriter, r *http.Request, q *request, a *answer) {
+	target, own := strings.CutPrefix(a.location(), f.Issuer.String()+CallbackPath+"?")
+	if q.gateway == nil || !own {
+		a.relay(w)
+		return
+	}
+	query, err := url.ParseQuery(target)
+	if err != nil {
+		f.fail(w, r, web.Internal, err)
+		return
+	}
+	a.relayCookies(w)
+	f.finishGateway(ctx, w, r, query)
+}
+
+func redirect(w http.ResponseWriter, target string) {
+	w.Header().Set("Cache-Control", "no-store")
+	w.Header().Set("Location", target)
+	w.WriteHeader(http.StatusSeeOther)
+}
+
+// storageCode is the page for a failed read of the store.
+func (f *Front) storageCode(err error) web.Code {
+	if errors.Is(err, storage.ErrNotFound) {
+		return web.ExpiredLink
+	}
+	return web.Unavailable
+}
+
+// expiryOf is when a session that is used at now ends by idleness.
+func expiryOf(s storage.AuthSession, idle time.Duration, now time.Time) time.Time {
+	if e := now.Add(idle); s.AbsoluteExpiry.IsZero() || e.Before(s.AbsoluteExpiry) {
+		return e
+	}
+	return s.AbsoluteExpiry
+}

@@ -1,0 +1,96 @@
+package front
+
+import (
+	"net/http"
+	"net/url"
+
+	"gatehouse/connectors"
+	"gatehouse/provider/identity"
+	"gatehouse/web"
+)
+
+// page shows the sign-in page: the form of door, which is nil for none, and links to the other connectors.
+func (f *Front) page(w http.ResponseWriter, r *http.Request, q *request, door *identity.Door, st pageState) {
+	doors, err := f.doorsFor(r, q)
+	if err != nil {
+		f.fail(w, r, f.storageCode(err), err)
+		return
+	}
+	v := web.SignIn{
+		Connectors: f.links(doors, q, door), Failure: failureOf(st.reason), Wait: st.wait, Login: st.login, Client: f.clientName(r, q), RequestID: requestID(r),
+	}
+	if door != nil {
+		v.Action, v.Prompt = f.loginPath(door.ID, q), door.Prompt()
+		v.OfferRemember, v.Remember = f.RememberMe, f.Remembered
+		if target := f.target(q); target != "" {
+			v.FormAction = []string{target}
+		}
+	}
+	p := f.Pages.SignIn(f.Pages.Language(r.Header.Get("Accept-Language")), v)
+	p.Status = st.status
+	p.ServeHTTP(w, r)
+}
+
+// failureOf is what the page says about a refusal: no more than its reason.
+func failureOf(reason connectors.Reason) web.Failure {
+	switch reason {
+	case "":
+		return ""
+	case connectors.WrongCredentials:
+		return web.WrongPassword
+	case connectors.Throttled:
+		return web.Throttled
+	case connectors.Blocked, connectors.NotAllowed:
+		return web.AccountDisabled
+	case connectors.Busy, connectors.Unavailable, connectors.UpstreamRefused:
+		return web.DirectoryUnavailable
+	}
+	return web.DirectoryUnavailable
+}
+
+// clientName is what the page calls the place that the user goes on to.
+func (f *Front) clientName(r *http.Request, q *request) string {
+	if q.gateway != nil {
+		return q.gateway.Host
+	}
+	c, err := f.Storage.GetClient(r.Context(), q.query.Get("client_id"))
+	if err != nil || c.Name == "" {
+		return q.query.Get("client_id")
+	}
+	return c.Name
+}
+
+// fail shows an error page; err is for the operator's log only.
+func (f *Front) fail(w http.ResponseWriter, r *http.Request, code web.Code, err error) {
+	f.failStatus(w, r, web.Error{Code: code}, err)
+}
+
+func (f *Front) failStatus(w http.ResponseWriter, r *http.Request, page web.Error, err error) {
+	if err != nil {
+		f.Log.InfoContext(r.Context(), "request refused", "code", string(page.Code), "path", r.URL.Path, "request_id", requestID(r), "error", err)
+	}
+	page.RequestID = requestID(r)
+	f.Pages.Error(f.Pages.Language(r.Header.Get("Accept-Language")), page).ServeHTTP(w, r)
+}
+
+// denied says that the user was proven and is refused.
+func (f *Front) denied(w http.ResponseWriter, r *http.Request, err error) {
+	f.Log.InfoContext(r.Context(), "sign-in refused", "request_id", requestID(r), "error", err)
+	f.Pages.Denied(f.Pages.Language(r.Header.Get("Accept-Language")), web.Denied{RequestID: requestID(r)}).ServeHTTP(w, r)
+}
+
+func (f *Front) signedOut(w http.ResponseWriter, r *http.Request) {
+	f.Pages.SignedOut(f.Pages.Language(r.Header.Get("Accept-Language")), web.SignedOut{}).ServeHTTP(w, r)
+}
+
+// crossSite refuses a form of another site.
+func (f *Front) crossSite(w http.ResponseWriter, r *http.Request) {
+	f.failStatus(w, r, web.Error{Code: web.BadRequest, Status: http.StatusForbidden}, errCrossSite)
+}
+
+// SignedOutURL is the issuer's page after a sign-out, for the gateway.
+func (f *Front) SignedOutURL() string {
+	u := *f.Issuer
+	u.Path, u.RawQuery = f.base+"/logout/callback", url.Values{}.Encode()
+	return u.String()
+}

@@ -1,0 +1,208 @@
+package front
+
+import (
+	"crypto/subtle"
+	"encoding/json"
+	"errors"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+
+	"gatehouse/internal/handoff"
+	"gatehouse/internal/seal"
+
+	"github.com/dexidp/dex/connector"
+	"github.com/dexidp/dex/server/reqctx"
+	"github.com/dexidp/dex/server/router"
+)
+
+// maxQuery bounds what is sealed into a sign-in page's URL, in bytes.
+const maxQuery = 4 << 10
+
+// A request is what somebody signs in for: the gateway's wish for a session, or an authorization request of an
+// outside client. Exactly one of the two is set.
+type request struct {
+	gateway *handoff.Request
+	query   url.Values // of the client, checked by Dex
+
+	sealed string // as it stands in the page's URL
+	bind   string // of the issuer's pre-cookie; empty for the gateway's, which are bound to that of the app host
+}
+
+// authorization is the sealed form of an outside client's request.
+type authorization struct {
+	Query  string    `json:"q"`
+	Bind   string    `json:"b"`
+	Expiry time.Time `json:"e"`
+}
+
+var (
+	errOtherBrowser = errors.New("the sign-in page belongs to another browser")
+	errCrossSite    = errors.New("form posted from another site")
+)
+
+// sealQuery makes a request of an outside client's query, bound to the browser's pre-cookie.
+func (f *Front) sealQuery(q url.Values, bind string) *request {
+	a := authorization{Query: q.Encode(), Bind: bind, Expiry: f.Now().Add(handoff.RequestLifetime)}
+	b, err := json.Marshal(a)
+	if err != nil {
+		panic(err) // strings and a time
+	}
+	return &request{query: q, bind: bind, sealed: f.Ring.Seal(PurposeAuthorization, "", b)}
+}
+
+// open returns the request in the query parameter "req". With handoff.ErrExpired the request is returned too:
+// it can be begun again.
+func (f *Front) open(r *http.Request) (*request, error) {
+	s := r.URL.Query().Get("req")
+	if g, err := handoff.OpenRequest(f.Ring, s, f.Now()); err == nil || errors.Is(err, handoff.ErrExpired) {
+		return &request{gateway: &g, sealed: s}, err
+	}
+	if len(s) > 2*maxQuery {
+		return nil, seal.ErrInvalid
+	}
+	b, err := f.Ring.Open(nil, PurposeAuthorization, "", s)
+	if err != nil {
+		return nil, err
+	}
+	var a authorization
+	if err := json.Unmarshal(b, &a); err != nil {
+		return nil, err
+	}
+	q, err := url.ParseQuery(a.Query)
+	if err != nil {
+		return nil, err
+	}
+	req := &request{query: q, bind: a.Bind, sealed: s}
+	if !f.Now().Before(a.Expiry) {
+		return req, handoff.ErrExpired
+	}
+	return req, nil
+}
+
+// fromThisBrowser reports whether the browser is the one that the request was made for. A request of the gateway
+// is bound to the app host's pre-cookie and checked when its ticket is redeemed; here it needs only some pre-cookie.
+func (f *Front) fromThisBrowser(r *http.Request, bind string) bool {
+	c, ok := f.preCookie(r)
+	return ok && (bind == "" || c.Bound(bind))
+}
+
+func (f *Front) preCookie(r *http.Request) (handoff.PreCookie, bool) {
+	c, err := r.Cookie(f.cookies.IssuerLogin)
+	if err != nil {
+		return handoff.PreCookie{}, false
+	}
+	return handoff.ParsePreCookie(c.Value)
+}
+
+// ensurePreCookie returns the browser's pre-cookie, a new one if it has none.
+func (f *Front) ensurePreCookie(w http.ResponseWriter, r *http.Request) handoff.PreCookie {
+	if c, ok := f.preCookie(r); ok {
+		return c
+	}
+	c := handoff.NewPreCookie(f.Now())
+	f.setCookie(w, f.cookies.IssuerLogin, c.String(), f.Issuer.Scheme == "https", http.SameSiteLaxMode)
+	return c
+}
+
+// setCookie sets a host-only browser-session cookie.
+func (f *Front) setCookie(w http.ResponseWriter, name, value string, secure bool, sameSite http.SameSite) {
+	http.SetCookie(w, &http.Cookie{Name: name, Value: value, Path: "/", Secure: secure, HttpOnly: true, SameSite: sameSite})
+}
+
+// client names who asked, for the audit log.
+func (q *request) client() string {
+	switch {
+	case q == nil:
+		return ""
+	case q.gateway != nil:
+		return "gateway " + q.gateway.Host
+	}
+	return q.query.Get("client_id")
+}
+
+// scopes is what connectors are asked for.
+func (q *request) scopes() connector.Scopes {
+	if q.gateway != nil {
+		return connector.Scopes{Groups: true}
+	}
+	return connector.Scopes{Groups: true, OfflineAccess: slices.Contains(strings.Fields(q.query.Get("scope")), "offline_access")}
+}
+
+// prompt reports whether the client's prompt parameter (OpenID Connect Core 1.0 section 3.1.2.1) has value v.
+func (q *request) prompt(v string) bool {
+	return q.gateway == nil && slices.Contains(strings.Fields(q.query.Get("prompt")), v)
+}
+
+// target is the origin that the browser goes to after the sign-in, as a source of form-action (CSP Level 3):
+// Chrome applies form-action to the redirects that follow a POST.
+func (f *Front) target(q *request) string {
+	if q.gateway != nil {
+		origin, _ := f.Hosts.Origin(q.gateway.Host)
+		return origin
+	}
+	return formTarget(q.query.Get("redirect_uri"))
+}
+
+func formTarget(uri string) string {
+	u, err := url.Parse(uri)
+	if err != nil || u.Scheme == "" {
+		return ""
+	}
+	if u.Host == "" { // a native app's own scheme (RFC 8252 section 7.1)
+		return u.Scheme + ":"
+	}
+	return u.Scheme + "://" + u.Host
+}
+
+// sameOriginPost reports whether a form came from a page of ours: a browser says so by Origin; a script without
+// Origin must at least have fetched the page, so its pre-cookie is checked by the caller.
+func (f *Front) sameOriginPost(r *http.Request) bool {
+	if o := r.Header.Values("Origin"); len(o) > 0 {
+		return len(o) == 1 && o[0] == f.origin
+	}
+	site := r.Header.Get("Sec-Fetch-Site")
+	return site == "" || site == "same-origin"
+}
+
+// realIP returns how to find the client's address.
+func realIP(header string, trusted []netip.Prefix) func(*http.Request) (string, error) {
+	if header == "" {
+		return func(r *http.Request) (string, error) {
+			host, _, err := net.SplitHostPort(r.RemoteAddr)
+			return host, err
+		}
+	}
+	return router.ParseRealIP(header, trusted)
+}
+
+func remoteIP(r *http.Request) string {
+	ip, _ := r.Context().Value(reqctx.RequestKeyRemoteIP).(string)
+	return ip
+}
+
+// requestID returns the proxy's id of the request where it looks like one.
+func requestID(r *http.Request) string {
+	id := r.Header.Get("X-Request-Id")
+	if len(id) > 64 || strings.ContainsFunc(id, func(c rune) bool {
+		return c != '-' && (c < '0' || c > '9') && (c < 'a' || c > 'z') && (c < 'A' || c > 'Z')
+	}) {
+		return ""
+	}
+	return id
+}
+
+func sameSecret(want, got string) bool {
+	return want != "" && subtle.ConstantTimeCompare([]byte(want), []byte(got)) == 1
+}
+
+func unescape(s string) string {
+	if u, err := url.QueryUnescape(s); err == nil {
+		return u
+	}
+	return s
+}

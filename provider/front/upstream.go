@@ -1,0 +1,159 @@
+package front
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"gatehouse/connectors"
+	"gatehouse/internal/handoff"
+	"gatehouse/internal/seal"
+	"gatehouse/provider/identity"
+	"gatehouse/web"
+)
+
+// maxUpstreamState is how long a state parameter may get: more than this and some identity providers refuse it.
+const maxUpstreamState = 2000
+
+// upstreamState is the state parameter towards an upstream identity provider: all that the sign-in needs when the
+// browser returns, so that nothing is stored meanwhile.
+type upstreamState struct {
+	Gateway   *handoff.Request `json:"g,omitempty"`
+	Query     string           `json:"q,omitempty"`
+	Connector string           `json:"c"`
+	Data      []byte           `json:"d,omitempty"` // of the connector: PKCE and such
+	Bind      string           `json:"b"`           // of the issuer's pre-cookie
+	Expiry    time.Time        `json:"e"`
+}
+
+// startUpstream sends the browser to the identity provider behind door.
+func (f *Front) startUpstream(w http.ResponseWriter, r *http.Request, q *request, door *identity.Door) {
+	u := upstreamState{
+		Gateway: q.gateway, Query: q.query.Encode(), Connector: door.ID,
+		Bind: f.ensurePreCookie(w, r).Bind(), Expiry: f.Now().Add(handoff.RequestLifetime),
+	}
+	const placeholder = "gatehouse-state" // the real one has the connector's data in it, which comes with the URL
+	target, data, err := door.StartRedirect(q.scopes(), f.Issuer.String()+"/callback", placeholder)
+	if err != nil {
+		f.refuse(w, r, q, door, "", err)
+		return
+	}
+	u.Data = data
+	loc, err := url.Parse(target)
+	if err != nil || loc.Query().Get("state") != placeholder {
+		f.fail(w, r, web.Internal, fmt.Errorf("connector %q: its URL has no state parameter", door.ID))
+		return
+	}
+	v := loc.Query()
+	v.Set("state", f.sealUpstream(u))
+	loc.RawQuery = v.Encode()
+	redirect(w, loc.String())
+}
+
+// sealUpstream seals u; a return path that makes it too long gives way to a shorter one.
+func (f *Front) sealUpstream(u upstreamState) string {
+	seal := func() string {
+		b, err := json.Marshal(u)
+		if err != nil {
+			panic(err) // strings, bytes and times
+		}
+		return f.Ring.Seal(PurposeUpstream, "", b)
+	}
+	s := seal()
+	if len(s) > maxUpstreamState && u.Gateway != nil {
+		g := *u.Gateway
+		g.Return = "/"
+		u.Gateway = &g
+		s = seal()
+	}
+	return s
+}
+
+func (f *Front) openUpstream(sealed string) (u upstreamState, err error) {
+	if len(sealed) > 4*maxQuery {
+		return u, seal.ErrInvalid
+	}
+	b, err := f.Ring.Open(nil, PurposeUpstream, "", sealed)
+	if err != nil {
+		return u, err
+	}
+	return u, json.Unmarshal(b, &u)
+}
+
+// upstreamCallback is the redirect URI that identity providers know.
+func (f *Front) upstreamCallback(w http.ResponseWriter, r *http.Request) {
+	u, err := f.openUpstream(r.URL.Query().Get("state"))
+	if err != nil {
+		f.fail(w, r, web.ExpiredLink, err)
+		return
+	}
+	q := &request{gateway: u.Gateway}
+	if u.Gateway == nil {
+		if q.query, err = url.ParseQuery(u.Query); err != nil {
+			f.fail(w, r, web.Internal, err)
+			return
+		}
+	}
+	switch {
+	case !f.fromThisBrowser(r, u.Bind):
+		f.fail(w, r, web.OtherBrowser, errOtherBrowser)
+		return
+	case !f.Now().Before(u.Expiry):
+		f.restart(w, r, q)
+		return
+	}
+	door, ok := f.choice(w, r, q, u.Connector)
+	if !ok {
+		return
+	}
+	id, err := door.FinishRedirect(q.scopes(), u.Data, r)
+	if err != nil {
+		f.refuse(w, r, q, door, "", err)
+		return
+	}
+	f.complete(w, r, q, door, id, f.Remembered)
+}
+
+// upstreamFailed tells what came of the trip to the identity provider.
+func (f *Front) upstreamFailed(w http.ResponseWriter, r *http.Request, no *connectors.Refusal) {
+	page := web.Error{Code: web.Unavailable}
+	switch no.Reason {
+	case connectors.UpstreamRefused:
+		page = web.Error{Code: web.UpstreamRefused, Upstream: no.Detail}
+	case connectors.Blocked, connectors.NotAllowed:
+		f.denied(w, r, no)
+		return
+	case connectors.WrongCredentials, connectors.Throttled, connectors.Busy, connectors.Unavailable:
+	}
+	f.failStatus(w, r, page, no)
+}
+
+// startSAML leaves the flow to Dex: SAML's RelayState is too short for our sealed state, and the identity
+// provider's answer is a POST from its site, so Dex stores the request under an id.
+func (f *Front) startSAML(w http.ResponseWriter, r *http.Request, q *request, door *identity.Door) {
+	query := q.query
+	if q.gateway != nil {
+		query = f.gatewayQuery(*q.gateway)
+	}
+	query = cloneQuery(query)
+	query.Del("connector_id")
+	query.Set("prompt", strings.TrimSpace("login "+query.Get("prompt")))
+	a, err := f.ask(r.Context(), r, f.authPath(door.ID, query), map[string]*http.Cookie{})
+	if err != nil {
+		f.fail(w, r, web.Internal, err)
+		return
+	}
+	sso, ok := formAction(a.body)
+	if !ok {
+		f.fail(w, r, web.Internal, errors.New("saml: dex's page has no form"))
+		return
+	}
+	// The page submits itself by an inline script, allowed by its hash.
+	a.header.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; script-src "+
+		inlineScriptHash(a.body)+"; form-action "+formTarget(sso))
+	a.relay(w)
+}

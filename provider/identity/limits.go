@@ -1,0 +1,148 @@
+package identity
+
+import (
+	"container/list"
+	"context"
+	"sync"
+	"time"
+
+	"gatehouse/connectors"
+)
+
+// Limits bound the guessing of passwords. Only failures count: a right password is never refused because of
+// other right ones.
+type Limits struct {
+	PerUser    int           // failures of one user name at one connector within Window
+	PerNetwork int           // failures from one network within Window; 0: off
+	Window     time.Duration // after it, failures are forgotten
+	Entries    int           // user names and networks remembered at most, each about 200 bytes
+}
+
+// DefaultLimits stay below the lockout thresholds that directories usually have.
+func DefaultLimits() Limits {
+	return Limits{PerUser: 5, PerNetwork: 50, Window: 15 * time.Minute, Entries: 100_000}
+}
+
+// A limiter counts failures by key. An attempt that is under way counts as if it failed, so that many at once
+// cannot pass a limit; the ones beyond it wait for those before them instead of being refused.
+type limiter struct {
+	window  time.Duration
+	entries int
+	now     func() time.Time
+
+	mu    sync.Mutex
+	byKey map[string]*list.Element // of *failures
+	order *list.List               // least recently used first
+}
+
+type failures struct {
+	key      string
+	at       []time.Time // of the failures, oldest first
+	inFlight int
+	changed  chan struct{} // closed when an attempt ends
+}
+
+func newLimiter(window time.Duration, entries int, now func() time.Time) *limiter {
+	return &limiter{window: window, entries: entries, now: now, byKey: map[string]*list.Element{}, order: list.New()}
+}
+
+// begin waits until key may try once more. done must be called with the outcome.
+// It fails with a Throttled refusal when limit failures are younger than the window, or with ctx's error.
+func (l *limiter) begin(ctx context.Context, key string, limit int) (done func(failed bool), err error) {
+	for {
+		f, wait, err := l.tryBegin(key, limit)
+		if err != nil {
+			return nil, err
+		}
+		if wait == nil {
+			return func(failed bool) { l.end(f, failed) }, nil
+		}
+		select {
+		case <-wait:
+		case <-ctx.Done():
+			return nil, &connectors.Refusal{Reason: connectors.Busy, RetryAfter: time.Second, Err: ctx.Err()}
+		}
+	}
+}
+
+func (l *limiter) tryBegin(key string, limit int) (f *failures, wait <-chan struct{}, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	f = l.entry(key)
+	now := l.now()
+	for len(f.at) > 0 && now.Sub(f.at[0]) >= l.window {
+		f.at = f.at[1:]
+	}
+	if len(f.at) >= limit {
+		return nil, nil, &connectors.Refusal{Reason: connectors.Throttled, RetryAfter: f.at[len(f.at)-limit].Add(l.window).Sub(now)}
+	}
+	if len(f.at)+f.inFlight >= limit {
+		return nil, f.changed, nil
+	}
+	f.inFlight++
+	return f, nil, nil
+}
+
+// entry returns the record of key, the most recently used one now. Records with attempts under way are kept.
+func (l *limiter) entry(key string) *failures {
+	if e, ok := l.byKey[key]; ok {
+		l.order.MoveToBack(e)
+		return e.Value.(*failures)
+	}
+	for e := l.order.Front(); e != nil && len(l.byKey) >= l.entries; {
+		next := e.Next()
+		if old := e.Value.(*failures); old.inFlight == 0 {
+			l.order.Remove(e)
+			delete(l.byKey, old.key)
+		}
+		e = next
+	}
+	f := &failures{key: key, changed: make(chan struct{})}
+	l.byKey[key] = l.order.PushBack(f)
+	return f
+}
+
+func (l *limiter) end(f *failures, failed bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	f.inFlight--
+	if failed {
+		f.at = append(f.at, l.now())
+	}
+	close(f.changed)
+	f.changed = make(chan struct{})
+	if len(f.at) == 0 && f.inFlight == 0 { // nothing to remember
+		if e, ok := l.byKey[f.key]; ok && e.Value.(*failures) == f {
+			l.order.Remove(e)
+			delete(l.byKey, f.key)
+		}
+	}
+}
+
+// workers run what costs much CPU, few at once and with a short queue: what the gateway checks needs the rest.
+type workers struct {
+	slots chan struct{}
+	queue chan struct{}
+}
+
+func newWorkers(n, queue int) *workers {
+	return &workers{slots: make(chan struct{}, n), queue: make(chan struct{}, n+queue)}
+}
+
+// do runs f, or fails with a Busy refusal when the queue is full or ctx ends first.
+func (w *workers) do(ctx context.Context, f func()) error {
+	select {
+	case w.queue <- struct{}{}:
+		defer func() { <-w.queue }()
+	default:
+		return &connectors.Refusal{Reason: connectors.Busy, RetryAfter: 2 * time.Second}
+	}
+	select {
+	case w.slots <- struct{}{}:
+		defer func() { <-w.slots }()
+	case <-ctx.Done():
+		return &connectors.Refusal{Reason: connectors.Busy, RetryAfter: 2 * time.Second, Err: ctx.Err()}
+	}
+	f()
+	return nil
+}

@@ -1,0 +1,209 @@
+package provider
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"gatehouse/provider/store"
+
+	"github.com/dexidp/dex/server/tokens"
+	"github.com/dexidp/dex/storage"
+)
+
+// ErrNoSession means that a session does not exist: it never did, has ended or was collected.
+var ErrNoSession = errors.New("provider: no such session")
+
+// A Session is one signed-in browser with the identity of its user as it is known now.
+type Session struct {
+	ID, UserID, ConnectorID        string
+	Email, Name, PreferredUsername string
+	Groups                         []string
+	SignedInAt, LastActivity       time.Time
+	IdleExpiry, AbsoluteExpiry     time.Time
+	BlockedUntil                   time.Time
+	IPAddress, UserAgent           string // as at the last sign-in; hostile text
+}
+
+// Session reads a stored session, expired or not, or fails with ErrNoSession.
+func (p *Provider) Session(ctx context.Context, id string) (*Session, error) {
+	s, err := p.store.GetAuthSession(ctx, id)
+	if err != nil {
+		return nil, sessionError(err)
+	}
+	return p.describe(ctx, s)
+}
+
+// describe adds the identity, read past the guard: whether a user is blocked is for the gateway to see.
+func (p *Provider) describe(ctx context.Context, s storage.AuthSession) (*Session, error) {
+	u, err := p.store.GetUserIdentity(ctx, s.UserID, s.ConnectorID)
+	if err != nil {
+		return nil, sessionError(err)
+	}
+	name := u.Claims.Username
+	return &Session{
+		ID: s.ID, UserID: s.UserID, ConnectorID: s.ConnectorID,
+		Email: u.Claims.Email, Name: name, PreferredUsername: u.Claims.PreferredUsername, Groups: u.Claims.Groups,
+		SignedInAt: signedInAt(s), LastActivity: s.LastActivity, IdleExpiry: s.IdleExpiry, AbsoluteExpiry: s.AbsoluteExpiry,
+		BlockedUntil: u.BlockedUntil, IPAddress: s.IPAddress, UserAgent: s.UserAgent,
+	}, nil
+}
+
+// signedInAt is when a credential was last accepted in this session.
+func signedInAt(s storage.AuthSession) time.Time {
+	at := s.CreatedAt
+	for _, c := range s.ClientStates {
+		if c != nil && !c.ViaSSO && c.AuthenticatedAt.After(at) {
+			at = c.AuthenticatedAt
+		}
+	}
+	return at
+}
+
+func sessionError(err error) error {
+	if errors.Is(err, storage.ErrNotFound) {
+		return ErrNoSession
+	}
+	return fmt.Errorf("provider: read session: %w", err)
+}
+
+// Sessions returns every stored session whose user's identity is known.
+func (p *Provider) Sessions(ctx context.Context) ([]*Session, error) {
+	all, err := p.store.ListAuthSessions(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("provider: list sessions: %w", err)
+	}
+	out := make([]*Session, 0, len(all))
+	for _, s := range all {
+		d, err := p.describe(ctx, s)
+		if errors.Is(err, ErrNoSession) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, d)
+	}
+	return out, nil
+}
+
+// Touch records activity in a session at a time. It never revives one that has ended: ErrNoSession.
+func (p *Provider) Touch(ctx context.Context, id string, at time.Time) (*Session, error) {
+	var touched storage.AuthSession
+	err := p.store.UpdateAuthSession(ctx, id, func(s storage.AuthSession) (storage.AuthSession, error) {
+		if !at.Before(s.IdleExpiry) || !at.Before(s.AbsoluteExpiry) {
+			return s, storage.ErrNotFound
+		}
+		if at.After(s.LastActivity) {
+			s.LastActivity = at
+			s.IdleExpiry = at.Add(p.sessions.ValidIfNotUsedFor)
+			if s.IdleExpiry.After(s.AbsoluteExpiry) {
+				s.IdleExpiry = s.AbsoluteExpiry
+			}
+		}
+		touched = s
+		return s, nil
+	})
+	if err != nil {
+		return nil, sessionError(err)
+	}
+	return p.describe(ctx, touched)
+}
+
+// A Change says that a session (SessionID set) or all sessions of a user are no longer what they were. With
+// everything empty anything may have changed.
+type Change struct{ SessionID, UserID, ConnectorID string }
+
+// Subscribe calls f for every change of a session or an identity, after it is stored and before the call that made
+// it returns; and for those of other processes as soon as they are seen.
+func (p *Provider) Subscribe(f func(Change)) (cancel func()) {
+	return p.store.Subscribe(func(c store.Change) {
+		switch c.Kind {
+		case store.KindSession:
+			f(Change{SessionID: c.ID})
+		case store.KindIdentity, store.KindPassword:
+			f(Change{UserID: c.UserID, ConnectorID: c.ConnectorID})
+		case "":
+			f(Change{})
+		case store.KindAuthRequest, store.KindAuthCode, store.KindRefreshToken, store.KindOffline, store.KindDeviceRequest,
+			store.KindDeviceToken, store.KindClient, store.KindConnector, store.KindKeys:
+		}
+	})
+}
+
+// SignOut ends a session: first the session itself, since it is the truth, then what is bound to it, then the other
+// Relying Parties are told. next is where the upstream identity provider ends its own session, or "".
+// A session that is already gone is no error.
+func (p *Provider) SignOut(ctx context.Context, id string) (next string, err error) {
+	s, err := p.store.GetAuthSession(ctx, id)
+	if errors.Is(err, storage.ErrNotFound) {
+		return "", nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("provider: sign out: %w", err)
+	}
+	if err := p.store.DeleteAuthSession(ctx, id); err != nil && !errors.Is(err, storage.ErrNotFound) {
+		return "", fmt.Errorf("provider: sign out: %w", err)
+	}
+	p.audit.InfoContext(ctx, "sign-out", "connector", s.ConnectorID, "user_id", s.UserID, "session", hashID(id))
+
+	ctx = context.WithoutCancel(ctx) // the session is over: what follows from it is not to be lost to a closed connection
+	refresh := tokens.NewRefreshStore(p.dexStore, p.now, p.dexLog)
+	refresh.RevokeClients(ctx, s.UserID, s.ConnectorID, p.boundClients(ctx, s))
+	p.dex.Backchannel().Notify(ctx, &s)
+
+	door, ok := p.doors.Door(s.ConnectorID)
+	if !ok {
+		return "", nil
+	}
+	next, err = door.LogoutURL(ctx, p.issuer.String()+"/logout/callback")
+	if err != nil {
+		p.log.WarnContext(ctx, "upstream logout is not possible", "connector", s.ConnectorID, "error", err)
+		return "", nil
+	}
+	return next, nil
+}
+
+// boundClients are the clients of the session whose refresh tokens end with it.
+func (p *Provider) boundClients(ctx context.Context, s storage.AuthSession) []string {
+	var bound []string
+	for id := range s.ClientStates {
+		if c, err := p.dexStore.GetClient(ctx, id); err == nil && c.RefreshBoundToSession() {
+			bound = append(bound, id)
+		}
+	}
+	return bound
+}
+
+// Block refuses a user until a time and ends all that they have: sessions and refresh tokens.
+// It fails with ErrNoSession for a user who never signed in.
+func (p *Provider) Block(ctx context.Context, connectorID, userID string, until time.Time) error {
+	err := p.store.UpdateUserIdentity(ctx, userID, connectorID, func(u storage.UserIdentity) (storage.UserIdentity, error) {
+		u.BlockedUntil = until
+		return u, nil
+	})
+	if err != nil {
+		return sessionError(err)
+	}
+	p.audit.InfoContext(ctx, "user blocked", "connector", connectorID, "user_id", userID, "until", until)
+	if !p.now().Before(until) {
+		return nil
+	}
+	return p.endAll(ctx, connectorID, userID)
+}
+
+func (p *Provider) endAll(ctx context.Context, connectorID, userID string) error {
+	all, err := p.store.SessionsOf(ctx, userID, connectorID)
+	if err != nil {
+		return fmt.Errorf("provider: sessions of a user: %w", err)
+	}
+	var errs []error
+	for _, s := range all {
+		if _, err := p.SignOut(ctx, s.ID); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	tokens.NewRefreshStore(p.dexStore, p.now, p.dexLog).RevokeAll(ctx, userID, connectorID)
+	return errors.Join(errs...)
+}
