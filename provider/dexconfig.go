@@ -9,7 +9,6 @@ import (
 	"log/slog"
 	"regexp"
 	"slices"
-	"time"
 
 	"gatehouse/internal/config"
 	"gatehouse/provider/front"
@@ -183,5 +182,3 @@ func CheckConnector(kind string, raw []byte) error {
 	}
 	return fmt.Errorf("connector type %q: %w", kind, err)
 }
-
-var _ = time.Second

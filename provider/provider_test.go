@@ -198,6 +198,15 @@ func (w *world) browser() *browser {
 	return b
 }
 
+// forget drops all cookies: another browser.
+func (b *browser) forget() {
+	jar, err := cookiejar.New(nil)
+	if err != nil {
+		b.w.t.Fatal(err)
+	}
+	b.c.Jar = jar
+}
+
 type roundTripper func(*http.Request) (*http.Response, error)
 
 func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
@@ -231,7 +240,10 @@ func (b *browser) do(method, target string, form url.Values, header http.Header)
 	return b
 }
 
-func (b *browser) get(target string) *browser { b.w.t.Helper(); return b.do(http.MethodGet, target, nil, nil) }
+func (b *browser) get(target string) *browser {
+	b.w.t.Helper()
+	return b.do(http.MethodGet, target, nil, nil)
+}
 
 var formRE = regexp.MustCompile(`<form[^>]*action="([^"]*)"`)
 
@@ -305,14 +317,14 @@ func TestSignInFormIsRefused(t *testing.T) {
 		header  http.Header
 		want    int
 	}{
-		"from another origin": {header: http.Header{"Origin": {"https://app.example.com"}}, want: 403},
-		"from origin null":    {header: http.Header{"Origin": {"null"}}, want: 403},
-		"with two origins":    {header: http.Header{"Origin": {"https://sso.example.com", "https://sso.example.com"}}, want: 403},
+		"from another origin":          {header: http.Header{"Origin": {"https://app.example.com"}}, want: 403},
+		"from origin null":             {header: http.Header{"Origin": {"null"}}, want: 403},
+		"with two origins":             {header: http.Header{"Origin": {"https://sso.example.com", "https://sso.example.com"}}, want: 403},
 		"cross-site by Sec-Fetch-Site": {header: http.Header{"Sec-Fetch-Site": {"cross-site"}}, want: 403},
-		"by a script that never fetched the page": {prepare: func(w *world, b *browser) string {
+		"by a script that never fetched the page": {prepare: func(_ *world, b *browser) string {
 			b.get("https://app.example.com/")
 			u := b.last.String()
-			*b = *w.browser()
+			b.forget()
 			return u
 		}, want: 400},
 		"of an outside client, in another browser": {prepare: func(w *world, b *browser) string {

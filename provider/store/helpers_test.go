@@ -1,0 +1,141 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/dexidp/dex/storage"
+)
+
+// childEnv names what a child process that is this test binary does instead of testing.
+const childEnv = "GATEHOUSE_STORE_TEST_CHILD"
+
+func TestMain(m *testing.M) {
+	switch os.Getenv(childEnv) {
+	case "":
+		os.Exit(m.Run())
+	case "confirm":
+		os.Exit(childConfirms(os.Args[1]))
+	case "unprivileged":
+		os.Exit(childOpensUnprivileged(os.Args[1]))
+	default:
+		os.Exit(2)
+	}
+}
+
+func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
+
+// onBoth runs a test on each backend.
+func onBoth(t *testing.T, o Options, test func(t *testing.T, s *Store)) {
+	t.Helper()
+	for name, open := range stores() {
+		t.Run(name, func(t *testing.T) {
+			s := open(t, o)
+			t.Cleanup(func() {
+				if err := s.Close(); err != nil {
+					t.Errorf("close: %v", err)
+				}
+			})
+			test(t, s)
+		})
+	}
+}
+
+func stores() map[string]func(testing.TB, Options) *Store {
+	return map[string]func(testing.TB, Options) *Store{
+		"memory": func(_ testing.TB, o Options) *Store { return Memory(o) },
+		"sqlite": func(t testing.TB, o Options) *Store { return openFile(t, filepath.Join(t.TempDir(), "g.db"), o) },
+	}
+}
+
+func openFile(t testing.TB, path string, o Options) *Store {
+	t.Helper()
+	s, err := OpenSQLite(t.Context(), path, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func wantErr(t testing.TB, got, want error) {
+	t.Helper()
+	if !errors.Is(got, want) {
+		t.Fatalf("got error %v, want %v", got, want)
+	}
+}
+
+var epoch = time.Date(2026, 8, 6, 12, 0, 0, 0, time.UTC)
+
+func newSession(id, user string) storage.AuthSession {
+	return storage.AuthSession{
+		ID: id, Secret: "s", UserID: user, ConnectorID: "ad",
+		ClientStates:   map[string]*storage.ClientAuthState{"app": {AuthenticatedAt: epoch}},
+		CreatedAt:      epoch,
+		LastActivity:   epoch,
+		IdleExpiry:     epoch.Add(time.Hour),
+		AbsoluteExpiry: epoch.Add(24 * time.Hour),
+	}
+}
+
+// A recorder collects changes.
+type recorder struct {
+	mu  sync.Mutex
+	got []Change
+	new chan struct{}
+}
+
+func record(s *Store) *recorder {
+	r := &recorder{new: make(chan struct{}, 1)}
+	s.Subscribe(func(c Change) {
+		r.mu.Lock()
+		r.got = append(r.got, c)
+		r.mu.Unlock()
+		select {
+		case r.new <- struct{}{}:
+		default:
+		}
+	})
+	return r
+}
+
+// all returns what has been told so far, without times and origins.
+func (r *recorder) all() []Change {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	out := make([]Change, 0, len(r.got))
+	for _, c := range r.got {
+		c.At, c.Origin = time.Time{}, ""
+		out = append(out, c)
+	}
+	return out
+}
+
+// wait waits until n changes have been told.
+func (r *recorder) wait(ctx context.Context, t *testing.T, n int) []Change {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	for {
+		if got := r.all(); len(got) >= n {
+			return got
+		}
+		select {
+		case <-r.new:
+		case <-ctx.Done():
+			t.Fatalf("got %d changes, want %d: %+v", len(r.all()), n, r.all())
+		}
+	}
+}
