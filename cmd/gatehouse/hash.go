@@ -1,0 +1,46 @@
+package main
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/crypto/bcrypt"
+)
+
+// hashCost is that of new static users: about a quarter of a second of one core per sign-in.
+const hashCost = 12
+
+func hashCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "hash-password", Short: "Read a password from standard input and print its hash for staticPasswords",
+		Long: `Read one line, a password, from standard input and print its bcrypt hash, to be the value of "hash" in
+staticPasswords. The password does not appear in the process list or the shell's history:
+
+  gatehouse hash-password          type the password and press Enter
+  gatehouse hash-password < file`,
+		Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			line, err := bufio.NewReader(io.LimitReader(c.InOrStdin(), 4096)).ReadString('\n')
+			if err != nil && !errors.Is(err, io.EOF) {
+				return fmt.Errorf("read the password: %w", err)
+			}
+			password := strings.TrimRight(line, "\r\n")
+			switch {
+			case password == "":
+				return errors.New("hash-password: no password on standard input: want one line")
+			case len(password) > 72:
+				return fmt.Errorf("hash-password: the password has %d bytes, want at most 72: bcrypt ignores the rest", len(password))
+			}
+			hash, err := bcrypt.GenerateFromPassword([]byte(password), hashCost)
+			if err != nil {
+				return fmt.Errorf("hash-password: %w", err)
+			}
+			_, err = fmt.Fprintln(c.OutOrStdout(), string(hash))
+			return err
+		},
+	}
+}

@@ -1,0 +1,136 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"time"
+
+	"gatehouse/authz"
+	"gatehouse/authz/policy"
+	"gatehouse/authz/session"
+	"gatehouse/internal/admin"
+	"gatehouse/internal/audit"
+	"gatehouse/provider"
+	"gatehouse/web"
+)
+
+func cmpString(a, b string) int { return cmp.Compare(a, b) }
+
+// viewStore shows the provider's sessions to the gateway.
+type viewStore struct{ p *provider.Provider }
+
+// Session implements session.Store.
+func (v viewStore) Session(ctx context.Context, id string) (*session.Session, error) {
+	return viewSession(v.p.Session(ctx, id))
+}
+
+// Touch implements session.Store.
+func (v viewStore) Touch(ctx context.Context, id string, at time.Time) (*session.Session, error) {
+	return viewSession(v.p.Touch(ctx, id, at))
+}
+
+// Subscribe implements session.Store.
+func (v viewStore) Subscribe(f func(session.Change)) (cancel func()) {
+	return v.p.Subscribe(func(c provider.Change) {
+		f(session.Change{Session: c.SessionID, User: session.User{Connector: c.ConnectorID, ID: c.UserID}})
+	})
+}
+
+func viewSession(s *provider.Session, err error) (*session.Session, error) {
+	switch {
+	case errors.Is(err, provider.ErrNoSession):
+		return nil, session.ErrNotFound
+	case err != nil:
+		return nil, err
+	}
+	return &session.Session{
+		ID: s.ID, User: session.User{Connector: s.ConnectorID, ID: s.UserID},
+		Identity: policy.Identity{
+			Connector: s.ConnectorID, UserID: s.UserID, Email: s.Email, Name: s.Name, PreferredUsername: s.PreferredUsername, Groups: s.Groups,
+			Expiry: s.AbsoluteExpiry,
+		},
+		SignedInAt: s.SignedInAt, LastActivity: s.LastActivity, IdleExpiry: s.IdleExpiry, AbsoluteExpiry: s.AbsoluteExpiry, BlockedUntil: s.BlockedUntil,
+	}, nil
+}
+
+// operatorSessions shows the provider's sessions to the admin listener.
+type operatorSessions struct{ p *provider.Provider }
+
+// List implements admin.Sessions.
+func (o operatorSessions) List(ctx context.Context) ([]admin.Session, error) {
+	all, err := o.p.Sessions(ctx)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]admin.Session, 0, len(all))
+	for _, s := range all {
+		expires := s.AbsoluteExpiry
+		if s.IdleExpiry.Before(expires) {
+			expires = s.IdleExpiry
+		}
+		out = append(out, admin.Session{
+			ID: audit.Hash(s.ID), User: s.Email, Connector: s.ConnectorID, UserID: s.UserID, Groups: s.Groups,
+			SignedInAt: s.SignedInAt, LastActivity: s.LastActivity, ExpiresAt: expires, Address: s.IPAddress, UserAgent: s.UserAgent,
+		})
+	}
+	return out, nil
+}
+
+// Revoke implements admin.Sessions.
+func (o operatorSessions) Revoke(ctx context.Context, hash string) error {
+	all, err := o.p.Sessions(ctx)
+	if err != nil {
+		return err
+	}
+	for _, s := range all {
+		if audit.Hash(s.ID) == hash {
+			_, err := o.p.SignOut(ctx, s.ID)
+			return err
+		}
+	}
+	return admin.ErrNotFound
+}
+
+// gatewayPages are the pages of package web as the authorizer shows them on app hosts.
+type gatewayPages struct {
+	web     *web.Pages
+	signOut string // path
+}
+
+// Page implements authz.Pages.
+func (g gatewayPages) Page(kind authz.PageKind, d authz.PageData, accept string) []byte {
+	lang := g.web.Language(accept)
+	switch kind {
+	case authz.PageDenied:
+		return g.web.Denied(lang, web.Denied{User: d.User, Rule: d.Rule, RequestID: d.RequestID, SignOutURL: g.signOut}).Body
+	case authz.PageSignedOut:
+		return g.web.SignedOut(lang, web.SignedOut{SignInURL: d.SignIn, ContinueURL: d.Next}).Body
+	case authz.PageSignOut:
+		return g.web.SignOutConfirm(lang, web.SignOutConfirm{Action: d.Action, User: d.User}).Body
+	case authz.PageError:
+	}
+	return g.web.Error(lang, web.Error{Code: problemCode(d.Problem), Status: d.Status, RequestID: d.RequestID, RetryURL: d.SignIn}).Body
+}
+
+func problemCode(p authz.Problem) web.Code {
+	switch p {
+	case authz.ProblemUnlistedHost:
+		return web.UnknownHost
+	case authz.ProblemBadRequest:
+		return web.AmbiguousPath
+	case authz.ProblemUnavailable:
+		return web.Unavailable
+	case authz.ProblemLoop:
+		return web.Loop
+	case authz.ProblemNoCookies:
+		return web.CookiesBlocked
+	case authz.ProblemLink, authz.ProblemForm:
+		return web.ExpiredLink
+	case authz.ProblemNotFound:
+		return web.NotFound
+	case authz.ProblemMethod, authz.ProblemDenied, authz.ProblemBlocked, authz.ProblemSession, authz.ProblemBearer:
+		return web.BadRequest
+	}
+	return web.Internal
+}

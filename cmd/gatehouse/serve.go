@@ -1,0 +1,356 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"slices"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
+
+	"gatehouse/authz"
+	"gatehouse/authz/session"
+	"gatehouse/internal/admin"
+	"gatehouse/internal/audit"
+	"gatehouse/internal/config"
+	"gatehouse/internal/seal"
+	"gatehouse/provider"
+	"gatehouse/provider/front"
+	"gatehouse/provider/store"
+	"gatehouse/web"
+)
+
+// drainTime is how long requests under way may still take after SIGTERM, and auditQueue how many bytes of audit events
+// wait for a slow reader of standard output.
+const (
+	drainTime  = 10 * time.Second
+	auditQueue = 8 << 20
+)
+
+func serveCommand() *cobra.Command {
+	var path, level string
+	c := &cobra.Command{
+		Use: "serve --config FILE", Short: "Run the provider and the gateway's authorizer",
+		Long: `Run the OpenID Provider and, where the file has a gateway block, the ext_authz authorizer. The log is JSON on
+standard error; audit events (one for each decision and each sign-in) are JSON on standard output. SIGTERM drains.`,
+		Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			cfg, warnings, err := load(c, path)
+			if err != nil {
+				return err
+			}
+			if level != "" {
+				if err := cfg.Logger.SlogLevel.UnmarshalText([]byte(level)); err != nil {
+					return fmt.Errorf("--log-level %q: want debug, info, warn or error", level)
+				}
+			}
+			return serve(c.Context(), cfg, warnings, c.OutOrStdout(), c.ErrOrStderr())
+		},
+	}
+	c.Flags().StringVar(&path, "config", "", "the configuration file (required)")
+	c.Flags().StringVar(&level, "log-level", "", "debug, info, warn or error, instead of the file's")
+	_ = c.MarkFlagRequired("config") // the flag is there
+	return c
+}
+
+// A service is everything that runs: the one place where all parts meet.
+type service struct {
+	cfg      *config.Config
+	log      *slog.Logger
+	auditLog *slog.Logger
+	audit    *audit.Writer
+	registry *prometheus.Registry
+	store    *store.Store
+	provider *provider.Provider
+	ring     *seal.Ring
+	pages    *web.Pages
+
+	view   *session.View // these two are nil without a gateway
+	authz  *authz.Server
+	grpc   *grpc.Server
+	health *health.Server
+}
+
+// serve runs until ctx ends or a part fails.
+func serve(ctx context.Context, cfg *config.Config, warnings config.Warnings, stdout, stderr io.Writer) error {
+	s := &service{cfg: cfg, log: newLogger(cfg, stderr), audit: audit.NewWriter(stdout, auditQueue), registry: prometheus.NewRegistry()}
+	s.auditLog = slog.New(slog.NewJSONHandler(s.audit, nil)).With("log", "audit")
+	for _, w := range warnings {
+		s.log.WarnContext(ctx, "configuration", "warning", w.Error())
+	}
+	defer s.flushAudit()
+	st, err := openStore(ctx, cfg, s.log)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = st.Close() }()
+	s.store = st
+
+	background, stop := context.WithCancel(context.WithoutCancel(ctx)) // of the provider's own work, which outlives the drain
+	defer stop()
+	if err := s.build(background); err != nil {
+		return err
+	}
+	return s.run(ctx, background, stop)
+}
+
+func (s *service) flushAudit() {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	if err := s.audit.Close(ctx); err != nil {
+		s.log.Error("audit events were lost at the end", "error", err)
+	}
+}
+
+func newLogger(cfg *config.Config, out io.Writer) *slog.Logger {
+	opts := &slog.HandlerOptions{Level: cfg.Logger.SlogLevel, ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+		if slices.Contains(cfg.Logger.ExcludeFields, a.Key) {
+			return slog.Attr{}
+		}
+		return a
+	}}
+	if cfg.Logger.Format == "text" {
+		return slog.New(slog.NewTextHandler(out, opts))
+	}
+	return slog.New(slog.NewJSONHandler(out, opts))
+}
+
+func openStore(ctx context.Context, cfg *config.Config, log *slog.Logger) (*store.Store, error) {
+	opts := store.Options{Now: utc, Logger: log}
+	if cfg.Storage.Type == "memory" {
+		log.WarnContext(ctx, "storage is memory: every session ends with this process")
+		return store.Memory(opts), nil
+	}
+	return store.OpenSQLite(ctx, cfg.Storage.Config.File, opts)
+}
+
+func utc() time.Time { return time.Now().UTC() }
+
+// build makes all parts and joins them.
+func (s *service) build(ctx context.Context) (err error) {
+	s.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	keys, err := s.sealKeys(ctx)
+	if err != nil {
+		return err
+	}
+	purposes := slices.Concat(front.Purposes(), authz.Purposes())
+	if s.ring, err = seal.NewRing(keys, purposes...); err != nil {
+		return err
+	}
+	if s.pages, err = web.New(web.Options{Title: s.cfg.Frontend.Issuer}); err != nil {
+		return err
+	}
+	s.provider, err = provider.New(ctx, provider.Options{
+		Config: s.cfg, Store: s.store, Ring: s.ring, CookieKey: keys[len(keys)-1], Pages: s.pages,
+		Log: s.log, Audit: s.auditLog, Registry: s.registry, Now: utc,
+	})
+	if err != nil {
+		return err
+	}
+	if s.cfg.Web.ClientRemoteIP.Header == "" {
+		s.log.WarnContext(ctx, "the browsers' addresses are not known: sign-in limits count user names only; set web.clientRemoteIP",
+			"header", "X-Forwarded-For")
+	}
+	if s.cfg.Gateway == nil {
+		return s.registerMetrics()
+	}
+	s.view = session.NewView(viewStore{s.provider}, session.Options{
+		Capacity: s.cfg.Gateway.Session.Cache, Idle: s.cfg.Sessions.ValidIfNotUsedFor.Std(), Now: utc, Logger: s.log,
+	})
+	s.authz, err = authz.NewServer(authz.Options{
+		Ring: s.ring, Sessions: s.view, Ender: s.provider, Pages: gatewayPages{s.pages, s.cfg.Gateway.Prefix + "/sign-out"}, Audit: s.auditLog, Logger: s.log, Registerer: s.registry, Now: utc,
+	})
+	if err != nil {
+		return err
+	}
+	if err := s.authz.Apply(gatewayConfig(s.cfg, s.pages, s.provider.SignInPath())); err != nil {
+		return err
+	}
+	s.grpc, s.health = authz.NewGRPCServer(s.authz)
+	return s.registerMetrics()
+}
+
+// sealKeys are what cookies and sealed states are made with: from a file, or made once and kept in the store.
+func (s *service) sealKeys(ctx context.Context) ([][]byte, error) {
+	if g := s.cfg.Gateway; g != nil && g.Keys.File != "" {
+		return g.Keys.Ring, nil
+	}
+	key, created, err := s.store.Secret(ctx, "seal", seal.NewKey)
+	if err != nil {
+		return nil, err
+	}
+	if created {
+		s.log.InfoContext(ctx, "made a key for cookies and kept it in the storage; gateway.keys.file keeps it outside")
+	}
+	return [][]byte{key}, nil
+}
+
+// gatewayConfig is one generation of the authorizer.
+func gatewayConfig(c *config.Config, pages *web.Pages, signInPath string) *authz.Config {
+	g := c.Gateway
+	out := &authz.Config{
+		Policy: g.Policy, Hosts: g.HostSet, SignInPath: signInPath, Prefix: g.Prefix, SameSite: http.SameSiteLaxMode,
+		Issuer: authz.Issuer{
+			Host: c.IssuerURL.Hostname(), Path: c.IssuerURL.Path, Origin: c.IssuerURL.Scheme + "://" + c.IssuerURL.Host,
+		},
+		OtherCookies: []string{c.Sessions.CookieName}, PageResources: pages.Resources(),
+	}
+	for name, attribute := range g.Identity.Headers {
+		out.IdentityHeaders = append(out.IdentityHeaders, authz.IdentityHeader{Name: name, Claim: authz.Claim(attribute)})
+	}
+	slices.SortFunc(out.IdentityHeaders, func(a, b authz.IdentityHeader) int { return cmpString(a.Name, b.Name) })
+	if g.Clients == config.ClientsKubeflow {
+		out.Clients = authz.ClientsKubeflow
+	}
+	if g.Cookie.SameSite == config.SameSiteStrict {
+		out.SameSite = http.SameSiteStrictMode
+	}
+	return out
+}
+
+// A listener is an open port with what is served on it.
+type listener struct {
+	name  string
+	net   net.Listener
+	serve func(net.Listener) error
+	stop  func(context.Context) error
+}
+
+// run opens every port before it serves any, serves, and drains when ctx ends.
+func (s *service) run(ctx, background context.Context, stop func()) error {
+	all, err := s.listeners(ctx)
+	if err != nil {
+		return err
+	}
+	g, gctx := errgroup.WithContext(ctx)
+	for _, l := range all {
+		s.log.InfoContext(ctx, "listening", "for", l.name, "address", l.net.Addr().String())
+		g.Go(func() error {
+			if err := l.serve(l.net); err != nil && !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, grpc.ErrServerStopped) {
+				return fmt.Errorf("%s: %w", l.name, err)
+			}
+			return nil
+		})
+	}
+	g.Go(func() error {
+		if err := s.store.Follow(background); background.Err() == nil {
+			return fmt.Errorf("store: change log: %w", err)
+		}
+		return nil
+	})
+	g.Go(func() error {
+		<-gctx.Done()
+		defer stop()
+		return s.drain(context.WithoutCancel(ctx), all)
+	})
+	s.log.InfoContext(ctx, "ready", "version", version(), "issuer", s.cfg.Issuer)
+	return g.Wait()
+}
+
+// drain says that no more requests are wanted, lets those under way end, and closes.
+func (s *service) drain(ctx context.Context, all []listener) error {
+	s.log.InfoContext(ctx, "draining")
+	if s.health != nil {
+		s.health.Shutdown()
+	}
+	ctx, cancel := context.WithTimeout(ctx, drainTime)
+	defer cancel()
+	g := new(errgroup.Group)
+	for _, l := range all {
+		g.Go(func() error { return l.stop(ctx) })
+	}
+	err := g.Wait()
+	if s.view != nil {
+		err = errors.Join(err, s.view.Close(ctx))
+	}
+	if err != nil {
+		s.log.WarnContext(ctx, "drained with losses", "error", err)
+	}
+	return nil
+}
+
+func (s *service) listeners(ctx context.Context) ([]listener, error) {
+	var all []listener
+	open := func(name, network, address string, serve func(net.Listener) error, stop func(context.Context) error) error {
+		if network == "unix" {
+			_ = os.Remove(address) // left behind by a killed process; a live one is told by its lock on the store
+		}
+		l, err := new(net.ListenConfig).Listen(ctx, network, address)
+		if err != nil {
+			for _, o := range all {
+				_ = o.net.Close()
+			}
+			return fmt.Errorf("%s: %w", name, err)
+		}
+		all = append(all, listener{name, l, serve, stop})
+		return nil
+	}
+	if a := s.cfg.Web.HTTP; a != "" {
+		h := s.httpServer(s.provider.Handler())
+		if err := open("issuer", "tcp", a, h.Serve, h.Shutdown); err != nil {
+			return nil, err
+		}
+	}
+	if a := s.cfg.Web.HTTPS; a != "" {
+		h := s.httpServer(s.provider.Handler())
+		h.TLSConfig = &tls.Config{MinVersion: tls.VersionTLS12}
+		if s.cfg.Web.TLSMinVersion == "1.3" {
+			h.TLSConfig.MinVersion = tls.VersionTLS13
+		}
+		if s.cfg.Web.TLSMaxVersion == "1.2" {
+			h.TLSConfig.MaxVersion = tls.VersionTLS12
+		}
+		serveTLS := func(l net.Listener) error { return h.ServeTLS(l, s.cfg.Web.TLSCert, s.cfg.Web.TLSKey) }
+		if err := open("issuer over TLS", "tcp", a, serveTLS, h.Shutdown); err != nil {
+			return nil, err
+		}
+	}
+	if a := s.cfg.Telemetry.HTTP; a != "" {
+		h := s.httpServer(s.telemetry())
+		if err := open("telemetry", "tcp", a, h.Serve, h.Shutdown); err != nil {
+			return nil, err
+		}
+	}
+	if s.cfg.Gateway == nil {
+		return all, nil
+	}
+	if err := open("ext_authz", "tcp", s.cfg.Gateway.GRPC, s.grpc.Serve, s.stopGRPC); err != nil {
+		return nil, err
+	}
+	h := s.httpServer(admin.Handler(admin.Options{Sessions: operatorSessions{s.provider}, Version: version(), Profiling: s.cfg.Telemetry.EnableProfiling, Log: s.log}))
+	network, address := s.cfg.Gateway.AdminListener()
+	return all, open("admin", network, address, h.Serve, h.Shutdown)
+}
+
+// stopGRPC waits for the checks under way, at most until ctx ends.
+func (s *service) stopGRPC(ctx context.Context) error {
+	done := make(chan struct{})
+	go func() { s.grpc.GracefulStop(); close(done) }()
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		s.grpc.Stop()
+		return fmt.Errorf("ext_authz: %w", ctx.Err())
+	}
+}
+
+// httpServer bounds what a client may take its time with. Sign-ins through a slow directory are the slowest answers.
+func (s *service) httpServer(h http.Handler) *http.Server {
+	return &http.Server{
+		Handler: h, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 30 * time.Second, WriteTimeout: 90 * time.Second, IdleTimeout: 2 * time.Minute,
+		MaxHeaderBytes: 64 << 10, ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+	}
+}

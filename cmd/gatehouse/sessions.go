@@ -1,0 +1,87 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"gatehouse/internal/admin"
+)
+
+func sessionsCommand() *cobra.Command {
+	var path, address, output string
+	c := &cobra.Command{
+		Use: "sessions", Short: "List or end sessions of a running gatehouse",
+		Long: `List or end sessions of a running gatehouse, through its admin listener: the one of --config, or --admin.`,
+	}
+	c.PersistentFlags().StringVar(&path, "config", "", "the configuration file of the running gatehouse")
+	c.PersistentFlags().StringVar(&address, "admin", "", "its admin listener: host:port or unix:/path")
+	connect := func(c *cobra.Command) (*admin.Client, error) {
+		if address != "" {
+			if p, ok := strings.CutPrefix(address, "unix:"); ok {
+				return admin.NewClient("unix", p), nil
+			}
+			if _, _, err := net.SplitHostPort(address); err != nil {
+				return nil, fmt.Errorf("--admin %q: want host:port or unix:/path", address)
+			}
+			return admin.NewClient("tcp", address), nil
+		}
+		if path == "" {
+			return nil, errors.New("sessions: say which gatehouse: --config FILE or --admin ADDRESS")
+		}
+		cfg, _, err := load(c, path)
+		if err != nil {
+			return nil, err
+		}
+		if cfg.Gateway == nil {
+			return nil, errors.New("sessions: the file has no gateway block, so there is no admin listener")
+		}
+		return admin.NewClient(cfg.Gateway.AdminListener()), nil
+	}
+	list := &cobra.Command{
+		Use: "list", Short: "List sessions", Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			client, err := connect(c)
+			if err != nil {
+				return err
+			}
+			all, err := client.List(c.Context())
+			if err != nil {
+				return err
+			}
+			if output == "json" {
+				return json.NewEncoder(c.OutOrStdout()).Encode(all)
+			}
+			return writeSessions(c, all)
+		},
+	}
+	list.Flags().StringVarP(&output, "output", "o", "", "json for programs")
+	revoke := &cobra.Command{
+		Use: "revoke ID", Short: "End a session, by the id that list and the audit log show", Args: cobra.ExactArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			client, err := connect(c)
+			if err != nil {
+				return err
+			}
+			return client.Revoke(c.Context(), args[0])
+		},
+	}
+	c.AddCommand(list, revoke)
+	return c
+}
+
+func writeSessions(c *cobra.Command, all []admin.Session) error {
+	w := tabwriter.NewWriter(c.OutOrStdout(), 0, 0, 2, ' ', 0)
+	_, _ = fmt.Fprintln(w, "ID\tUSER\tCONNECTOR\tSIGNED IN\tLAST USE\tEXPIRES\tADDRESS")
+	for _, s := range all {
+		_, _ = fmt.Fprintf(w, "%s\t%q\t%s\t%s\t%s\t%s\t%s\n", s.ID, s.User, s.Connector,
+			s.SignedInAt.Format(time.RFC3339), s.LastActivity.Format(time.RFC3339), s.ExpiresAt.Format(time.RFC3339), s.Address)
+	}
+	return w.Flush()
+}

@@ -1,0 +1,49 @@
+package main
+
+import (
+	"context"
+	"net/http"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+// readyTimeout bounds one readiness probe.
+const readyTimeout = 2 * time.Second
+
+// telemetry serves metrics and health, and nothing else: it may be reachable from the whole cluster.
+func (s *service) telemetry() http.Handler {
+	m := http.NewServeMux()
+	m.Handle("GET /metrics", promhttp.HandlerFor(s.registry, promhttp.HandlerOpts{Registry: s.registry}))
+	m.HandleFunc("GET /healthz/live", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusOK) })
+	m.HandleFunc("GET /healthz/ready", func(w http.ResponseWriter, r *http.Request) {
+		ctx, cancel := context.WithTimeout(r.Context(), readyTimeout)
+		defer cancel()
+		if err := s.provider.Ready(ctx); err != nil {
+			s.log.WarnContext(ctx, "not ready", "error", err)
+			http.Error(w, "not ready", http.StatusServiceUnavailable)
+			return
+		}
+		w.WriteHeader(http.StatusOK)
+	})
+	return m
+}
+
+// registerMetrics adds what other parts count.
+func (s *service) registerMetrics() error {
+	all := []prometheus.Collector{
+		prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "gatehouse_audit_dropped_total", Help: "Audit events that could not be written."},
+			func() float64 { return float64(s.audit.Dropped()) }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "gatehouse_feed_age_seconds", Help: "Time since the store's change log was last read to its end."},
+			func() float64 { return s.store.FeedAge(utc()).Seconds() }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "gatehouse_build_info", Help: "Always 1.", ConstLabels: prometheus.Labels{"version": version()}},
+			func() float64 { return 1 }),
+	}
+	for _, c := range all {
+		if err := s.registry.Register(c); err != nil {
+			return err
+		}
+	}
+	return nil
+}
