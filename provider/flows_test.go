@@ -253,3 +253,20 @@ func TestSignInPageIsLockedDown(t *testing.T) {
 		t.Errorf("the first form is %v", m)
 	}
 }
+
+func TestConnectorThatTheClientChoseIsUsed(t *testing.T) {
+	w, _ := variant(t, upstream)
+	b := w.browser().get("https://app.example.com/")
+	b.get(b.link("up"))
+	b.get(clientURL(w, "verifier") + "&connector_id=local")
+	if b.last.Path != "/dex/auth/local/login" || b.code != 200 {
+		t.Errorf("at %s, %d: the session of another connector was taken", b.last, b.code)
+	}
+	b.get(clientURL(w, "verifier") + "&connector_id=up")
+	if b.last.Host != "web.example.com" || b.last.Query().Get("code") == "" {
+		t.Errorf("at %s, %d", b.last, b.code)
+	}
+	if b.get(clientURL(w, "verifier") + "&connector_id=nobody"); b.code != 404 {
+		t.Errorf("an unknown connector: %d", b.code)
+	}
+}

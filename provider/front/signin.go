@@ -18,6 +18,7 @@ import (
 
 	"github.com/dexidp/dex/connector"
 	dexconnectors "github.com/dexidp/dex/server/connectors"
+	"github.com/dexidp/dex/server/oauth2"
 )
 
 // authorize is the authorization endpoint (RFC 6749 section 3.1). With "hmac" it is a step of Dex's coming back, with
@@ -98,17 +99,25 @@ func (f *Front) choose(w http.ResponseWriter, r *http.Request, q *request) {
 		f.fail(w, r, f.storageCode(err), err)
 		return
 	}
-	i := slices.IndexFunc(doors, func(d *identity.Door) bool { return d.Kind == identity.Password })
-	switch {
-	case len(doors) == 0:
-		f.fail(w, r, web.BadRequest, errors.New("no connector is allowed for this client"))
-	case i >= 0:
-		f.enter(w, r, q, doors[i])
-	case len(doors) == 1 && f.SkipChoice:
-		f.enter(w, r, q, doors[0])
-	default:
-		redirect(w, f.base+"/auth?req="+url.QueryEscape(q.sealed))
+	if door := f.obvious(doors); door != nil {
+		f.enter(w, r, q, door)
+		return
 	}
+	redirect(w, f.base+"/auth?req="+url.QueryEscape(q.sealed))
+}
+
+// obvious is the connector to begin with: the first that has a password form, else the only one. It is nil where the
+// user has to choose.
+func (f *Front) obvious(doors []*identity.Door) *identity.Door {
+	for _, d := range doors {
+		if d.Kind == identity.Password {
+			return d
+		}
+	}
+	if len(doors) == 1 && f.SkipChoice {
+		return doors[0]
+	}
+	return nil
 }
 
 // enter goes to one connector: its password page, or the upstream.
@@ -129,10 +138,8 @@ func (f *Front) loginPath(connectorID string, q *request) string {
 
 // SignInPath is where the gateway sends browsers, below the issuer's path: straight to the page that fits.
 func (f *Front) SignInPath() string {
-	for _, d := range f.Doors.All() {
-		if d.Kind == identity.Password {
-			return "/auth/" + url.PathEscape(d.ID) + "/login"
-		}
+	if d := f.obvious(f.Doors.All()); d != nil && d.Kind == identity.Password {
+		return "/auth/" + url.PathEscape(d.ID) + "/login"
 	}
 	return "/auth"
 }
@@ -170,19 +177,25 @@ func (f *Front) chooser(w http.ResponseWriter, r *http.Request) {
 		f.fail(w, r, f.storageCode(err), err)
 		return
 	}
-	if q.gateway != nil && (len(doors) == 1 && f.SkipChoice || slices.ContainsFunc(doors, func(d *identity.Door) bool { return d.Kind == identity.Password })) {
-		f.ensurePreCookie(w, r)
-		f.choose(w, r, q)
+	f.ensurePreCookie(w, r)
+	if door := f.obvious(doors); door != nil {
+		f.enter(w, r, q, door)
 		return
 	}
-	f.ensurePreCookie(w, r)
 	f.page(w, r, q, nil, pageState{status: http.StatusOK})
 }
 
 // signInPage is the page with a connector's password form.
 func (f *Front) signInPage(w http.ResponseWriter, r *http.Request) {
 	q, ok := f.pageRequest(w, r)
-	if !ok || f.signOn(w, r, q, "") {
+	if !ok {
+		return
+	}
+	chosen := "" // the gateway takes a session of any connector; an outside client may have asked for this one
+	if q.gateway == nil {
+		chosen = r.PathValue("connector")
+	}
+	if f.signOn(w, r, q, chosen) {
 		return
 	}
 	door, ok := f.choice(w, r, q, r.PathValue("connector"))
@@ -364,16 +377,14 @@ func (f *Front) choice(w http.ResponseWriter, r *http.Request, q *request, id st
 // doorsFor returns the connectors that may serve q: by the client's list and by their grant types, as in Dex.
 func (f *Front) doorsFor(r *http.Request, q *request) ([]*identity.Door, error) {
 	var allowed []string
-	grant := "authorization_code"
+	grant := oauth2.GrantTypeAuthorizationCode
 	if q.gateway == nil {
 		c, err := f.Storage.GetClient(r.Context(), q.query.Get("client_id"))
 		if err != nil {
 			return nil, err
 		}
 		allowed = c.AllowedConnectors
-		if !slices.Contains(strings.Fields(q.query.Get("response_type")), "code") {
-			grant = "implicit"
-		}
+		grant = grantOf(q.query)
 	}
 	var out []*identity.Door
 	for _, d := range f.Doors.All() {
@@ -382,6 +393,17 @@ func (f *Front) doorsFor(r *http.Request, q *request) ([]*identity.Door, error) 
 		}
 	}
 	return out, nil
+}
+
+// grantOf is the grant type that Dex sees in an authorization request.
+func grantOf(q url.Values) string {
+	switch types := strings.Fields(q.Get("response_type")); {
+	case strings.HasSuffix(q.Get("redirect_uri"), oauth2.DeviceCallbackURI):
+		return oauth2.GrantTypeDeviceCode
+	case slices.Contains(types, oauth2.ResponseTypeToken), slices.Contains(types, oauth2.ResponseTypeIDToken):
+		return oauth2.GrantTypeImplicit
+	}
+	return oauth2.GrantTypeAuthorizationCode
 }
 
 func sessionAttr(id string) slog.Attr { return slog.String("session", audit.Hash(id)) }

@@ -125,7 +125,8 @@ func TestDriverScansByOwnerAndAllowsWritesMeanwhile(t *testing.T) {
 		if zero, one, other := count(t, d, "0"), count(t, d, "1"), count(t, d, "2"); zero != 0 || one != 10 || other != 0 {
 			t.Errorf("got %d, %d, %d records of 0, 1, 2; want 0, 10, 0", zero, one, other)
 		}
-		for range d.Scan(t.Context(), Query{Kind: "k"}) {
+		for _, err := range d.Scan(t.Context(), Query{Kind: "k"}) {
+			must(t, err)
 			break // an early end is fine
 		}
 		if got := count(t, d, ""); got != 10 {

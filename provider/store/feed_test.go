@@ -26,7 +26,7 @@ func TestOwnChangesAreToldBeforeTheCallReturns(t *testing.T) {
 		c.Kind, c.ID, c.Deleted = kind, id, deleted
 		return c
 	}
-	onBoth(t, Options{}, func(t *testing.T, s *Store) {
+	onBoth(t, func(t *testing.T, s *Store) {
 		ctx, told := t.Context(), record(s)
 		password := storage.Password{Email: "A@example.com", UserID: "1"}
 		for _, step := range []struct {
@@ -85,7 +85,7 @@ func TestOwnChangesAreToldBeforeTheCallReturns(t *testing.T) {
 }
 
 func TestSubscriberMayUseTheStoreAndEndsByCancel(t *testing.T) {
-	onBoth(t, Options{}, func(t *testing.T, s *Store) {
+	onBoth(t, func(t *testing.T, s *Store) {
 		ctx := t.Context()
 		var users []string
 		cancel := s.Subscribe(func(c Change) {

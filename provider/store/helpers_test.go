@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -13,30 +14,36 @@ import (
 	"github.com/dexidp/dex/storage"
 )
 
-// childEnv names what a child process that is this test binary does instead of testing.
+// childEnv names what a child process that is this test binary does instead of testing, with the files in its
+// working directory.
 const childEnv = "GATEHOUSE_STORE_TEST_CHILD"
 
 func TestMain(m *testing.M) {
-	switch os.Getenv(childEnv) {
+	var err error
+	switch what := os.Getenv(childEnv); what {
 	case "":
 		os.Exit(m.Run())
 	case "confirm":
-		os.Exit(childConfirms(os.Args[1]))
+		err = childConfirms(os.Stdout)
 	case "unprivileged":
-		os.Exit(childOpensUnprivileged(os.Args[1]))
+		err = childOpensUnprivileged(os.Stdout)
 	default:
-		os.Exit(2)
+		err = fmt.Errorf("no such child: %q", what)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
 	}
 }
 
 func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
 
 // onBoth runs a test on each backend.
-func onBoth(t *testing.T, o Options, test func(t *testing.T, s *Store)) {
+func onBoth(t *testing.T, test func(t *testing.T, s *Store)) {
 	t.Helper()
 	for name, open := range stores() {
 		t.Run(name, func(t *testing.T) {
-			s := open(t, o)
+			s := open(t, Options{})
 			t.Cleanup(func() {
 				if err := s.Close(); err != nil {
 					t.Errorf("close: %v", err)

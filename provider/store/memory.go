@@ -255,7 +255,7 @@ func (h expiryHeap) Swap(i, j int) {
 }
 
 func (h *expiryHeap) Push(x any) {
-	r := x.(*row) //nolint:errcheck // only rows are ever pushed
+	r := x.(*row)
 	r.at = len(*h)
 	*h = append(*h, r)
 }

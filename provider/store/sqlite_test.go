@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"database/sql"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -19,34 +20,35 @@ import (
 	"github.com/dexidp/dex/storage"
 )
 
-// childConfirms creates sessions for ever and prints the ID of each that is stored.
-func childConfirms(path string) int {
+// childConfirms creates sessions until it is killed, and writes the ID of each that is stored.
+func childConfirms(out io.Writer) error {
 	ctx := context.Background()
-	s, err := OpenSQLite(ctx, path, Options{})
+	s, err := OpenSQLite(ctx, "g.db", Options{})
 	if err != nil {
-		fmt.Println(err)
-		return 1
+		return err
 	}
 	failed := make(chan error)
 	for w := range 4 {
 		go func() {
 			for i := 0; ; i++ {
 				id := fmt.Sprintf("%d-%d", w, i)
-				if err := s.CreateAuthSession(ctx, newSession(id, "alice")); err != nil {
+				err := s.CreateAuthSession(ctx, newSession(id, "alice"))
+				if err == nil {
+					_, err = fmt.Fprintln(out, id)
+				}
+				if err != nil {
 					failed <- err
 					return
 				}
-				fmt.Println(id)
 			}
 		}()
 	}
-	fmt.Println(<-failed)
-	return 1
+	return <-failed
 }
 
 func TestAKilledProcessLosesNothingThatItConfirmed(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "g.db")
-	cmd, out := child(t, "confirm", path)
+	dir := t.TempDir()
+	cmd, out := child(t, "confirm", dir)
 	lines := bufio.NewScanner(out)
 	var confirmed []string
 	for len(confirmed) < 300 && lines.Scan() {
@@ -62,7 +64,7 @@ func TestAKilledProcessLosesNothingThatItConfirmed(t *testing.T) {
 	if len(confirmed) < 300 {
 		t.Fatalf("only %d writes were confirmed: %q", len(confirmed), confirmed)
 	}
-	s := openFile(t, path, Options{})
+	s := openFile(t, filepath.Join(dir, "g.db"), Options{})
 	for _, id := range confirmed {
 		if _, err := s.GetAuthSession(t.Context(), id); err != nil {
 			t.Errorf("session %s was confirmed and is lost: %v", id, err)
@@ -71,13 +73,14 @@ func TestAKilledProcessLosesNothingThatItConfirmed(t *testing.T) {
 	must(t, s.Close())
 }
 
-// child starts this test binary as something else.
-func child(t *testing.T, what string, args ...string) (*exec.Cmd, io.Reader) {
+// child starts this test binary as something else, in a directory.
+func child(t *testing.T, what, dir string) (*exec.Cmd, io.Reader) {
 	t.Helper()
 	exe, err := os.Executable()
 	must(t, err)
-	cmd := exec.CommandContext(t.Context(), exe, args...) //nolint:gosec // G204: this test binary
-	cmd.Env = append(os.Environ(), childEnv+"="+what)
+	cmd := exec.CommandContext(t.Context(), exe)
+	cmd.Dir = dir
+	cmd.Env = append(cmd.Environ(), childEnv+"="+what)
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
 	must(t, err)
@@ -85,46 +88,39 @@ func child(t *testing.T, what string, args ...string) (*exec.Cmd, io.Reader) {
 	return cmd, out
 }
 
-// childOpensUnprivileged prints the error of opening a file as a user to whom modes apply.
-func childOpensUnprivileged(path string) int {
+// childOpensUnprivileged writes the errors of opening files as a user to whom modes apply.
+func childOpensUnprivileged(out io.Writer) error {
 	if os.Getuid() == 0 {
 		if err := syscall.Setuid(65534); err != nil {
-			fmt.Println(err)
-			return 1
+			return err
 		}
 	}
-	s, err := OpenSQLite(context.Background(), path, Options{})
-	if err == nil {
-		fmt.Println("no error")
-		return s.close()
+	for _, name := range []string{"new.db", "old.db"} {
+		s, err := OpenSQLite(context.Background(), name, Options{})
+		if err == nil {
+			err = errors.Join(errors.New("no error"), s.Close())
+		}
+		if _, err := fmt.Fprintln(out, err); err != nil {
+			return err
+		}
 	}
-	fmt.Println(err)
-	return 0
-}
-
-func (s *Store) close() int {
-	if s.Close() != nil {
-		return 1
-	}
-	return 0
+	return nil
 }
 
 func TestReadOnlyDirectoryIsRefused(t *testing.T) {
 	base := t.TempDir()
-	must(t, os.Chmod(filepath.Dir(base), 0o755)) //nolint:gosec // G302: the child must reach it
+	must(t, os.Chmod(filepath.Dir(base), 0o755)) // the child must reach it
 	must(t, openFile(t, filepath.Join(base, "old.db"), Options{}).Close())
-	must(t, os.Chmod(filepath.Join(base, "old.db"), 0o666)) //nolint:gosec // G302: only the directory is to refuse
-	must(t, os.Chmod(base, 0o555))                          //nolint:gosec // G302: read-only is what is tested
-	for _, name := range []string{"new.db", "old.db"} {
-		cmd, out := child(t, "unprivileged", filepath.Join(base, name))
-		said, err := io.ReadAll(out)
-		must(t, err)
-		must(t, cmd.Wait())
-		if want := "directory " + base + " is not writable"; !strings.Contains(string(said), want) {
-			t.Errorf("%s: got %q, want %q in it", name, said, want)
-		}
+	must(t, os.Chmod(filepath.Join(base, "old.db"), 0o666)) // only the directory is to refuse
+	must(t, os.Chmod(base, 0o555))
+	cmd, out := child(t, "unprivileged", base)
+	said, err := io.ReadAll(out)
+	must(t, err)
+	must(t, cmd.Wait())
+	must(t, os.Chmod(base, 0o755)) // so that it can be removed
+	if want := "directory " + base + " is not writable"; strings.Count(string(said), want) != 2 {
+		t.Errorf("got %q, want %q for both files", said, want)
 	}
-	must(t, os.Chmod(base, 0o755)) //nolint:gosec // G302: so that it can be removed
 }
 
 func TestWhatIsNoDatabaseOfOursIsRefusedAndLeftAlone(t *testing.T) {
@@ -187,7 +183,7 @@ func execAll(t *testing.T, db *sql.DB, statements ...string) {
 }
 
 func digest(path string) [32]byte {
-	b, err := os.ReadFile(path) //nolint:gosec // G304: the test's own file
+	b, err := os.ReadFile(path)
 	if err != nil {
 		return [32]byte{}
 	}
@@ -211,7 +207,7 @@ func TestFilesAreForTheirOwnerOnly(t *testing.T) {
 	must(t, s.CreateClient(t.Context(), storage.Client{ID: "a"}))
 	check("new")
 	for _, name := range []string{path, path + "-wal", path + "-shm"} {
-		must(t, os.Chmod(name, 0o664)) //nolint:gosec // G302: as a Kubernetes volume with fsGroup does
+		must(t, os.Chmod(name, 0o664)) // as a Kubernetes volume with fsGroup does
 	}
 	second := openFile(t, path, Options{})
 	check("opened after a change of mode")

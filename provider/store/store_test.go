@@ -30,7 +30,7 @@ func TestConformance(t *testing.T) {
 }
 
 func TestUpdateOfAMissingRecordCreatesNothing(t *testing.T) {
-	onBoth(t, Options{}, func(t *testing.T, s *Store) {
+	onBoth(t, func(t *testing.T, s *Store) {
 		ctx := t.Context()
 		for name, update := range map[string]func() error{
 			"auth request": func() error {
@@ -87,7 +87,7 @@ func TestUpdateOfARecordDeletedMeanwhile(t *testing.T) {
 		}, nil, "other"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			onBoth(t, Options{}, func(t *testing.T, s *Store) {
+			onBoth(t, func(t *testing.T, s *Store) {
 				ctx := t.Context()
 				must(t, s.CreateAuthSession(ctx, newSession("sid", "alice")))
 				once := sync.OnceValue(func() error { return tt.after(ctx, s) })
@@ -108,7 +108,7 @@ func TestUpdateOfARecordDeletedMeanwhile(t *testing.T) {
 }
 
 func TestUpdatersErrorIsReturnedAndWritesNothing(t *testing.T) {
-	onBoth(t, Options{}, func(t *testing.T, s *Store) {
+	onBoth(t, func(t *testing.T, s *Store) {
 		ctx := t.Context()
 		must(t, s.CreateAuthSession(ctx, newSession("sid", "alice")))
 		told := record(s)
@@ -130,7 +130,7 @@ func TestUpdatersErrorIsReturnedAndWritesNothing(t *testing.T) {
 }
 
 func TestUpdateKeepsTheID(t *testing.T) {
-	onBoth(t, Options{}, func(t *testing.T, s *Store) {
+	onBoth(t, func(t *testing.T, s *Store) {
 		ctx := t.Context()
 		must(t, s.CreateClient(ctx, storage.Client{ID: "a"}))
 		err := s.UpdateClient(ctx, "a", func(storage.Client) (storage.Client, error) { return storage.Client{ID: "b"}, nil })
@@ -142,7 +142,7 @@ func TestUpdateKeepsTheID(t *testing.T) {
 
 func TestParallelUpdatesAllSucceed(t *testing.T) {
 	const n = 100
-	onBoth(t, Options{}, func(t *testing.T, s *Store) {
+	onBoth(t, func(t *testing.T, s *Store) {
 		ctx := t.Context()
 		must(t, s.CreateRefresh(ctx, storage.RefreshToken{ID: "r", Token: "0"}))
 		must(t, s.CreateAuthSession(ctx, newSession("sid", "alice")))
@@ -199,7 +199,7 @@ func inParallel(t *testing.T, n int, f func(i int) error) {
 
 // A refresh in Dex asks a connector that may read and write the store (dex#5017): that hung Dex's own storages.
 func TestUpdaterMayUseTheStore(t *testing.T) {
-	onBoth(t, Options{}, func(t *testing.T, s *Store) {
+	onBoth(t, func(t *testing.T, s *Store) {
 		ctx := t.Context()
 		for i := range 20 {
 			must(t, s.CreateRefresh(ctx, storage.RefreshToken{ID: fmt.Sprint(i), Token: "old"}))
@@ -280,7 +280,7 @@ func TestWaitForATokenEndsWithItsContext(t *testing.T) {
 }
 
 func TestReturnedValuesShareNothingWithTheStore(t *testing.T) {
-	onBoth(t, Options{}, func(t *testing.T, s *Store) {
+	onBoth(t, func(t *testing.T, s *Store) {
 		ctx := t.Context()
 		given := newSession("sid", "alice")
 		must(t, s.CreateAuthSession(ctx, given))
@@ -312,7 +312,7 @@ func TestReturnedValuesShareNothingWithTheStore(t *testing.T) {
 }
 
 func TestSessionsOf(t *testing.T) {
-	onBoth(t, Options{}, func(t *testing.T, s *Store) {
+	onBoth(t, func(t *testing.T, s *Store) {
 		ctx := t.Context()
 		for _, v := range []struct{ id, user, connector string }{
 			{"1", "a", "b:c"}, {"2", "a:b", "c"}, {"3", "a", "b:c"}, {"4", "", "a:b:c"}, {"5", "A", "b:c"},
@@ -349,7 +349,7 @@ func TestSessionsOf(t *testing.T) {
 
 func TestListsAreComplete(t *testing.T) {
 	const n = 2*scanPage + 1 // several pages
-	onBoth(t, Options{}, func(t *testing.T, s *Store) {
+	onBoth(t, func(t *testing.T, s *Store) {
 		ctx := t.Context()
 		inParallel(t, n, func(i int) error { return s.CreateAuthSession(ctx, newSession(fmt.Sprint(i), "alice")) })
 		for name, list := range map[string]func() ([]storage.AuthSession, error){
@@ -370,7 +370,7 @@ func TestListsAreComplete(t *testing.T) {
 }
 
 func TestUsersOfAmbiguousNamesAreKeptApart(t *testing.T) {
-	onBoth(t, Options{}, func(t *testing.T, s *Store) {
+	onBoth(t, func(t *testing.T, s *Store) {
 		ctx := t.Context()
 		users := [][2]string{{"a", "b:c"}, {"a:b", "c"}, {"", "a:b:c"}, {"a:b:c", ""}, {"1:a", "b"}, {"\x00", "x"}, {"", "\x00x"}}
 		for _, u := range users {
@@ -391,7 +391,7 @@ func TestUsersOfAmbiguousNamesAreKeptApart(t *testing.T) {
 
 func TestNamesThatJSONWouldChangeAreRefused(t *testing.T) {
 	bad := "\xff"
-	onBoth(t, Options{}, func(t *testing.T, s *Store) {
+	onBoth(t, func(t *testing.T, s *Store) {
 		ctx := t.Context()
 		for name, err := range map[string]error{
 			"session of a binary user ID": s.CreateAuthSession(ctx, newSession("sid", bad)),
@@ -413,7 +413,7 @@ func TestNamesThatJSONWouldChangeAreRefused(t *testing.T) {
 }
 
 func TestNilAndEmptyAreKept(t *testing.T) {
-	onBoth(t, Options{}, func(t *testing.T, s *Store) {
+	onBoth(t, func(t *testing.T, s *Store) {
 		ctx := t.Context()
 		// nil: the default; empty: share with nobody.
 		must(t, s.CreateClient(ctx, storage.Client{ID: "nil"}))
@@ -429,7 +429,7 @@ func TestNilAndEmptyAreKept(t *testing.T) {
 }
 
 func TestPasswordsAreFoundInAnyCase(t *testing.T) {
-	onBoth(t, Options{}, func(t *testing.T, s *Store) {
+	onBoth(t, func(t *testing.T, s *Store) {
 		ctx := t.Context()
 		must(t, s.CreatePassword(ctx, storage.Password{Email: "Alice@Example.com", UserID: "1"}))
 		wantErr(t, s.CreatePassword(ctx, storage.Password{Email: "aLICE@example.com"}), storage.ErrAlreadyExists)
@@ -449,7 +449,7 @@ func TestPasswordsAreFoundInAnyCase(t *testing.T) {
 }
 
 func TestACodeIsDeletedOnce(t *testing.T) {
-	onBoth(t, Options{}, func(t *testing.T, s *Store) {
+	onBoth(t, func(t *testing.T, s *Store) {
 		ctx := t.Context()
 		must(t, s.CreateAuthCode(ctx, storage.AuthCode{ID: "c", Expiry: epoch}))
 		must(t, s.CreateAuthSession(ctx, newSession("sid", "alice")))
@@ -471,7 +471,7 @@ func TestACodeIsDeletedOnce(t *testing.T) {
 }
 
 func TestDamagedRecordIsAnErrorAndCanBeDeleted(t *testing.T) {
-	onBoth(t, Options{}, func(t *testing.T, s *Store) {
+	onBoth(t, func(t *testing.T, s *Store) {
 		ctx := t.Context()
 		bad := Record{Kind: KindSession, ID: "sid", Data: []byte(`{"ID":`)}
 		if _, err := s.driver.Write(ctx, []Op{{Verb: Create, Record: bad}}); err != nil {
@@ -493,7 +493,7 @@ func TestDamagedRecordIsAnErrorAndCanBeDeleted(t *testing.T) {
 
 func TestGarbageCollect(t *testing.T) {
 	second := time.Second
-	onBoth(t, Options{}, func(t *testing.T, s *Store) {
+	onBoth(t, func(t *testing.T, s *Store) {
 		ctx := t.Context()
 		for id, expiry := range map[string]time.Time{"past": epoch.Add(-second), "now": epoch, "future": epoch.Add(second), "zero": {}, "far": epoch.AddDate(1000, 0, 0)} {
 			must(t, s.CreateAuthRequest(ctx, storage.AuthRequest{ID: id, Expiry: expiry}))
@@ -537,7 +537,7 @@ func TestGarbageCollect(t *testing.T) {
 
 // An extension of a session moves it out of the collector's way, in both directions.
 func TestGarbageCollectSeesNewExpiry(t *testing.T) {
-	onBoth(t, Options{}, func(t *testing.T, s *Store) {
+	onBoth(t, func(t *testing.T, s *Store) {
 		ctx := t.Context()
 		set := func(id string, expiry time.Time) {
 			must(t, s.UpdateAuthSession(ctx, id, func(v storage.AuthSession) (storage.AuthSession, error) {
@@ -560,7 +560,7 @@ func TestGarbageCollectSeesNewExpiry(t *testing.T) {
 
 func TestGarbageCollectTakesEverythingInOneCall(t *testing.T) {
 	const expired, live = 50_000, 5_000
-	onBoth(t, Options{}, func(t *testing.T, s *Store) {
+	onBoth(t, func(t *testing.T, s *Store) {
 		ctx := t.Context()
 		fill(ctx, t, s, "old", expired, epoch.Add(-time.Second))
 		fill(ctx, t, s, "new", live, epoch.Add(time.Hour))
@@ -599,7 +599,7 @@ func fill(ctx context.Context, t testing.TB, s *Store, name string, n int, expir
 }
 
 func TestCanceledContextIsHonoured(t *testing.T) {
-	onBoth(t, Options{}, func(t *testing.T, s *Store) {
+	onBoth(t, func(t *testing.T, s *Store) {
 		must(t, s.CreateAuthSession(t.Context(), newSession("sid", "alice")))
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
