@@ -1,4 +1,7 @@
 // Package session is the gateway's view of live sessions: in memory, bounded, and told of every change.
+//
+// The store is the truth. A View keeps the sessions that were seen lately, so that a request costs no read;
+// it forgets what the store says has changed, and looks at the expiry itself at every request.
 package session
 
 import (
@@ -12,6 +15,21 @@ import (
 // ErrNotFound means that there is no such live session: it never was, has ended or has expired.
 var ErrNotFound = errors.New("session: not found")
 
+// ErrBlocked means that the session is live and its user is refused at present.
+var ErrBlocked = errors.New("session: the user is blocked")
+
+// ErrClosed is the cause of an *UnavailableError after Close.
+var ErrClosed = errors.New("session: view is closed")
+
+// An UnavailableError means that it could not be found out whether a session is live. The request is refused
+// with 503: it is neither let through nor sent to sign in.
+type UnavailableError struct{ Err error }
+
+func (e *UnavailableError) Error() string { return "session: store is unavailable: " + e.Err.Error() }
+
+// Unwrap returns the cause.
+func (e *UnavailableError) Unwrap() error { return e.Err }
+
 // A User is a user at a connector.
 type User struct{ Connector, ID string }
 
@@ -22,15 +40,15 @@ type Session struct {
 	Identity       policy.Identity // Expiry is the absolute expiry
 	SignedInAt     time.Time
 	LastActivity   time.Time
-	IdleExpiry     time.Time
-	AbsoluteExpiry time.Time
+	IdleExpiry     time.Time // dead at this time, unless there is activity before; a zero time is dead
+	AbsoluteExpiry time.Time // dead at this time
 	BlockedUntil   time.Time // the user is refused before this time
 }
 
-// A Change says that what is stored about a session or a user is no longer what it was.
+// A Change says that what is stored about a session or a user is no longer what it was. Activity alone is no change.
 type Change struct {
 	Session string // id; empty: every session of User
-	User    User   // may be empty where Session is not
+	User    User   // may be empty where Session is not; both empty: every session
 }
 
 // A Store is the provider's record of sessions: the truth.

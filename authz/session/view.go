@@ -1,0 +1,277 @@
+package session
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"hash/maphash"
+	"log/slog"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// What a View does at most.
+const (
+	defaultCapacity = 100_000
+	maxCapacity     = 100_000_000
+	maxShards       = 64
+	minShardSize    = 64              // sessions; fewer sessions have fewer shards
+	maxID           = 256             // bytes of a session id
+	maxReads        = 64              // reads of the store at one time
+	readTimeout     = 5 * time.Second // for one session, with all repetitions
+	touchTimeout    = 5 * time.Second
+	touchWorkers    = 4
+	touchQueue      = 4096
+	touchEvery      = time.Minute      // activity is written no more often
+	graceStep       = 10 * time.Second // between two reads for a session that goes on from memory
+)
+
+// Options are the settings of a View. The zero value works.
+type Options struct {
+	Capacity int              // sessions in memory; 0 means 100,000
+	Idle     time.Duration    // how long a session lives without activity; the store's setting
+	Now      func() time.Time // nil means time.Now; measures how long a read took
+	Logger   *slog.Logger     // nil logs nothing
+}
+
+// A View answers which sessions are live. It is safe for concurrent use.
+//
+// It has no cache of ids that were not found: ids come from sealed cookies and signed tokens and cannot be
+// made up. Who replays the cookie of an ended session costs one read at a time.
+type View struct {
+	store   Store
+	idle    time.Duration
+	every   time.Duration // between two touches of a session
+	now     func() time.Time
+	logger  *slog.Logger
+	seed    maphash.Seed
+	shards  []*shard
+	reads   chan struct{} // one element per read of the store
+	touches chan touch
+
+	ctx         context.Context // of reads and touches: no request's, ended by Close
+	cancel      context.CancelFunc
+	unsubscribe func()
+	closing     sync.Once
+	quit        chan struct{} // closed when no more touches are queued
+	done        chan struct{} // closed when all goroutines have ended
+	workers     sync.WaitGroup
+	flights     sync.WaitGroup
+
+	touchesDropped atomic.Uint64
+	touchErrors    atomic.Uint64
+	readErrors     atomic.Uint64
+	touchFailing   atomic.Bool
+}
+
+// NewView returns a view of store that is told of every change from now on. Close ends it.
+func NewView(store Store, o Options) *View {
+	if o.Capacity <= 0 {
+		o.Capacity = defaultCapacity
+	}
+	o.Capacity = min(o.Capacity, maxCapacity)
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	v := &View{
+		store: store, idle: o.Idle, every: touchInterval(o.Idle), now: o.Now, logger: o.Logger, seed: maphash.MakeSeed(),
+		reads: make(chan struct{}, maxReads), touches: make(chan touch, touchQueue),
+		quit: make(chan struct{}), done: make(chan struct{}),
+	}
+	v.ctx, v.cancel = context.WithCancel(context.Background())
+	n := maxShards
+	for n > 1 && o.Capacity/n < minShardSize {
+		n /= 2
+	}
+	for range n {
+		v.shards = append(v.shards, newShard(v, (o.Capacity+n-1)/n))
+	}
+	for range touchWorkers {
+		v.workers.Go(v.writeTouches)
+	}
+	v.unsubscribe = store.Subscribe(v.changed)
+	return v
+}
+
+// touchInterval returns how often activity is written: often enough that a session dies at most a twentieth
+// of its idle time early. Idle times under two minutes need it more often than touchEvery, or a session in
+// use would die.
+func touchInterval(idle time.Duration) time.Duration {
+	every := max(touchEvery, idle/20)
+	if idle > 0 {
+		every = min(every, idle/2)
+	}
+	return every
+}
+
+func (v *View) shard(id string) *shard {
+	return v.shards[maphash.String(v.seed, id)&uint64(len(v.shards)-1)] // their number is a power of two
+}
+
+// Lookup returns the session with this id if it is live at now, and records the activity without waiting for
+// it. It fails with ErrNotFound if there is no such live session, with ErrBlocked if its user is refused at
+// now, and with an *UnavailableError if that could not be found out before ctx ended. A session that the view
+// knows costs no read of the store and does not allocate.
+//
+// While the store is unavailable, the sessions that the view knows go on: until their absolute expiry, and as
+// long as this view sees activity within the idle time.
+func (v *View) Lookup(ctx context.Context, id string, now time.Time) (*Session, error) {
+	if id == "" || len(id) > maxID {
+		return nil, ErrNotFound
+	}
+	sh := v.shard(id)
+	s, err := sh.lookup(id, now)
+	switch {
+	case errors.Is(err, errUnknown):
+		return v.read(ctx, sh, id, now)
+	case errors.Is(err, errIdle):
+		// Another replica may have seen activity: ask once before declaring it dead.
+		s, err = v.read(ctx, sh, id, now)
+		var unavailable *UnavailableError
+		if errors.As(err, &unavailable) {
+			return sh.goOn(id, now, err)
+		}
+	}
+	return s, err
+}
+
+// read waits, until ctx ends, for one read of the store that knows of every change before the call.
+func (v *View) read(ctx context.Context, sh *shard, id string, now time.Time) (*Session, error) {
+	start := v.now()
+	f, err := sh.join(id)
+	if err != nil {
+		return nil, err
+	}
+	select {
+	case <-f.done:
+	case <-ctx.Done():
+		return nil, &UnavailableError{fmt.Errorf("no answer in time: %w", context.Cause(ctx))}
+	}
+	if f.err != nil {
+		return nil, f.err
+	}
+	return sh.admit(f.session, now.Add(v.now().Sub(start)))
+}
+
+// fly reads a session until no change of it has come in between. It goes on when those who wait for it give
+// up: the next request has use for it.
+func (v *View) fly(sh *shard, id string, f *flight) {
+	defer v.flights.Done()
+	ctx, cancel := context.WithTimeout(v.ctx, readTimeout)
+	defer cancel()
+	for {
+		s, err := v.readStore(ctx, id)
+		if err != nil && !errors.Is(err, ErrNotFound) {
+			v.readErrors.Add(1)
+			err = &UnavailableError{err}
+		}
+		if sh.land(id, f, s, err) {
+			return
+		}
+	}
+}
+
+func (v *View) readStore(ctx context.Context, id string) (*Session, error) {
+	select {
+	case v.reads <- struct{}{}:
+		defer func() { <-v.reads }()
+	case <-ctx.Done():
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	return v.guard(ctx, id, func() (*Session, error) { return v.store.Session(ctx, id) })
+}
+
+// guard calls the store, which must not be able to stop the process or to hand out another session.
+func (v *View) guard(ctx context.Context, id string, call func() (*Session, error)) (s *Session, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			v.logger.LogAttrs(ctx, slog.LevelError, "panic in the session store", slog.Any("panic", p), slog.String("stack", string(debug.Stack())))
+			s, err = nil, errors.New("session: panic in the store")
+		}
+	}()
+	s, err = call()
+	switch {
+	case err != nil:
+		return nil, err
+	case s == nil || s.ID != id:
+		return nil, errors.New("session: store returned another session than the one asked for")
+	}
+	return s, nil
+}
+
+// changed forgets what is no longer true. It is called by the store, inside the call that makes the change.
+func (v *View) changed(c Change) {
+	if c.Session != "" {
+		v.shard(c.Session).forget(c.Session)
+		return
+	}
+	for _, sh := range v.shards {
+		if c.User == (User{}) {
+			sh.forgetAll()
+		} else {
+			sh.forgetUser(c.User)
+		}
+	}
+}
+
+// Stats are counts for metrics. All but Size and Capacity only grow.
+type Stats struct {
+	Size, Capacity int    // sessions in memory
+	Hits           uint64 // lookups answered from memory
+	Misses         uint64 // lookups that had to wait for the store
+	Evictions      uint64 // sessions that made room for others
+	ReadErrors     uint64 // failed reads of the store
+	TouchesDropped uint64 // activity that was not written since too much was waiting
+	TouchErrors    uint64 // activity that the store did not take
+}
+
+// Stats returns the counts at this moment.
+func (v *View) Stats() Stats {
+	s := Stats{
+		ReadErrors:     v.readErrors.Load(),
+		TouchesDropped: v.touchesDropped.Load(),
+		TouchErrors:    v.touchErrors.Load(),
+	}
+	for _, sh := range v.shards {
+		sh.stats(&s)
+	}
+	return s
+}
+
+// Close ends the view: it writes the activity that waits to be written, but no longer than ctx. Lookups fail
+// with an *UnavailableError from now on, since the view is no longer told of changes. It may be called more
+// than once.
+func (v *View) Close(ctx context.Context) error {
+	v.closing.Do(func() {
+		for _, sh := range v.shards {
+			sh.close()
+		}
+		v.unsubscribe()
+		close(v.quit)
+		go func() {
+			v.workers.Wait()
+			v.cancel()
+			v.flights.Wait()
+			close(v.done)
+		}()
+	})
+	select {
+	case <-v.done:
+		return nil
+	default:
+	}
+	select {
+	case <-v.done:
+		return nil
+	case <-ctx.Done():
+		v.cancel()
+		return fmt.Errorf("session: close: the store takes no activity, %d sessions are waiting: %w", len(v.touches), ctx.Err())
+	}
+}
