@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 
@@ -385,4 +386,47 @@ func TestFailedCommitFailsAll(t *testing.T) {
 	_, err = d.writer.db.ExecContext(t.Context(), "PRAGMA query_only = 0")
 	must(t, err)
 	write(t, d, op(Create, "a", "", "", 0))
+}
+
+func TestFullDiskRefusesAndLosesNothing(t *testing.T) {
+	ctx := t.Context()
+	path := filepath.Join(t.TempDir(), "g.db")
+	d, err := openSQLite(ctx, path, quiet())
+	must(t, err)
+	var pages int
+	must(t, d.writer.db.QueryRowContext(ctx, "PRAGMA page_count").Scan(&pages))
+	limit := func(n int) {
+		must(t, d.writer.db.QueryRowContext(ctx, fmt.Sprintf("PRAGMA max_page_count = %d", n)).Scan(&n))
+	}
+	limit(pages + 20)
+	var stored, refused atomic.Int64
+	inParallel(t, 8, func(w int) error {
+		for i := range 10 {
+			id := fmt.Sprintf("%d-%d", w, i)
+			_, err := d.Write(ctx, []Op{op(Create, id, "", strings.Repeat("x", 4000), 0)})
+			switch _, got := d.Read(ctx, "k", id); {
+			case err == nil && got != nil:
+				return fmt.Errorf("%s was confirmed and is lost: %w", id, got)
+			case err == nil:
+				stored.Add(1)
+			case isOutcome(err):
+				return err
+			default:
+				refused.Add(1)
+			}
+		}
+		return nil
+	})
+	if stored.Load() == 0 || refused.Load() == 0 {
+		t.Errorf("stored %d and refused %d, want some of each", stored.Load(), refused.Load())
+	}
+	limit(1 << 30)
+	write(t, d, op(Create, "after", "", "", 0))
+	must(t, d.Close())
+	d, err = openSQLite(ctx, path, quiet())
+	must(t, err)
+	if got := int64(count(t, d, "")); got != stored.Load()+1 {
+		t.Errorf("got %d records after reopening, want %d", got, stored.Load()+1)
+	}
+	must(t, d.Close())
 }
