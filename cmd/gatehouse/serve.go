@@ -25,6 +25,7 @@ import (
 	"gatehouse/internal/admin"
 	"gatehouse/internal/audit"
 	"gatehouse/internal/config"
+	"gatehouse/internal/hosts"
 	"gatehouse/internal/seal"
 	"gatehouse/provider"
 	"gatehouse/provider/front"
@@ -130,7 +131,6 @@ func newLogger(cfg *config.Config, out io.Writer) *slog.Logger {
 func openStore(ctx context.Context, cfg *config.Config, log *slog.Logger) (*store.Store, error) {
 	opts := store.Options{Now: utc, Logger: log}
 	if cfg.Storage.Type == "memory" {
-		log.WarnContext(ctx, "storage is memory: every session ends with this process")
 		return store.Memory(opts), nil
 	}
 	return store.OpenSQLite(ctx, cfg.Storage.Config.File, opts)
@@ -200,10 +200,11 @@ func (s *service) sealKeys(ctx context.Context) ([][]byte, error) {
 // gatewayConfig is one generation of the authorizer.
 func gatewayConfig(c *config.Config, pages *web.Pages, signInPath string) *authz.Config {
 	g := c.Gateway
+	host, _ := hosts.Canonical(c.IssuerURL.Host) // checked by package config
 	out := &authz.Config{
 		Policy: g.Policy, Hosts: g.HostSet, SignInPath: signInPath, Prefix: g.Prefix, SameSite: http.SameSiteLaxMode,
 		Issuer: authz.Issuer{
-			Host: c.IssuerURL.Hostname(), Path: c.IssuerURL.Path, Origin: c.IssuerURL.Scheme + "://" + c.IssuerURL.Host,
+			Host: host, Path: c.IssuerURL.Path, Origin: c.IssuerURL.Scheme + "://" + c.IssuerURL.Host,
 		},
 		OtherCookies: []string{c.Sessions.CookieName}, PageResources: pages.Resources(),
 	}
@@ -329,7 +330,7 @@ func (s *service) listeners(ctx context.Context) ([]listener, error) {
 	if err := open("ext_authz", "tcp", s.cfg.Gateway.GRPC, s.grpc.Serve, s.stopGRPC); err != nil {
 		return nil, err
 	}
-	h := s.httpServer(admin.Handler(admin.Options{Sessions: operatorSessions{s.provider}, Version: version(), Profiling: s.cfg.Telemetry.EnableProfiling, Log: s.log}))
+	h := s.httpServer(admin.Handler(admin.Options{Sessions: operatorSessions{s.provider}, Version: version(), Log: s.log}))
 	network, address := s.cfg.Gateway.AdminListener()
 	return all, open("admin", network, address, h.Serve, h.Shutdown)
 }

@@ -15,7 +15,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"net/http/pprof"
 	"net/url"
 	"strings"
 	"time"
@@ -49,10 +48,9 @@ type Sessions interface {
 
 // Options for Handler.
 type Options struct {
-	Sessions  Sessions
-	Version   string
-	Profiling bool // serve /debug/pprof/
-	Log       *slog.Logger
+	Sessions Sessions
+	Version  string
+	Log      *slog.Logger
 }
 
 // Handler serves the listener.
@@ -81,11 +79,6 @@ func Handler(o Options) http.Handler {
 			w.WriteHeader(http.StatusNoContent)
 		}
 	})
-	if o.Profiling {
-		m.HandleFunc("GET /debug/pprof/", pprof.Index)
-		m.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
-		m.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
-	}
 	return guard(m)
 }
 
