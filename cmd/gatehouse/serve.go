@@ -349,9 +349,11 @@ func (s *service) stopGRPC(ctx context.Context) error {
 }
 
 // httpServer bounds what a client may take its time with. Sign-ins through a slow directory are the slowest answers.
+// Idle connections live longer than a gateway keeps them (Envoy: an hour): whoever closes first must be the one that
+// knows whether a request is on its way.
 func (s *service) httpServer(h http.Handler) *http.Server {
 	return &http.Server{
-		Handler: h, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 30 * time.Second, WriteTimeout: 90 * time.Second, IdleTimeout: 2 * time.Minute,
+		Handler: h, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 30 * time.Second, WriteTimeout: 90 * time.Second, IdleTimeout: 65 * time.Minute,
 		MaxHeaderBytes: 64 << 10, ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
 	}
 }

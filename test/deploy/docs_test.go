@@ -1,0 +1,219 @@
+package deploy
+
+import (
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"reflect"
+	"regexp"
+	"strings"
+	"testing"
+
+	"gatehouse/internal/config"
+	"gatehouse/test/peers"
+)
+
+// block returns the one fenced block of docs/install.md that contains text.
+func block(t *testing.T, text string) string {
+	t.Helper()
+	var found []string
+	parts := strings.Split(string(read(t, repo(t, "docs", "install.md"))), "```")
+	for i := 1; i < len(parts); i += 2 {
+		if strings.Contains(parts[i], text) {
+			_, code, _ := strings.Cut(parts[i], "\n")
+			found = append(found, code)
+		}
+	}
+	if len(found) != 1 {
+		t.Fatalf("docs/install.md has %d blocks with %q, want 1", len(found), text)
+	}
+	return found[0]
+}
+
+// copyOfDeploy returns a folder with a copy of deploy/ in it, and a place for stand-ins of programs.
+func copyOfDeploy(t *testing.T) (dir, bin string) {
+	t.Helper()
+	dir = t.TempDir()
+	bin = filepath.Join(t.TempDir(), "bin")
+	if err := os.CopyFS(filepath.Join(dir, "deploy"), os.DirFS(repo(t, "deploy"))); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.MkdirAll(bin, 0o750); err != nil {
+		t.Fatal(err)
+	}
+	return dir, bin
+}
+
+func shell(t *testing.T, dir, bin, script string) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), "bash", "-euc", script) // #nosec G204 -- from the shipped documents
+	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), "PATH="+bin+":"+os.Getenv("PATH"), "IMAGE=image")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%s\n%v\n%s", script, err, out)
+	}
+}
+
+func program(t *testing.T, bin, name, script string) {
+	t.Helper()
+	if err := os.WriteFile(filepath.Join(bin, name), []byte("#!/bin/sh\n"+script), 0o700); err != nil { // #nosec G306 -- a program
+		t.Fatal(err)
+	}
+}
+
+// TestInstallNames runs the commands that put an operator's names into the overlay.
+func TestInstallNames(t *testing.T) {
+	dir, bin := copyOfDeploy(t)
+	shell(t, dir, bin, block(t, "sed -i 's#istio-system/gateway#"))
+	list := objects(t, filepath.Join(dir, "deploy", "overlays", "istio"))
+	file := parse(t, find(t, list, "ConfigMap").text("data.gatehouse~1yaml"))
+	for _, tc := range []struct {
+		what      string
+		got, want any
+	}{
+		{"issuer", file.at("issuer"), "https://auth.corp.test/dex"},
+		{"hosts", file.at("gateway.hosts"), []any{"app.corp.test"}},
+		{"user", file.at("staticPasswords.0.email"), "you@corp.test"},
+		{"route", find(t, list, "VirtualService").at("spec.hosts"), []any{"auth.corp.test"}},
+		{"gateway", find(t, list, "VirtualService").at("spec.gateways"), []any{"istio-ingress/main"}},
+		{"image", find(t, list, "Deployment").at("spec.template.spec.containers.0.image"), "registry.corp.test/gatehouse:1.0.0"},
+	} {
+		if !reflect.DeepEqual(tc.got, tc.want) {
+			t.Errorf("%s: got %v, want %v", tc.what, tc.got, tc.want)
+		}
+	}
+	if image := block(t, "IMAGE=registry"); !strings.Contains(image, "IMAGE=registry.corp.test/gatehouse:1.0.0\n") {
+		t.Errorf("the image is not built under the name that the overlay gets:\n%s", image)
+	}
+}
+
+// TestInstallCheckConfig runs the commands that take the file out of the ConfigMap to check it.
+func TestInstallCheckConfig(t *testing.T) {
+	dir, bin := copyOfDeploy(t)
+	program(t, bin, "docker", `echo "$@" > docker.args`)
+	shell(t, dir, bin, block(t, "check-config /gatehouse.yaml"))
+	if got, want := string(read(t, filepath.Join(dir, "gatehouse.yaml"))), shippedConfigText(t); got != want {
+		t.Errorf("got the file\n%s\nwant\n%s", got, want)
+	}
+	want := "run --rm -v " + dir + "/gatehouse.yaml:/gatehouse.yaml:ro image check-config /gatehouse.yaml\n"
+	if got := string(read(t, filepath.Join(dir, "docker.args"))); got != want {
+		t.Errorf("got docker %s, want %s", got, want)
+	}
+}
+
+// TestInstallMeshProvider runs the commands for the mesh config against a kubectl that keeps what it is told.
+func TestInstallMeshProvider(t *testing.T) {
+	provider := parse(t, string(read(t, repo(t, "deploy", "overlays", "istio", "mesh-provider.yaml"))))
+	shown := parse(t, block(t, "envoyExtAuthzGrpc:\n"))
+	if !reflect.DeepEqual(shown, provider) {
+		t.Errorf("docs/install.md shows %v, mesh-provider.yaml has %v", shown, provider)
+	}
+	_, list, _ := strings.Cut(block(t, "helm upgrade istiod"), "meshConfig.extensionProviders=")
+	list, _, _ = strings.Cut(list, "'")
+	var helm any
+	if err := json.Unmarshal([]byte(list), &helm); err != nil {
+		t.Fatal(err)
+	}
+	if want := viaJSON(t, provider["extensionProviders"]); !reflect.DeepEqual(helm, want) {
+		t.Errorf("the Helm command has %v, mesh-provider.yaml has %v", helm, want)
+	}
+
+	for _, tc := range []struct {
+		name, mesh string
+		want       map[string]any
+	}{
+		{"no provider yet", "trustDomain: cluster.local\naccessLogFile: /dev/stdout", map[string]any{
+			"trustDomain": "cluster.local", "accessLogFile": "/dev/stdout", "extensionProviders": provider["extensionProviders"],
+		}},
+		{"others are kept", "extensionProviders:\n- name: other", map[string]any{
+			"extensionProviders": []any{map[string]any{"name": "other"}},
+		}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			dir, bin := copyOfDeploy(t)
+			if err := os.WriteFile(filepath.Join(dir, "cluster"), []byte(tc.mesh), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			program(t, bin, "kubectl", `case "$*" in
+"-n istio-system get configmap istio -o jsonpath={.data.mesh}") cat cluster;;
+"-n istio-system patch configmap istio --type merge --patch-file patch.yaml") cp patch.yaml told;;
+*) echo "unknown: $*" >&2; exit 1;;
+esac
+`)
+			shell(t, dir, bin, block(t, "get configmap istio"))
+			patch := parse(t, string(read(t, filepath.Join(dir, "told"))))
+			if got := map[string]any(parse(t, patch.text("data.mesh"))); !reflect.DeepEqual(got, tc.want) {
+				t.Errorf("the mesh config became %v, want %v", got, tc.want)
+			}
+		})
+	}
+}
+
+// TestInstallEnvoy checks the configuration file that goes with the shipped Envoy config.
+func TestInstallEnvoy(t *testing.T) {
+	hash := shippedConfig(t).text("staticPasswords.0.hash")
+	text := block(t, "http: 127.0.0.1:5556")
+	_, warnings, err := config.Parse("install.md", []byte(text), config.Options{
+		Lookup: func(name string) (string, bool) { return hash, name == "YOUR_HASH" },
+	})
+	if err != nil || len(warnings) > 0 {
+		t.Errorf("got %v, warnings %v, want neither", err, warnings)
+	}
+	file, envoy := parse(t, text), string(read(t, repo(t, "deploy", "envoy", "envoy.yaml")))
+	for _, want := range []string{
+		address(t, file.text("web.http")), address(t, file.text("gateway.grpc")), "path_separated_prefix: /dex", "domains: [auth.example.com]",
+		"domains: [" + file.text("gateway.hosts.0") + "]",
+	} {
+		if !strings.Contains(envoy, want) {
+			t.Errorf("deploy/envoy/envoy.yaml does not have %q", want)
+		}
+	}
+}
+
+// TestDocumentLinks: what the documents point at is there.
+func TestDocumentLinks(t *testing.T) {
+	link := regexp.MustCompile(`\]\(([^)#\s]+\.md)?(#[^)]+)?\)`)
+	file := regexp.MustCompile("`((?:deploy|test|docs|cmd|internal)/[a-z0-9_./-]+)`")
+	for _, name := range []string{"install.md", "architecture.md", "divergences.md"} {
+		text := string(read(t, repo(t, "docs", name)))
+		for _, m := range link.FindAllStringSubmatch(text, -1) {
+			target, heading := text, m[2]
+			if m[1] != "" {
+				target = string(read(t, repo(t, "docs", m[1])))
+			}
+			if heading != "" && !hasHeading(target, heading) {
+				t.Errorf("%s: there is no heading %s", name, heading)
+			}
+		}
+		for _, m := range file.FindAllStringSubmatch(text, -1) {
+			if _, err := os.Stat(filepath.Join(peers.Root(t), m[1])); err != nil {
+				t.Errorf("%s names %s: %v", name, m[1], err)
+			}
+		}
+	}
+}
+
+// hasHeading reports a heading that an anchor such as #any-envoy leads to.
+func hasHeading(text, anchor string) bool {
+	for line := range strings.Lines(text) {
+		if title, ok := strings.CutPrefix(strings.TrimLeft(line, "#"), " "); ok && strings.HasPrefix(line, "#") {
+			if "#"+strings.ReplaceAll(strings.ToLower(strings.TrimSpace(title)), " ", "-") == anchor {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func viaJSON(t *testing.T, v any) (out any) {
+	t.Helper()
+	b, err := json.Marshal(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Unmarshal(b, &out); err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
