@@ -160,8 +160,7 @@ func (s *service) build(ctx context.Context) (err error) {
 		return err
 	}
 	if s.cfg.Web.ClientRemoteIP.Header == "" {
-		s.log.WarnContext(ctx, "the browsers' addresses are not known: sign-in limits count user names only; set web.clientRemoteIP",
-			"header", "X-Forwarded-For")
+		s.log.WarnContext(ctx, "the browsers' addresses are not known: sign-in limits count user names only; set web.clientRemoteIP")
 	}
 	if s.cfg.Gateway == nil {
 		return s.registerMetrics()
