@@ -1,0 +1,57 @@
+# Each target is a command that also works by hand. `make demo` and `make test` install what they need:
+# Debian packages as root or through sudo, everything else into .tools/.
+
+SHELL := /bin/bash
+GOLANGCI := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+FUZZTIME ?= 30s
+
+# The product is one static file. The linters use the same flags, so that each reuses what the other has compiled.
+static := CGO_ENABLED=0 GOFLAGS="$(GOFLAGS) -trimpath"
+product := GATEHOUSE_BIN=$(CURDIR)/bin/gatehouse
+# The race detector needs cgo; lint has vetted before. Real programs run beside the tests, hence the long timeout.
+race := -race -vet=off -timeout 15m
+# The packages with benchmarks: no other test program is linked a second time.
+benchmarks = $(addprefix ./,$(sort $(dir $(shell grep -rl --include='*_test.go' '^func Benchmark' */))))
+
+.PHONY: build demo test lint bench fuzz tools clean
+
+build:
+	$(static) go build -o bin/gatehouse ./cmd/gatehouse
+
+demo: build
+	test/tools/install.sh demo
+	bin/gatehouse demo
+
+# Fast failures first. Fuzz seeds are tests; every benchmark runs once.
+test:
+	$(MAKE) tools
+	$(MAKE) lint
+	$(MAKE) build
+	$(static) go build -o bin/gotest ./test/tools/gotest
+	CGO_ENABLED=1 $(product) bin/gotest $(race) -shuffle=on ./... \
+		$(if $(benchmarks),-- $(race) -run '^$$' -bench . -benchtime 1x $(benchmarks))
+
+lint:
+	@test -z "$$(gofmt -l */)" || { echo "gofmt -w these files:"; gofmt -l */; exit 1; }
+	@! grep -rl --include='*_test.go' 'time\.Sleep(' */ | xargs -r grep -L '"testing/synctest"' | grep . || { echo "time.Sleep in a test needs testing/synctest: wait for a condition in the files above"; exit 1; }
+	go mod tidy -diff
+	$(static) go vet ./...
+	$(static) go fix -diff ./...
+	$(static) go run $(GOLANGCI) run
+
+bench: tools build
+	$(product) go test -run '^$$' -bench . -benchmem -timeout 60m $(benchmarks)
+	go run ./test/bench -envoy .tools/bin/envoy
+
+# For each fuzz target FUZZTIME, one after the other.
+fuzz:
+	@set -e; grep -rHo --include='*_test.go' '^func Fuzz[A-Za-z0-9_]*' */ | while IFS=: read -r file name; do \
+		echo "$$file $${name#func } for $(FUZZTIME)"; \
+		go test -run '^$$' -fuzz "^$${name#func }\$$" -fuzztime $(FUZZTIME) "./$$(dirname "$$file")" </dev/null; \
+	done
+
+tools:
+	test/tools/install.sh test
+
+clean:
+	rm -rf bin .tools test/tools/oidc-provider/node_modules

@@ -1,0 +1,53 @@
+package peers
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+)
+
+func gatehouseConfig(t *testing.T) string {
+	t.Helper()
+	web, check, telemetry, admin := FreeAddr(t), FreeAddr(t), FreeAddr(t), FreeAddr(t)
+	return fmt.Sprintf(`
+issuer: http://%s/dex
+storage: {type: sqlite, config: {file: gatehouse.db}}
+web: {http: %s}
+telemetry: {http: %s}
+enablePasswordDB: true
+gateway:
+  grpc: %s
+  admin: %s
+  hosts: [localhost]
+  default: signed-in
+`, web, web, telemetry, check, admin)
+}
+
+func TestGatehouseSurvivesKillAndRestart(t *testing.T) {
+	s := Gatehouse(t, gatehouseConfig(t))
+	first := s.Pid()
+	s.Kill(t)
+	select {
+	case <-s.Done():
+	default:
+		t.Error("Kill returned before the process had ended")
+	}
+	if answers(t, "http://"+s.Telemetry+"/healthz/ready") {
+		t.Error("something still answers after Kill")
+	}
+	s.Restart(t)
+	if s.Pid() == first {
+		t.Error("Restart started no new process")
+	}
+	if !answers(t, "http://"+s.Telemetry+"/healthz/ready") {
+		t.Error("not ready after Restart")
+	}
+	s.Restart(t) // in place of the running one
+	if !answers(t, "http://"+s.Telemetry+"/healthz/live") {
+		t.Error("not live after the second Restart")
+	}
+	s.Stop(t)
+	if strings.Count(s.Log(), "\n") == 0 {
+		t.Error("the log is empty")
+	}
+}

