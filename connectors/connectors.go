@@ -12,7 +12,7 @@ type Reason string
 
 // The reasons. A page tells a stranger no more than the reason itself.
 const (
-	WrongCredentials Reason = "wrong-credentials" // user name or password: which of them is not told
+	WrongCredentials Reason = "wrong-credentials" //nolint:gosec // G101: a word, no credential; user name or password: which of them is not told
 	Blocked          Reason = "blocked"           // an administrator has blocked the user
 	NotAllowed       Reason = "not-allowed"       // known and proven, but in none of the connector's required groups
 	Throttled        Reason = "throttled"         // too many failures; nothing was checked

@@ -32,12 +32,12 @@ connectors:
 - {type: mockCallback, id: up, name: Upstream}
 `
 
-// link returns the page's link to a connector.
-func (b *browser) link(connector string) string {
+// link returns the page's link to the connector "up".
+func (b *browser) link() string {
 	b.w.t.Helper()
-	m := regexp.MustCompile(`href="([^"]*/auth/` + connector + `\?req=[^"]*)"`).FindStringSubmatch(b.page)
+	m := regexp.MustCompile(`href="([^"]*/auth/up\?req=[^"]*)"`).FindStringSubmatch(b.page)
 	if m == nil {
-		b.w.t.Fatalf("no link to %s on %s", connector, b.page)
+		b.w.t.Fatalf("no link to the upstream on %s", b.page)
 	}
 	u, err := b.last.Parse(html.UnescapeString(m[1]))
 	if err != nil {
@@ -49,7 +49,7 @@ func (b *browser) link(connector string) string {
 func TestUpstreamSignIn(t *testing.T) {
 	w, _ := variant(t, upstream)
 	b := w.browser().get("https://app.example.com/page?x=1")
-	b.get(b.link("up"))
+	b.get(b.link())
 	if want := "hello kilgore@kilgore.trout [authors] at /page?x=1"; b.page != want {
 		t.Errorf("got %d %q, want %q", b.code, b.page, want)
 	}
@@ -86,7 +86,7 @@ func TestUpstreamStateIsRefused(t *testing.T) {
 			b := w.browser().get("https://app.example.com/")
 			follow := b.c.CheckRedirect
 			b.c.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
-			b.get(b.link("up"))
+			b.get(b.link())
 			callback := b.head.Get("Location")
 			if !strings.HasPrefix(callback, issuer+"/callback?state=") {
 				t.Fatalf("led to %q", callback)
@@ -117,7 +117,7 @@ connectors:
 `)
 	b := w.browser().get("https://app.example.com/")
 	b.c.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
-	b.get(b.link("up"))
+	b.get(b.link())
 	u, err := url.Parse(b.head.Get("Location"))
 	if err != nil || u.Host != "up.example.org" {
 		t.Fatalf("led to %v, %v", u, err)
@@ -136,7 +136,7 @@ const maxStateWanted = 2000
 
 func TestConsentIsAskedForOutsideClients(t *testing.T) {
 	w, _ := variant(t, "", "skipApprovalScreen: true", "skipApprovalScreen: false")
-	b := w.browser().get(clientURL(w, "verifier"))
+	b := w.browser().get(clientURL("verifier"))
 	b.signIn("admin@example.com", "password")
 	if b.last.Path != "/dex/approval" || b.code != 200 {
 		t.Fatalf("at %s, %d", b.last, b.code)
@@ -199,7 +199,7 @@ func TestSecondFactor(t *testing.T) {
 func TestPromptNone(t *testing.T) {
 	w, _ := memoryWorld(t)
 	silent := func(b *browser) string {
-		b.get(clientURL(w, "verifier") + "&prompt=none")
+		b.get(clientURL("verifier") + "&prompt=none")
 		return b.last.Query().Get("error")
 	}
 	b := w.browser()
@@ -219,7 +219,7 @@ func TestRedirectURIsAreExact(t *testing.T) {
 		"https://web.example.com/cb/", "https://web.example.com/cb?x=1", "https://web.example.com/cb#x", "https://web.example.com.evil.example/cb", "https://evil.example/cb",
 		"http://web.example.com/cb", "https://web.example.com@evil.example/cb", "//web.example.com/cb", "javascript:alert(1)", "",
 	} {
-		u, err := url.Parse(clientURL(w, "verifier"))
+		u, err := url.Parse(clientURL("verifier"))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -257,16 +257,16 @@ func TestSignInPageIsLockedDown(t *testing.T) {
 func TestConnectorThatTheClientChoseIsUsed(t *testing.T) {
 	w, _ := variant(t, upstream)
 	b := w.browser().get("https://app.example.com/")
-	b.get(b.link("up"))
-	b.get(clientURL(w, "verifier") + "&connector_id=local")
+	b.get(b.link())
+	b.get(clientURL("verifier") + "&connector_id=local")
 	if b.last.Path != "/dex/auth/local/login" || b.code != 200 {
 		t.Errorf("at %s, %d: the session of another connector was taken", b.last, b.code)
 	}
-	b.get(clientURL(w, "verifier") + "&connector_id=up")
+	b.get(clientURL("verifier") + "&connector_id=up")
 	if b.last.Host != "web.example.com" || b.last.Query().Get("code") == "" {
 		t.Errorf("at %s, %d", b.last, b.code)
 	}
-	if b.get(clientURL(w, "verifier") + "&connector_id=nobody"); b.code != 404 {
+	if b.get(clientURL("verifier") + "&connector_id=nobody"); b.code != 404 {
 		t.Errorf("an unknown connector: %d", b.code)
 	}
 }

@@ -119,12 +119,12 @@ func (s *KeySet) Verify(ctx context.Context, raw, audience string) (IDToken, err
 	if len(raw) > maxToken {
 		return IDToken{}, fmt.Errorf("id token: %d bytes, want at most %d", len(raw), maxToken)
 	}
-	tok, err := s.parse(raw, audience)
+	tok, err := s.parse(ctx, raw, audience)
 	if err != nil && s.unknownKey(raw) {
 		if _, err, _ := s.flight.Do("keys", func() (any, error) { return nil, s.reread(context.WithoutCancel(ctx)) }); err != nil {
 			return IDToken{}, fmt.Errorf("id token: read keys: %w", err)
 		}
-		tok, err = s.parse(raw, audience)
+		tok, err = s.parse(ctx, raw, audience)
 	}
 	if err != nil {
 		return IDToken{}, fmt.Errorf("id token: %w", err)
@@ -144,13 +144,13 @@ func claim(t jwt.Token, name string) (string, bool) {
 	return s, ok
 }
 
-func (s *KeySet) parse(raw, audience string) (jwt.Token, error) {
+func (s *KeySet) parse(ctx context.Context, raw, audience string) (jwt.Token, error) {
 	keys := s.keys.Load()
 	if keys == nil {
 		return nil, errors.New("no keys yet")
 	}
 	return jwt.ParseString(raw, jwt.WithKeySet(*keys, jws.WithRequireKid(true)), jwt.WithIssuer(s.issuer), jwt.WithAudience(audience),
-		jwt.WithClock(jwt.ClockFunc(s.now)), jwt.WithRequiredClaim(jwt.ExpirationKey), jwt.WithContext(context.Background()))
+		jwt.WithClock(jwt.ClockFunc(s.now)), jwt.WithRequiredClaim(jwt.ExpirationKey), jwt.WithContext(ctx))
 }
 
 func (s *KeySet) unknownKey(raw string) bool {

@@ -9,6 +9,7 @@ import (
 	"html"
 	"io"
 	"log/slog"
+	"maps"
 	"net/http"
 	"net/http/cookiejar"
 	"net/url"
@@ -111,9 +112,7 @@ func newWorld(t *testing.T, text string, st *store.Store, key []byte, clk *clock
 		t.Fatal(err)
 	}
 	w := &world{t: t, store: st, ring: ring, hosts: cfg.Gateway.HostSet, now: clk.now, audit: new(bytes.Buffer), logs: new(bytes.Buffer)}
-	ctx, cancel := context.WithCancel(context.Background())
-	t.Cleanup(cancel)
-	w.provider, err = New(ctx, Options{
+	w.provider, err = New(t.Context(), Options{
 		Config: cfg, Store: st, Ring: ring, CookieKey: key, Pages: pages, Registry: prometheus.NewRegistry(), Now: clk.now,
 		Log: slog.New(slog.NewJSONHandler(&lockedBuffer{b: w.logs}, &slog.HandlerOptions{Level: slog.LevelDebug})), Audit: slog.New(slog.NewJSONHandler(&lockedBuffer{b: w.audit}, nil)),
 	})
@@ -224,9 +223,7 @@ func (b *browser) do(method, target string, form url.Values, header http.Header)
 	if form != nil {
 		r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 	}
-	for k, v := range header {
-		r.Header[k] = v
-	}
+	maps.Copy(r.Header, header)
 	resp, err := b.c.Do(r)
 	if err != nil {
 		b.w.t.Fatal(err)
@@ -261,9 +258,9 @@ func (b *browser) action() string {
 	return u.String()
 }
 
-func (b *browser) signIn(user, password string) *browser {
+func (b *browser) signIn(user, password string) {
 	b.w.t.Helper()
-	return b.do(http.MethodPost, b.action(), url.Values{"login": {user}, "password": {password}}, http.Header{"Origin": {"https://sso.example.com"}})
+	b.do(http.MethodPost, b.action(), url.Values{"login": {user}, "password": {password}}, http.Header{"Origin": {"https://sso.example.com"}})
 }
 
 func (b *browser) requests() []string {
@@ -329,9 +326,9 @@ func TestSignInFormIsRefused(t *testing.T) {
 		}, want: 400},
 		"of an outside client, in another browser": {prepare: func(w *world, b *browser) string {
 			other := w.browser()
-			other.get(clientURL(w, "v"))
+			other.get(clientURL("v"))
 			u := other.action()
-			b.get(clientURL(w, "v"))
+			b.get(clientURL("v"))
 			return u
 		}, header: http.Header{"Origin": {"https://sso.example.com"}}, want: 400},
 		"with a damaged request": {prepare: func(_ *world, b *browser) string {
@@ -423,7 +420,7 @@ func TestNothingIsStoredBeforeAPasswordIsAccepted(t *testing.T) {
 	counting.reset()
 	b := w.browser().get("https://app.example.com/")
 	b.signIn("admin@example.com", "wrong")
-	w.browser().get(clientURL(w, "verifier"))
+	w.browser().get(clientURL("verifier"))
 	if n := counting.count(); n != 0 {
 		t.Errorf("%d writes before a password was accepted", n)
 	}
@@ -439,11 +436,11 @@ func TestNothingIsStoredBeforeAPasswordIsAccepted(t *testing.T) {
 }
 
 // clientURL is an authorization request of the outside client.
-func clientURL(w *world, verifier string) string {
-	return client5(w).AuthCodeURL("state", oauth2.S256ChallengeOption(verifier), oauth2.SetAuthURLParam("nonce", "n"))
+func clientURL(verifier string) string {
+	return webClient().AuthCodeURL("state", oauth2.S256ChallengeOption(verifier), oauth2.SetAuthURLParam("nonce", "n"))
 }
 
-func client5(w *world) *oauth2.Config {
+func webClient() *oauth2.Config {
 	return &oauth2.Config{
 		ClientID: "web", ClientSecret: "not-a-default-secret-5591", RedirectURL: "https://web.example.com/cb",
 		Endpoint: oauth2.Endpoint{AuthURL: issuer + "/auth", TokenURL: issuer + "/token", AuthStyle: oauth2.AuthStyleInHeader},
@@ -458,7 +455,7 @@ func (w *world) direct(ctx context.Context) context.Context {
 // signInClient gets tokens for the outside client in a new browser.
 func (w *world) signInClient(b *browser) (*oauth2.Token, error) {
 	verifier := oauth2.GenerateVerifier()
-	b.get(clientURL(w, verifier))
+	b.get(clientURL(verifier))
 	if b.last.Host != "web.example.com" {
 		b.signIn("admin@example.com", "password")
 	}
@@ -466,7 +463,7 @@ func (w *world) signInClient(b *browser) (*oauth2.Token, error) {
 	if code == "" {
 		return nil, fmt.Errorf("no code at %s: %d %s", b.last, b.code, b.page)
 	}
-	return client5(w).Exchange(w.direct(w.t.Context()), code, oauth2.VerifierOption(verifier))
+	return webClient().Exchange(w.direct(w.t.Context()), code, oauth2.VerifierOption(verifier))
 }
 
 func TestOutsideClient(t *testing.T) {
@@ -485,7 +482,7 @@ func TestOutsideClient(t *testing.T) {
 		t.Error("another client's token is good for the gateway")
 	}
 	code := b.last.Query().Get("code")
-	if _, err := client5(w).Exchange(w.direct(t.Context()), code, oauth2.VerifierOption("x")); err == nil {
+	if _, err := webClient().Exchange(w.direct(t.Context()), code, oauth2.VerifierOption("x")); err == nil {
 		t.Error("a code is accepted twice")
 	}
 	b.requests()
@@ -513,7 +510,7 @@ func TestRefreshThreeTimes(t *testing.T) {
 				clk.add(time.Minute)
 				old := tok.RefreshToken
 				tok.Expiry = time.Unix(1, 0)
-				if tok, err = client5(w).TokenSource(w.direct(t.Context()), tok).Token(); err != nil {
+				if tok, err = webClient().TokenSource(w.direct(t.Context()), tok).Token(); err != nil {
 					t.Fatalf("refresh %d: %v", i+1, err)
 				}
 				if tok.RefreshToken == old {
@@ -699,7 +696,7 @@ func TestBlockedUserIsCutOff(t *testing.T) {
 		t.Errorf("sign-in of a blocked user: %d", b.code)
 	}
 	tok.Expiry = time.Unix(1, 0)
-	if _, err := client5(w).TokenSource(w.direct(t.Context()), tok).Token(); err == nil {
+	if _, err := webClient().TokenSource(w.direct(t.Context()), tok).Token(); err == nil {
 		t.Error("the refresh token of a blocked user works")
 	}
 	clk.add(2 * time.Hour)

@@ -152,7 +152,7 @@ func requests() (all []Request) {
 // checkAgainstNaive compares a policy with the naive matcher, and its warnings with what happened.
 func checkAgainstNaive(t *testing.T, s *source, all []Request) {
 	t.Helper()
-	d := Default(s.pick(2)) //nolint:gosec // G115: 0 or 1
+	d := Default(s.pick(2))
 	rules := s.rules()
 	p := mustNew(t, d, rules...)
 	ids := []*Identity{
@@ -187,7 +187,7 @@ func checkAgainstNaive(t *testing.T, s *source, all []Request) {
 
 func TestDecideIsFirstMatch(t *testing.T) {
 	all := requests()
-	random := rand.New(rand.NewPCG(1, 2)) //nolint:gosec // G404: repeatable on purpose
+	random := rand.New(rand.NewPCG(1, 2))
 	shadowed := 0
 	for range 100 {
 		data := make([]byte, 400)
@@ -197,7 +197,7 @@ func TestDecideIsFirstMatch(t *testing.T) {
 		s := &source{data}
 		checkAgainstNaive(t, s, all)
 		s = &source{data}
-		p := mustNew(t, Default(s.pick(2)), s.rules()...) //nolint:gosec // G115: 0 or 1
+		p := mustNew(t, Default(s.pick(2)), s.rules()...)
 		shadowed += len(p.Warnings())
 	}
 	if shadowed == 0 {
@@ -208,7 +208,7 @@ func TestDecideIsFirstMatch(t *testing.T) {
 // FuzzDecide holds the two invariants: the first rule that matches decides, and an anonymous request is
 // allowed only by a rule that says anyone.
 func FuzzDecide(f *testing.F) {
-	random := rand.New(rand.NewPCG(3, 4)) //nolint:gosec // G404: repeatable on purpose
+	random := rand.New(rand.NewPCG(3, 4))
 	for range 8 {
 		data := make([]byte, 300)
 		for i := range data {

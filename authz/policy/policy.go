@@ -128,7 +128,8 @@ func New(rules []Rule, d Default) (*Policy, error) {
 	p := &Policy{fallback: d, rules: make([]rule, 0, len(rules))}
 	names := make(map[string]int, len(rules))
 	for i := range rules {
-		c := compiler{index: i, rule: &rules[i]}
+		r := &rules[i]
+		c := compiler{index: i, rule: r}
 		compiled := c.compile(names)
 		for _, e := range c.errs {
 			errs = append(errs, e)
@@ -138,8 +139,8 @@ func New(rules []Rule, d Default) (*Policy, error) {
 		if len(errs) > 0 {
 			continue // the index is of valid patterns only
 		}
-		shadow := p.index.shadow(&rules[i])
-		if err := p.index.add(&rules[i], int32(i)); err != nil { //nolint:gosec // G115: maxEntries bounds the number of rules
+		shadow := p.index.shadow(r)
+		if err := p.index.add(r, int32(i)); err != nil { //nolint:gosec // G115: maxEntries bounds the number of rules
 			errs = append(errs, c.fault("", err))
 		}
 		if shadow != none {

@@ -81,7 +81,7 @@ func TestNoLookupIsOlderThanAChange(t *testing.T) {
 	var changers, readers sync.WaitGroup
 	for seed := range 2 {
 		changers.Go(func() {
-			random := rand.New(rand.NewPCG(uint64(seed), 1)) //nolint:gosec // G115, G404: a repeatable test
+			random := rand.New(rand.NewPCG(uint64(seed), 1))
 			for {
 				select {
 				case <-stop:
@@ -102,7 +102,7 @@ func TestNoLookupIsOlderThanAChange(t *testing.T) {
 	}
 	for seed := range 4 {
 		readers.Go(func() {
-			random := rand.New(rand.NewPCG(uint64(seed), 2)) //nolint:gosec // G115, G404: a repeatable test
+			random := rand.New(rand.NewPCG(uint64(seed), 2))
 			for k := range lookups {
 				i := random.IntN(n)
 				want := store.announced[i].Load()

@@ -110,7 +110,7 @@ func touchInterval(idle time.Duration) time.Duration {
 }
 
 func (v *View) shard(id string) *shard {
-	return v.shards[maphash.String(v.seed, id)&uint64(len(v.shards)-1)] // their number is a power of two
+	return v.shards[maphash.String(v.seed, id)&uint64(len(v.shards)-1)] //nolint:gosec // G115: their number is a power of two
 }
 
 // Lookup returns the session with this id if it is live at now, and records the activity without waiting for
@@ -143,7 +143,7 @@ func (v *View) Lookup(ctx context.Context, id string, now time.Time) (*Session, 
 // read waits, until ctx ends, for one read of the store that knows of every change before the call.
 func (v *View) read(ctx context.Context, sh *shard, id string, now time.Time) (*Session, error) {
 	start := v.now()
-	f, err := sh.join(id)
+	f, err := sh.join(id) //nolint:contextcheck // the read is for all who wait: no caller ends it
 	if err != nil {
 		return nil, err
 	}

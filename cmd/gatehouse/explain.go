@@ -14,6 +14,7 @@ import (
 
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/proto"
 
 	"gatehouse/authz"
 	"gatehouse/authz/policy"
@@ -147,7 +148,15 @@ func explain(ctx context.Context, cfg *config.Config, method, target string, id 
 	if err != nil {
 		return nil, err
 	}
-	e := explained(resp)
+	wire, err := proto.Marshal(resp)
+	if err != nil {
+		return nil, err
+	}
+	var seen authv3.CheckResponse // as Envoy reads it
+	if err := proto.Unmarshal(wire, &seen); err != nil {
+		return nil, err
+	}
+	e := explained(&seen)
 	if req, err := policy.ParseRequest(method, u.Host, raw); err == nil && e.Rule != "" {
 		d := cfg.Gateway.Policy.Decide(req, id, time.Now())
 		e.Line, e.Reason = d.Line, string(d.Reason)

@@ -44,6 +44,7 @@ When in doubt:        gatehouse explain --config gatehouse.yaml --user alice@exa
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	root.CompletionOptions.HiddenDefaultCmd = true
+	//nolint:contextcheck // cobra hands ctx to each command
 	root.AddCommand(serveCommand(), demoCommand(), checkCommand(), explainCommand(), hashCommand(), sessionsCommand(), versionCommand())
 	if err := root.ExecuteContext(ctx); err != nil {
 		if !errors.Is(err, errSaid) {

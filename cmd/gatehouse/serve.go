@@ -91,7 +91,7 @@ func serve(ctx context.Context, cfg *config.Config, warnings config.Warnings, st
 	for _, w := range warnings {
 		s.log.WarnContext(ctx, "configuration", "warning", w.Error())
 	}
-	defer s.flushAudit()
+	defer s.flushAudit(context.WithoutCancel(ctx))
 	st, err := openStore(ctx, cfg, s.log)
 	if err != nil {
 		return err
@@ -107,11 +107,11 @@ func serve(ctx context.Context, cfg *config.Config, warnings config.Warnings, st
 	return s.run(ctx, background, stop)
 }
 
-func (s *service) flushAudit() {
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+func (s *service) flushAudit(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	if err := s.audit.Close(ctx); err != nil {
-		s.log.Error("audit events were lost at the end", "error", err)
+		s.log.ErrorContext(ctx, "audit events were lost at the end", "error", err)
 	}
 }
 

@@ -48,7 +48,7 @@ func TestGuard(t *testing.T) {
 		"localhost":                           {"localhost:5559", "1", 200},
 	} {
 		t.Run(name, func(t *testing.T) {
-			r := httptest.NewRequest(http.MethodGet, "/v1/sessions", nil)
+			r := httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/v1/sessions", nil)
 			r.Host = tt.host
 			if tt.header != "" {
 				r.Header.Set(Header, tt.header)

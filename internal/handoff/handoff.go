@@ -120,7 +120,7 @@ func openJSON(ring *seal.Ring, p seal.Purpose, s string, v any, expiry *time.Tim
 // SealCookie returns the value of a session cookie for host, canonical and without port.
 func SealCookie(ring *seal.Ring, host, session string, issued time.Time) string {
 	b := make([]byte, 8, 8+len(session))
-	binary.BigEndian.PutUint64(b, uint64(issued.Unix()))
+	binary.BigEndian.PutUint64(b, uint64(issued.Unix())) //nolint:gosec // G115: not before 1970
 	return ring.Seal(PurposeCookie, host, append(b, session...))
 }
 
@@ -137,7 +137,7 @@ func OpenCookie(dst []byte, ring *seal.Ring, host, value string) (session []byte
 	if len(b) <= 8 {
 		return nil, time.Time{}, seal.ErrInvalid
 	}
-	return b[8:], time.Unix(int64(binary.BigEndian.Uint64(b)), 0).UTC(), nil
+	return b[8:], time.Unix(int64(binary.BigEndian.Uint64(b)), 0).UTC(), nil //nolint:gosec // G115: sealed by us
 }
 
 // A PreCookie binds a browser to its sign-ins. It is no secret of ours: a browser that changes it only

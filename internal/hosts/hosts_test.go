@@ -83,7 +83,7 @@ func TestOriginIsBuiltFromTheListOnly(t *testing.T) {
 func TestParseTellsEveryMistake(t *testing.T) {
 	bad := []string{"ftp://a.example.com", "a.example.com/path", "*.com", "*x.example.com", "A.example.com", "a.example.com:0", "a.example.com:99999", "a b", "user@a.example.com", ""}
 	_, err := Parse(bad, "https")
-	joined, ok := err.(interface{ Unwrap() []error }) //nolint:errorlint // the join itself is looked at
+	joined, ok := err.(interface{ Unwrap() []error })
 	if !ok || len(joined.Unwrap()) != len(bad) {
 		t.Fatalf("got %v, want %d errors", err, len(bad))
 	}

@@ -71,7 +71,7 @@ func (f *Front) ask(ctx context.Context, orig *http.Request, target string, jar 
 	}
 	for _, c := range jar {
 		if c.MaxAge >= 0 {
-			r.AddCookie(&http.Cookie{Name: c.Name, Value: c.Value})
+			r.AddCookie(&http.Cookie{Name: c.Name, Value: c.Value}) //nolint:gosec // G124: in a request, where a cookie is a name and a value
 		}
 	}
 	resp, err := inproc.Serve(f.Dex, r)
@@ -104,7 +104,7 @@ func (f *Front) drive(ctx context.Context, orig *http.Request, fly *flight, targ
 		}
 		next, inside := strings.CutPrefix(a.location(), f.origin)
 		if !inside && !strings.HasPrefix(next, "/") {
-			return a, fly.land(orig.Context(), f.Storage)
+			return a, fly.land(ctx, f.Storage)
 		}
 		switch p := pathOf(next); {
 		case p == f.base+"/callback" && !proven:
@@ -112,7 +112,7 @@ func (f *Front) drive(ctx context.Context, orig *http.Request, fly *flight, targ
 		case p == f.base+"/callback", p == f.base+"/auth", strings.HasPrefix(p, f.base+"/auth/"):
 			target = next
 		default: // CallbackPath, /approval, /mfa or a page
-			return a, fly.land(orig.Context(), f.Storage)
+			return a, fly.land(ctx, f.Storage)
 		}
 	}
 	return nil, errors.New("front: dex redirects without end")

@@ -25,6 +25,7 @@ func withFlight(ctx context.Context) (context.Context, *flight) {
 
 // land stores what the browser has to come back for.
 func (f *flight) land(ctx context.Context, s storage.Storage) error {
+	ctx = context.WithValue(ctx, flightKey{}, nil) // past the flight
 	var errs []error
 	for _, a := range f.requests {
 		if a.LoggedIn {

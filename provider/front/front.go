@@ -157,8 +157,10 @@ func (f *Front) routes() *http.ServeMux {
 	page("GET /logout/callback", f.logoutCallback)
 	page("GET /logout", f.dexPage)
 	page("POST /logout", f.dexPage)
-	for _, p := range []string{"/approval", "/mfa", "/mfa/totp", "/mfa/webauthn", "/mfa/webauthn/register/begin",
-		"/mfa/webauthn/register/finish", "/mfa/webauthn/login/begin", "/mfa/webauthn/login/finish"} {
+	for _, p := range []string{
+		"/approval", "/mfa", "/mfa/totp", "/mfa/webauthn", "/mfa/webauthn/register/begin",
+		"/mfa/webauthn/register/finish", "/mfa/webauthn/login/begin", "/mfa/webauthn/login/finish",
+	} {
 		page("GET "+p, f.dexPage)
 		page("POST "+p, f.dexPage)
 	}
@@ -168,8 +170,10 @@ func (f *Front) routes() *http.ServeMux {
 		}
 		m.HandleFunc("POST "+f.base+"/device/code", f.api)
 	}
-	for _, p := range []string{"GET /.well-known/openid-configuration", "OPTIONS /.well-known/openid-configuration", "GET /keys", "OPTIONS /keys",
-		"POST /token", "OPTIONS /token", "GET /userinfo", "POST /userinfo", "OPTIONS /userinfo"} {
+	for _, p := range []string{
+		"GET /.well-known/openid-configuration", "OPTIONS /.well-known/openid-configuration", "GET /keys", "OPTIONS /keys",
+		"POST /token", "OPTIONS /token", "GET /userinfo", "POST /userinfo", "OPTIONS /userinfo",
+	} {
 		method, path, _ := strings.Cut(p, " ")
 		m.HandleFunc(method+" "+f.base+path, f.api)
 	}

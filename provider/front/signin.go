@@ -293,7 +293,7 @@ func (f *Front) complete(w http.ResponseWriter, r *http.Request, q *request, doo
 	query.Del("connector_id")
 	// Without prompt=login Dex would take a live session, even of another user, instead of who was just proven.
 	prompts := []string{"login"}
-	for _, p := range strings.Fields(query.Get("prompt")) {
+	for p := range strings.FieldsSeq(query.Get("prompt")) {
 		if p != "login" && p != "select_account" && p != "none" {
 			prompts = append(prompts, p)
 		}

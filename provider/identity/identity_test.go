@@ -244,7 +244,7 @@ func TestDoorOpensForAProofOnce(t *testing.T) {
 		t.Fatal("not a CallbackConnector")
 	}
 	request := func(ctx context.Context) *http.Request {
-		return httptest.NewRequest(http.MethodGet, "/dex/callback?state=known-auth-request", nil).WithContext(ctx)
+		return httptest.NewRequestWithContext(ctx, http.MethodGet, "/dex/callback?state=known-auth-request", nil)
 	}
 	if _, err := cb.HandleCallback(connector.Scopes{}, nil, request(t.Context())); err == nil {
 		t.Error("a callback without a proof is accepted")
