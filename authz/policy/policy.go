@@ -140,7 +140,7 @@ func New(rules []Rule, d Default) (*Policy, error) {
 			continue // the index is of valid patterns only
 		}
 		shadow := p.index.shadow(r)
-		if err := p.index.add(r, int32(i)); err != nil { //nolint:gosec // G115: maxEntries bounds the number of rules
+		if err := p.index.add(r, int32(i)); err != nil {
 			errs = append(errs, c.fault("", err))
 		}
 		if shadow != none {

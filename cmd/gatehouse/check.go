@@ -9,15 +9,11 @@ import (
 	"gatehouse/provider"
 )
 
-// load reads a configuration; its mistakes and warnings are printed one a line, as FILE:LINE: KEY: what is wrong and how
-// to mend it.
+// load reads a configuration; its mistakes are printed one a line, as FILE:LINE: KEY: what is wrong and how to mend it.
 func load(c *cobra.Command, path string) (*config.Config, config.Warnings, error) {
 	opts := config.OS()
 	opts.Connector = provider.CheckConnector
 	cfg, warnings, err := config.Load(path, opts)
-	for _, w := range warnings {
-		_, _ = fmt.Fprintln(c.ErrOrStderr(), "warning:", w)
-	}
 	if err != nil {
 		_, _ = fmt.Fprintln(c.ErrOrStderr(), err)
 		return nil, warnings, errSaid
@@ -33,6 +29,9 @@ mend it. The exit code is 0 for a file that "gatehouse serve" would start with, 
 		Args: cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
 			cfg, warnings, err := load(c, args[0])
+			for _, w := range warnings {
+				_, _ = fmt.Fprintln(c.ErrOrStderr(), "warning:", w)
+			}
 			if err != nil {
 				return err
 			}
