@@ -1,0 +1,262 @@
+package authz
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/protobuf/types/known/structpb"
+
+	"gatehouse/authz/policy"
+)
+
+// An outcome is how a check ended.
+type outcome struct {
+	kind   kind
+	status int           // of the HTTP answer; 200 for an allow
+	rule   string        // that decided, if a rule did
+	line   int           // of that rule
+	reason policy.Reason // that the policy gave, if it decided
+}
+
+// A kind is one of a bounded set of outcomes.
+type kind uint8
+
+const (
+	failedUnknown kind = iota // the zero value: nothing decided
+	failedPanic
+	failedNoConfig
+	failedSession
+	failedSignOut
+	invalidMalformed
+	invalidAmbiguous
+	invalidConnection
+	invalidLoop
+	invalidHandoff
+	invalidNoCookie
+	invalidForm
+	invalidMethod
+	deniedHost
+	deniedBlocked
+	deniedRule
+	deniedClient
+	unauthenticatedNone
+	unauthenticatedBearer
+	signInNavigation
+	signInAsked
+	allowedIssuer
+	allowedAnyone
+	allowedIdentity
+	ownHandoff
+	ownHandoffAgain
+	ownSignOutAsked
+	ownSignedOut
+	ownWho
+	ownNotFound
+	ownAlreadySignedIn
+	kinds // how many there are
+)
+
+// outcomes are the decision and the reason of each kind, as they stand in metrics, audit and metadata. It is never written to.
+var outcomes = [kinds]struct{ decision, reason string }{
+	failedUnknown:         {"unavailable", "undecided"},
+	failedPanic:           {"unavailable", "panic"},
+	failedNoConfig:        {"unavailable", "no-config"},
+	failedSession:         {"unavailable", "session-unverified"},
+	failedSignOut:         {"unavailable", "sign-out-failed"},
+	invalidMalformed:      {"invalid", "malformed"},
+	invalidAmbiguous:      {"invalid", "ambiguous"},
+	invalidConnection:     {"invalid", "connection-header"},
+	invalidLoop:           {"invalid", "sign-in-loop"},
+	invalidHandoff:        {"invalid", "hand-off"},
+	invalidNoCookie:       {"invalid", "no-pre-cookie"},
+	invalidForm:           {"invalid", "form"},
+	invalidMethod:         {"invalid", "method"},
+	deniedHost:            {"deny", "unlisted-host"},
+	deniedBlocked:         {"deny", "user-blocked"},
+	deniedRule:            {"deny", "rule"},
+	deniedClient:          {"deny", "anonymous-client"},
+	unauthenticatedNone:   {"unauthenticated", "anonymous"},
+	unauthenticatedBearer: {"unauthenticated", "bearer"},
+	signInNavigation:      {"sign-in", "anonymous"},
+	signInAsked:           {"sign-in", "asked"},
+	allowedIssuer:         {"allow", "issuer"},
+	allowedAnyone:         {"allow", "anyone"},
+	allowedIdentity:       {"allow", "identity"},
+	ownHandoff:            {"own", "signed-in"},
+	ownHandoffAgain:       {"own", "hand-off-again"},
+	ownSignOutAsked:       {"own", "sign-out-form"},
+	ownSignedOut:          {"own", "signed-out"},
+	ownWho:                {"own", "whoami"},
+	ownNotFound:           {"own", "not-found"},
+	ownAlreadySignedIn:    {"own", "already-signed-in"},
+}
+
+// Labels returns the decisions and reasons that gatehouse_checks_total counts, for dashboards and documentation.
+func Labels() (pairs [][2]string) {
+	for _, o := range outcomes {
+		pairs = append(pairs, [2]string{o.decision, o.reason})
+	}
+	return pairs
+}
+
+// metrics are a Server's, resolved beforehand: a check looks nothing up.
+type metrics struct {
+	checks   [kinds]prometheus.Counter
+	duration prometheus.Histogram
+	panics   prometheus.Counter
+	// auditErrors counts events that were not written. The check is answered all the same: a full disk must not shut
+	// everybody out.
+	auditErrors prometheus.Counter
+	drops       dropCounters
+}
+
+// newMetrics registers with r, if it is not nil.
+func newMetrics(r prometheus.Registerer) (*metrics, error) {
+	checks := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "gatehouse_checks_total", Help: "Checks by decision and its reason.",
+	}, []string{"decision", "reason"})
+	drops := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "gatehouse_identity_dropped_total",
+		Help: "Parts of identities that no header can carry: groups with a comma or control character (separator), groups and values beyond the limit (size).",
+	}, []string{"reason"})
+	m := &metrics{
+		duration: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "gatehouse_check_duration_seconds", Help: "Time from receiving a check to its answer.",
+			Buckets: []float64{25e-6, 50e-6, 100e-6, 250e-6, 500e-6, 1e-3, 2.5e-3, 10e-3, 50e-3, 250e-3, 1, 2.5},
+		}),
+		panics: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "gatehouse_check_panics_total", Help: "Checks that panicked and were answered with 503.",
+		}),
+		auditErrors: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "gatehouse_audit_errors_total", Help: "Audit events of checks that could not be written.",
+		}),
+		drops: dropCounters{separator: drops.WithLabelValues("separator"), size: drops.WithLabelValues("size")},
+	}
+	for i, o := range outcomes {
+		m.checks[i] = checks.WithLabelValues(o.decision, o.reason)
+	}
+	if r == nil {
+		return m, nil
+	}
+	var errs []error
+	for _, c := range []prometheus.Collector{checks, drops, m.duration, m.panics, m.auditErrors} {
+		errs = append(errs, r.Register(c))
+	}
+	return m, errors.Join(errs...)
+}
+
+// Limits of what a client can write into one audit event, in bytes.
+const (
+	maxAuditPath = 1 << 10
+	maxAuditWord = 256
+)
+
+// count counts the check.
+func (c *check) count() {
+	c.server.metrics.checks[c.out.kind].Inc()
+	c.server.metrics.duration.Observe(time.Since(c.start).Seconds())
+}
+
+// audit writes the event of the decision.
+func (c *check) audit(ctx context.Context) {
+	h := c.server.Audit.Handler()
+	if !h.Enabled(ctx, slog.LevelInfo) {
+		return
+	}
+	r := slog.NewRecord(time.Now(), slog.LevelInfo, "decision", 0) // no source line: it is always this one
+	if c.report != nil {
+		h = c.report.audit
+	} else {
+		r.AddAttrs(c.decisionAttrs()...)
+	}
+	method, host, path := c.auditRequest()
+	r.AddAttrs(
+		slog.String("method", method),
+		slog.String("host", host),
+		slog.String("path", path),
+		slog.String("request_id", c.requestID()),
+		slog.String("source", c.source),
+		slog.Int64("duration_us", time.Since(c.start).Microseconds()),
+	)
+	if err := h.Handle(ctx, r); err != nil {
+		c.server.metrics.auditErrors.Inc()
+	}
+}
+
+func (c *check) decisionAttrs() []slog.Attr {
+	o := outcomes[c.out.kind]
+	var user, connector, hash string
+	if c.who != nil {
+		user, connector, hash = c.who.user, c.who.session.Identity.Connector, c.who.hash
+	}
+	return []slog.Attr{
+		slog.String("decision", o.decision),
+		slog.Int("status", c.out.status),
+		slog.String("reason", o.reason),
+		slog.String("rule", c.out.rule),
+		slog.String("rule_reason", string(c.out.reason)),
+		slog.String("user", user),
+		slog.String("connector", connector),
+		slog.String("session", hash),
+	}
+}
+
+// auditRequest returns the request as it was decided on, or, where it could not be parsed, as it was sent. The
+// query is never part of it: hand-offs travel there.
+func (c *check) auditRequest() (method, host, path string) {
+	if c.req.Method != "" {
+		return c.req.Method, c.req.Host, clip(c.req.Path, maxAuditPath)
+	}
+	path, _, _ = strings.Cut(c.http.GetPath(), "?")
+	return clip(c.http.GetMethod(), maxAuditWord), clip(c.http.GetHost(), maxAuditWord), clip(path, maxAuditPath)
+}
+
+func clip(s string, limit int) string {
+	if len(s) <= limit {
+		return s
+	}
+	return strings.ToValidUTF8(s[:limit], "") + "…"
+}
+
+// A report is what is told of every allow of one user by one rule. Most requests of a user are alike: it is kept with the
+// principal, as it goes to the proxy and to the audit log.
+type report struct {
+	out      outcome
+	metadata *structpb.Struct // encoded, see allowance
+	audit    slog.Handler     // with decisionAttrs
+}
+
+// reported returns the report for this check, which is an allow of somebody.
+func (c *check) reported() *report {
+	if r := c.who.last.Load(); r != nil && r.out == c.out {
+		return r
+	}
+	r := &report{out: c.out, metadata: &structpb.Struct{}, audit: c.server.Audit.Handler().WithAttrs(c.decisionAttrs())}
+	r.metadata.ProtoReflect().SetUnknown(marshal(c.metadata()))
+	c.who.last.Store(r)
+	return r
+}
+
+// metadata returns what the access log of Envoy can show of a check, as
+// %DYNAMIC_METADATA(envoy.filters.http.ext_authz)%. The request id stands in it where Envoy does not know it.
+func (c *check) metadata() *structpb.Struct {
+	o := outcomes[c.out.kind]
+	fields := map[string]*structpb.Value{
+		"decision": structpb.NewStringValue(o.decision),
+		"reason":   structpb.NewStringValue(o.reason),
+	}
+	if c.out.rule != "" {
+		fields["rule"] = structpb.NewStringValue(strings.ToValidUTF8(c.out.rule, "?"))
+	}
+	if c.who != nil {
+		fields["user"] = structpb.NewStringValue(c.who.user)
+	}
+	if c.newID {
+		fields["request_id"] = structpb.NewStringValue(c.rid)
+	}
+	return &structpb.Struct{Fields: fields}
+}

@@ -1,0 +1,274 @@
+package authz
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"hash/maphash"
+	"log/slog"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"gatehouse/authz/policy"
+	"gatehouse/authz/session"
+	"gatehouse/internal/handoff"
+	"gatehouse/internal/seal"
+)
+
+// Sessions knows which sessions are live. *session.View is one.
+type Sessions interface {
+	// Lookup returns a session that is live at now, session.ErrNotFound, session.ErrBlocked for a user who is refused
+	// now, or another error, such as *session.UnavailableError, if it cannot find out.
+	Lookup(ctx context.Context, id string, now time.Time) (*session.Session, error)
+}
+
+// An Ender ends sessions.
+type Ender interface {
+	// SignOut ends a session everywhere. It returns the URL where the browser goes on to sign out, of an upstream
+	// provider for instance, or "" if there is none. A session that has already ended is no error.
+	SignOut(ctx context.Context, sessionID string) (next string, err error)
+}
+
+// Options are what a Server is made of. All but Audit, Logger, Registerer and Now are needed.
+type Options struct {
+	Ring       *seal.Ring // for the purposes of Purposes
+	Sessions   Sessions
+	Ender      Ender
+	Pages      Pages
+	Audit      *slog.Logger // one event per decision; nil writes none
+	Logger     *slog.Logger // faults
+	Registerer prometheus.Registerer
+	Now        func() time.Time
+}
+
+// Purposes returns what the ring of a Server must have been made for.
+func Purposes() []seal.Purpose {
+	return []seal.Purpose{handoff.PurposeRequest, handoff.PurposeTicket, handoff.PurposeCookie, purposeSignOut}
+}
+
+// A Server is Envoy's Authorization service. It refuses everything until Apply is called.
+type Server struct {
+	authv3.UnimplementedAuthorizationServer
+	Options
+	current atomic.Pointer[generation]
+	metrics *metrics
+	seed    maphash.Seed
+	checks  sync.Pool // of *check
+}
+
+// NewServer returns a Server without a configuration. It panics if the ring lacks a purpose.
+func NewServer(o Options) (*Server, error) {
+	if o.Ring == nil || o.Sessions == nil || o.Ender == nil || o.Pages == nil {
+		return nil, errors.New("authz: ring, sessions, ender and pages are needed")
+	}
+	for _, p := range Purposes() {
+		_ = o.Ring.Seal(p, "", nil)
+	}
+	if o.Audit == nil {
+		o.Audit = slog.New(slog.DiscardHandler)
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	m, err := newMetrics(o.Registerer)
+	if err != nil {
+		return nil, err
+	}
+	return &Server{Options: o, metrics: m, seed: maphash.MakeSeed()}, nil
+}
+
+// Apply makes cfg decide from the next request on; requests under way keep the generation that they began with. A configuration
+// with mistakes changes nothing: they are returned, joined, each wrapping ErrConfig.
+func (s *Server) Apply(cfg *Config) error {
+	g, err := compile(cfg, &s.metrics.drops)
+	if err != nil {
+		return err
+	}
+	s.current.Store(g)
+	return nil
+}
+
+// Check implements envoy.service.auth.v3.Authorization. Its error is always nil: what goes wrong is answered with 503.
+func (s *Server) Check(ctx context.Context, in *authv3.CheckRequest) (*authv3.CheckResponse, error) {
+	c, ok := s.checks.Get().(*check)
+	if !ok {
+		c = &check{}
+	}
+	*c = check{server: s, g: s.current.Load(), start: time.Now(), now: s.Now()}
+	answer := c.run(ctx, in)
+	*c = check{} // a pool keeps no request alive; an answer refers to nothing in c
+	s.checks.Put(c)
+	return answer, nil
+}
+
+// A check is one request on its way through.
+type check struct {
+	server  *Server
+	g       *generation
+	start   time.Time // for the duration
+	now     time.Time // for decisions
+	http    *authv3.AttributeContext_HttpRequest
+	head    map[string]string // lower-case names
+	source  string            // address of the peer that Envoy saw
+	rid     string            // request id
+	newID   bool              // rid is ours, since the proxy sent none
+	req     policy.Request    // zero until parsed
+	https   bool              // req.Host is served over https
+	names   handoff.CookieNames
+	jar     jar
+	bearer  bool
+	scratch [128]byte  // for opened cookies
+	aliases []string   // headers of the request that could be read as identity headers
+	who     *principal // nil for an anonymous caller
+	out     outcome
+	report  *report // of an allow of who; nil otherwise
+}
+
+// run answers and records. Should either panic, it refuses.
+func (c *check) run(ctx context.Context, in *authv3.CheckRequest) (answer *authv3.CheckResponse) {
+	defer func() {
+		if p := recover(); p != nil {
+			answer = c.panicked(ctx, p)
+		}
+	}()
+	answer = c.answer(ctx, in)
+	c.audit(ctx)
+	c.count()
+	return answer
+}
+
+// panicked counts and logs a panic. Its value is not logged: it may hold what a client sent.
+func (c *check) panicked(ctx context.Context, value any) *authv3.CheckResponse {
+	stack := debug.Stack()
+	c.out, c.report = outcome{kind: failedPanic, status: 503}, nil
+	c.server.metrics.panics.Inc()
+	c.count()
+	quietly(func() {
+		c.server.Logger.LogAttrs(ctx, slog.LevelError, "panic in a check", slog.String("type", fmt.Sprintf("%T", value)),
+			slog.String("request_id", c.requestID()), slog.String("stack", string(stack)))
+	})
+	quietly(func() { c.audit(ctx) })
+	return bareUnavailable()
+}
+
+// quietly runs f, which may be what panics.
+func quietly(f func()) {
+	defer func() { _ = recover() }()
+	f()
+}
+
+// answer decides in the order of the package comment.
+func (c *check) answer(ctx context.Context, in *authv3.CheckRequest) *authv3.CheckResponse {
+	switch {
+	case c.g == nil:
+		c.out = outcome{kind: failedNoConfig, status: 503}
+		return bareUnavailable()
+	case !c.read(in):
+		return c.refuse(invalidMalformed, ProblemBadRequest, 400)
+	}
+	clean := c.scanHeaders()
+	req, err := policy.ParseRequest(c.http.GetMethod(), c.http.GetHost(), c.http.GetPath())
+	if err != nil {
+		return c.refuse(invalidAmbiguous, ProblemBadRequest, 400)
+	}
+	c.req = req
+	c.requestID()
+	if !clean {
+		return c.refuse(invalidConnection, ProblemBadRequest, 400)
+	}
+	var listed bool
+	c.https, listed = c.g.Hosts.Lookup(req.Host)
+	c.names = handoff.Names(c.https)
+	if c.g.Issuer.Path != "" && c.g.issuerOwns(req) {
+		return c.allowIssuer()
+	}
+	if listed {
+		if op := c.g.ownPath(req.Path); op != ownNone {
+			c.jar.scan(c.head["cookie"], c.names, c.g.cookies)
+			return c.own(ctx, op)
+		}
+	}
+	if c.g.issuerOwns(req) { // an issuer at the root of its host
+		return c.allowIssuer()
+	}
+	if !listed {
+		return c.refuse(deniedHost, ProblemUnlistedHost, 403)
+	}
+	c.jar.scan(c.head["cookie"], c.names, c.g.cookies)
+	return c.decide(ctx)
+}
+
+// decide finds out who the caller is and asks the policy.
+func (c *check) decide(ctx context.Context) *authv3.CheckResponse {
+	c.bearer = hasBearer(c.head[authorization])
+	var failure error
+	if !c.bearer {
+		failure = c.identify(ctx)
+	}
+	var id *policy.Identity
+	if c.who != nil {
+		id = &c.who.session.Identity
+	}
+	d := c.g.Policy.Decide(c.req, id, c.now)
+	c.out.rule, c.out.line, c.out.reason = d.Rule, d.Line, d.Reason
+	switch {
+	case d.Effect == policy.Allow && id == nil:
+		return c.allow(allowedAnyone)
+	case d.Effect == policy.Allow:
+		return c.allow(allowedIdentity)
+	case errors.Is(failure, session.ErrBlocked):
+		return c.refuse(deniedBlocked, ProblemBlocked, 403)
+	case failure != nil:
+		return c.refuse(failedSession, ProblemUnavailable, 503)
+	case d.Effect == policy.Authenticate:
+		return c.authenticate()
+	}
+	return c.refuse(deniedRule, ProblemDenied, 403)
+}
+
+// identify sets who from the session cookie. It leaves who empty, without an error, for an anonymous caller.
+// Several cookies count only if exactly one is of a live session.
+func (c *check) identify(ctx context.Context) error {
+	var found *session.Session
+	live := 0
+	for _, v := range c.jar.session.values() {
+		id, _, err := handoff.OpenCookie(c.scratch[:0], c.server.Ring, c.req.Host, v)
+		if err != nil {
+			continue
+		}
+		s, err := c.lookup(ctx, string(id))
+		if err != nil {
+			return err
+		}
+		if s != nil {
+			found = s
+			live++
+		}
+	}
+	if live == 1 {
+		c.who = c.g.principals.of(found, &c.g.headers, c.server.seed)
+	}
+	return nil
+}
+
+// lookup returns a live session, or nil if there is none.
+func (c *check) lookup(ctx context.Context, id string) (*session.Session, error) {
+	s, err := c.server.Sessions.Lookup(ctx, id, c.now)
+	switch {
+	case errors.Is(err, session.ErrNotFound):
+		return nil, nil
+	case err != nil:
+		return nil, err
+	case s == nil || !c.now.Before(s.Identity.Expiry):
+		return nil, nil
+	}
+	return s, nil
+}
