@@ -1,8 +1,6 @@
 package authz
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
 	"hash/maphash"
 	"slices"
 	"strings"
@@ -15,6 +13,7 @@ import (
 
 	"gatehouse/authz/policy"
 	"gatehouse/authz/session"
+	"gatehouse/internal/audit"
 )
 
 // dropCounters counts what an identity has that no header can carry.
@@ -158,7 +157,7 @@ type principal struct {
 }
 
 func (h *hygiene) principal(s *session.Session) *principal {
-	p := &principal{session: s, hash: sessionHash(s.ID), user: userName(&s.Identity)}
+	p := &principal{session: s, hash: audit.Hash(s.ID), user: userName(&s.Identity)}
 	var set []*corev3.HeaderValueOption
 	var remove []string
 	for i := range h.headers {
@@ -266,12 +265,6 @@ func userName(id *policy.Identity) string {
 		return strings.ToValidUTF8(id.Email, "?")
 	}
 	return strings.ToValidUTF8(id.Connector+":"+id.UserID, "?")
-}
-
-// sessionHash names a session in logs, where its id must not stand.
-func sessionHash(id string) string {
-	sum := sha256.Sum256([]byte(id))
-	return hex.EncodeToString(sum[:8])
 }
 
 // What the cache of principals may hold.

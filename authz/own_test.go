@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"gatehouse/authz/session"
+	"gatehouse/internal/audit"
 )
 
 // signOutAction returns the path that the page which asks posts to.
@@ -167,7 +168,7 @@ func TestWhoAmI(t *testing.T) {
 	f := newFixture(t)
 	r := f.do(get("/_gatehouse/whoami", script, "cookie", f.cookie(appHost, "alice")))
 	want := `{"user":"u-alice","email":"alice@example.com","name":"Name of alice","groups":["team-a","team-b"],"connector":"local",` +
-		`"session":{"id_hash":"` + sessionHash("alice") + `","signed_in_at":"2026-11-25T11:59:00Z","expires_at":"2026-11-25T13:00:00Z"}}`
+		`"session":{"id_hash":"` + audit.Hash("alice") + `","signed_in_at":"2026-11-25T11:59:00Z","expires_at":"2026-11-25T13:00:00Z"}}`
 	if r.code != 200 || r.body != want || r.header("content-type") != "application/json" {
 		t.Errorf("got %d %s, want %s", r.code, r.body, want)
 	}

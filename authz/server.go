@@ -96,7 +96,8 @@ func (s *Server) Apply(cfg *Config) error {
 	return nil
 }
 
-// Check implements envoy.service.auth.v3.Authorization. Its error is always nil: what goes wrong is answered with 503.
+// Check implements envoy.service.auth.v3.Authorization. Its error is always nil: what goes wrong is answered with 503. The
+// answer is meant for the wire: parts of it are encoded already, so its fields are all there only once it was sent and received.
 func (s *Server) Check(ctx context.Context, in *authv3.CheckRequest) (*authv3.CheckResponse, error) {
 	c, ok := s.checks.Get().(*check)
 	if !ok {

@@ -22,6 +22,7 @@ import (
 
 	"gatehouse/authz/policy"
 	"gatehouse/authz/session"
+	"gatehouse/internal/audit"
 	"gatehouse/internal/handoff"
 	"gatehouse/internal/hosts"
 	"gatehouse/internal/seal"
@@ -217,7 +218,7 @@ func TestAudit(t *testing.T) {
 	want := map[string]any{
 		"level": "INFO", "msg": "decision", "decision": "deny", "status": 403.0, "reason": "rule", "rule": "admin", "rule_reason": "not-in-group",
 		"method": "GET", "host": appHost, "path": "/admin/x", "user": "alice@example.com", "connector": "local",
-		"session": sessionHash("alice"), "request_id": "rid-1", "source": "192.0.2.7",
+		"session": audit.Hash("alice"), "request_id": "rid-1", "source": "192.0.2.7",
 	}
 	for k, v := range want {
 		if e[k] != v {

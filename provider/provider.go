@@ -34,6 +34,15 @@ import (
 	"github.com/dexidp/dex/storage"
 )
 
+// Connectors that ask somebody at the start get this long before the start goes on without them, and are then tried again.
+const (
+	openTimeout = 10 * time.Second
+	retryEvery  = 30 * time.Second
+)
+
+// placeholder is the id of the connector that Dex starts with.
+const placeholder = "local"
+
 // Options for New; all are needed.
 type Options struct {
 	Config     *config.Config
@@ -78,20 +87,23 @@ func New(ctx context.Context, o Options) (*Provider, error) {
 	if p.dexStore, err = dexStorage(o, secret, p.dexLog); err != nil {
 		return nil, err
 	}
-	cache := p.newKeyCache()
-	if err := p.startDex(ctx, o, cache); err != nil {
+	all := p.dexStore
+	gate := identity.NewGate(all)
+	p.dexStore = gate
+	if err := p.startDex(ctx, o, p.newKeyCache()); err != nil {
 		return nil, err
 	}
-	p.doors, err = identity.Open(ctx, p.dex, p.dexStore, identity.Options{Limits: identity.DefaultLimits(), Store: o.Store, Now: o.Now, Log: o.Log})
+	p.dex.Connectors().Close(placeholder)
+	p.doors, err = identity.Open(ctx, p.dex.Connectors(), all, identity.Options{
+		Limits: identity.DefaultLimits(), Store: o.Store, Now: o.Now, Log: p.dexLog, OpenTimeout: openTimeout, RetryEvery: retryEvery,
+	})
 	if err != nil {
 		return nil, fmt.Errorf("provider: %w", err)
 	}
+	gate.Show(p.doors)
 	p.front, err = front.New(p.frontOptions(o, secret))
 	if err != nil {
 		return nil, fmt.Errorf("provider: %w", err)
-	}
-	if !o.Config.EnablePasswordDB && len(p.doors.All()) == 0 {
-		return nil, errors.New("provider: no connector could be opened: nobody could sign in")
 	}
 	return p, nil
 }
@@ -153,8 +165,7 @@ func (p *Provider) startDex(ctx context.Context, o Options, cache *keyCache) err
 		Headers:            c.Web.Headers.HTTP(), AllowedOrigins: c.Web.AllowedOrigins, AllowedHeaders: c.Web.AllowedHeaders,
 		SessionConfig: p.sessions, MFAProviders: factors, DefaultMFAChain: c.MFA.DefaultMFAChain,
 		PrometheusRegistry: o.Registry, HealthChecker: gosundheit.New(),
-		ContinueOnConnectorFailure: true,
-		Web:                        server.WebConfig{WebFS: o.Pages.FS(), Issuer: c.Frontend.Issuer, LogoURL: c.Frontend.LogoURL, Theme: "light", Extra: c.Frontend.Extra},
+		Web: server.WebConfig{WebFS: o.Pages.FS(), Issuer: c.Frontend.Issuer, LogoURL: c.Frontend.LogoURL, Theme: "light", Extra: c.Frontend.Extra},
 	})
 	if err != nil {
 		return fmt.Errorf("provider: %w", err)

@@ -131,6 +131,7 @@ const (
 	Loop            Code = "loop"              // 400
 	ExpiredLink     Code = "expired-link"      // 400
 	OtherBrowser    Code = "other-browser"     // 400
+	CrossSite       Code = "cross-site"        // 403
 	TooManyRequests Code = "too-many-requests" // 429
 	NotFound        Code = "not-found"         // 404
 	UpstreamRefused Code = "upstream-refused"  // 502
@@ -139,7 +140,7 @@ const (
 
 func codes() []Code {
 	return []Code{
-		Internal, BadRequest, AmbiguousPath, UnknownHost, CookiesBlocked, Loop, ExpiredLink, OtherBrowser,
+		Internal, BadRequest, AmbiguousPath, UnknownHost, CookiesBlocked, Loop, ExpiredLink, OtherBrowser, CrossSite,
 		TooManyRequests, NotFound, UpstreamRefused, Unavailable,
 	}
 }
@@ -148,7 +149,7 @@ func (c Code) status() int {
 	switch c {
 	case BadRequest, AmbiguousPath, CookiesBlocked, Loop, ExpiredLink, OtherBrowser:
 		return http.StatusBadRequest
-	case UnknownHost:
+	case UnknownHost, CrossSite:
 		return http.StatusForbidden
 	case NotFound:
 		return http.StatusNotFound

@@ -101,14 +101,13 @@ type gatewayPages struct {
 // Page implements authz.Pages.
 func (g gatewayPages) Page(kind authz.PageKind, d authz.PageData, accept string) []byte {
 	lang := g.web.Language(accept)
-	switch kind {
-	case authz.PageDenied:
+	switch {
+	case kind == authz.PageDenied && (d.Problem == authz.ProblemDenied || d.Problem == authz.ProblemBlocked):
 		return g.web.Denied(lang, web.Denied{User: d.User, Rule: d.Rule, RequestID: d.RequestID, SignOutURL: g.signOut}).Body
-	case authz.PageSignedOut:
+	case kind == authz.PageSignedOut:
 		return g.web.SignedOut(lang, web.SignedOut{SignInURL: d.SignIn, ContinueURL: d.Next}).Body
-	case authz.PageSignOut:
-		return g.web.SignOutConfirm(lang, web.SignOutConfirm{Action: d.Action, User: d.User}).Body
-	case authz.PageError:
+	case kind == authz.PageSignOut:
+		return g.web.SignOutConfirm(lang, web.SignOutConfirm{Action: d.Action, User: d.User, BackURL: "/"}).Body
 	}
 	return g.web.Error(lang, web.Error{Code: problemCode(d.Problem), Status: d.Status, RequestID: d.RequestID, RetryURL: d.SignIn}).Body
 }
@@ -125,8 +124,10 @@ func problemCode(p authz.Problem) web.Code {
 		return web.Loop
 	case authz.ProblemNoCookies:
 		return web.CookiesBlocked
-	case authz.ProblemLink, authz.ProblemForm:
+	case authz.ProblemLink:
 		return web.ExpiredLink
+	case authz.ProblemForm:
+		return web.CrossSite
 	case authz.ProblemNotFound:
 		return web.NotFound
 	case authz.ProblemMethod, authz.ProblemDenied, authz.ProblemBlocked, authz.ProblemSession, authz.ProblemBearer:

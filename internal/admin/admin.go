@@ -135,7 +135,8 @@ func NewClient(network, address string) *Client {
 
 // List implements Sessions.
 func (c *Client) List(ctx context.Context) (all []Session, err error) {
-	return all, c.do(ctx, http.MethodGet, "/v1/sessions", &all)
+	err = c.do(ctx, http.MethodGet, "/v1/sessions", &all)
+	return all, err
 }
 
 // Revoke implements Sessions.

@@ -95,7 +95,7 @@ func showPage(w http.ResponseWriter, r *http.Request, page *template.Template, t
 	}
 	h := w.Header()
 	h.Set("Content-Type", "text/html; charset=utf-8")
-	h.Set("Content-Security-Policy", "default-src 'none'; style-src '"+styleHash()+"'; form-action 'none'; frame-ancestors 'none'; base-uri 'none'")
+	h.Set("Content-Security-Policy", "default-src 'none'; style-src '"+styleHash()+"'; img-src data:; form-action 'none'; frame-ancestors 'none'; base-uri 'none'")
 	secure(h)
 	_ = page.Execute(w, data) // a reader that has gone away needs no answer
 }

@@ -72,7 +72,8 @@ func (r Request) Seal(ring *seal.Ring) string { return sealJSON(ring, PurposeReq
 
 // OpenRequest opens a sealed request that is not expired at now.
 func OpenRequest(ring *seal.Ring, s string, now time.Time) (r Request, err error) {
-	return r, openJSON(ring, PurposeRequest, s, &r, &r.Expiry, now)
+	err = openJSON(ring, PurposeRequest, s, &r, &r.Expiry, now)
+	return r, err
 }
 
 // A Ticket hands a session to the host that asked for it.
@@ -89,7 +90,8 @@ func (t Ticket) Seal(ring *seal.Ring) string { return sealJSON(ring, PurposeTick
 
 // OpenTicket opens a sealed ticket that is not expired at now.
 func OpenTicket(ring *seal.Ring, s string, now time.Time) (t Ticket, err error) {
-	return t, openJSON(ring, PurposeTicket, s, &t, &t.Expiry, now)
+	err = openJSON(ring, PurposeTicket, s, &t, &t.Expiry, now)
+	return t, err
 }
 
 func sealJSON(ring *seal.Ring, p seal.Purpose, v any) string {

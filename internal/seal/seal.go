@@ -58,6 +58,9 @@ func NewRing(keys [][]byte, purposes ...Purpose) (*Ring, error) {
 			return nil, fmt.Errorf("seal: key %d has %d bytes, want %d", i, len(key), KeySize)
 		}
 		for _, p := range purposes {
+			if len(r.boxes[p]) > i {
+				continue // named twice
+			}
 			b, err := newBox(key, p)
 			if err != nil {
 				return nil, err

@@ -207,7 +207,8 @@ func (f *Front) api(w http.ResponseWriter, r *http.Request) {
 			http.Error(w, "malformed form", http.StatusBadRequest)
 			return
 		}
-		if user, _, _ := r.BasicAuth(); user == GatewayClient || r.Form.Get("client_id") == GatewayClient {
+		// RFC 6749 section 2.3.1: form-encoded within Basic.
+		if user, _, _ := r.BasicAuth(); unescape(user) == GatewayClient || r.Form.Get("client_id") == GatewayClient {
 			f.oauthError(w, http.StatusUnauthorized, "invalid_client", "this client is internal")
 			return
 		}

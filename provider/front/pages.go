@@ -17,11 +17,14 @@ func (f *Front) page(w http.ResponseWriter, r *http.Request, q *request, door *i
 		return
 	}
 	v := web.SignIn{
-		Connectors: f.links(doors, q, door), Failure: failureOf(st.reason), Wait: st.wait, Login: st.login, Client: f.clientName(r, q), RequestID: requestID(r),
+		Connectors: f.links(doors, q, door), Failure: failureOf(st.reason), Wait: st.wait, Login: st.login, Client: f.clientName(r, q),
+	}
+	if st.reason != "" {
+		v.RequestID = requestID(r)
 	}
 	if door != nil {
 		v.Action, v.Prompt = f.loginPath(door.ID, q), door.Prompt()
-		v.OfferRemember, v.Remember = f.RememberMe, f.Remembered
+		v.OfferRemember, v.Remember = f.RememberMe, st.remember
 		if target := f.target(q); target != "" {
 			v.FormAction = []string{target}
 		}
@@ -85,7 +88,7 @@ func (f *Front) signedOut(w http.ResponseWriter, r *http.Request) {
 
 // crossSite refuses a form of another site.
 func (f *Front) crossSite(w http.ResponseWriter, r *http.Request) {
-	f.failStatus(w, r, web.Error{Code: web.BadRequest, Status: http.StatusForbidden}, errCrossSite)
+	f.fail(w, r, web.CrossSite, errCrossSite)
 }
 
 // SignedOutURL is the issuer's page after a sign-out, for the gateway.

@@ -111,6 +111,8 @@ type pageState struct {
 	reason connectors.Reason // "" at first
 	wait   time.Duration
 	login  string
+	// remember is whether the box is ticked.
+	remember bool
 }
 
 // links are the other connectors, as links: the page has one form.

@@ -42,6 +42,7 @@ type authorization struct {
 
 var (
 	errOtherBrowser = errors.New("the sign-in page belongs to another browser")
+	errNoConnector  = errors.New("no connector is open that may serve this sign-in")
 	errCrossSite    = errors.New("form posted from another site")
 )
 

@@ -99,6 +99,10 @@ func (f *Front) choose(w http.ResponseWriter, r *http.Request, q *request) {
 		f.fail(w, r, f.storageCode(err), err)
 		return
 	}
+	if len(doors) == 0 {
+		f.fail(w, r, web.Unavailable, errNoConnector)
+		return
+	}
 	if door := f.obvious(doors); door != nil {
 		f.enter(w, r, q, door)
 		return
@@ -177,6 +181,10 @@ func (f *Front) chooser(w http.ResponseWriter, r *http.Request) {
 		f.fail(w, r, f.storageCode(err), err)
 		return
 	}
+	if len(doors) == 0 {
+		f.fail(w, r, web.Unavailable, errNoConnector)
+		return
+	}
 	f.ensurePreCookie(w, r)
 	if door := f.obvious(doors); door != nil {
 		f.enter(w, r, q, door)
@@ -207,7 +215,7 @@ func (f *Front) signInPage(w http.ResponseWriter, r *http.Request) {
 		f.enter(w, r, q, door)
 		return
 	}
-	f.page(w, r, q, door, pageState{status: http.StatusOK})
+	f.page(w, r, q, door, pageState{status: http.StatusOK, remember: f.Remembered})
 }
 
 // signIn takes the posted form.
@@ -262,7 +270,7 @@ func (f *Front) refuse(w http.ResponseWriter, r *http.Request, q *request, door 
 		no = &connectors.Refusal{Reason: connectors.Unavailable, Err: err}
 	}
 	f.result(r, q, door.ID, login, string(no.Reason), err)
-	st := pageState{status: http.StatusUnauthorized, reason: no.Reason, login: login}
+	st := pageState{status: http.StatusUnauthorized, reason: no.Reason, login: login, remember: r.PostForm.Get("remember_me") == "on"}
 	switch no.Reason {
 	case connectors.Throttled:
 		st.status, st.wait = http.StatusTooManyRequests, no.RetryAfter

@@ -1,6 +1,7 @@
 package front
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -15,6 +16,9 @@ import (
 	"gatehouse/provider/identity"
 	"gatehouse/web"
 )
+
+// upstreamTimeout is how long an identity provider may take to answer: less than a gateway waits for us.
+const upstreamTimeout = 10 * time.Second
 
 // maxUpstreamState is how long a state parameter may get: more than this and some identity providers refuse it.
 const maxUpstreamState = 2000
@@ -81,7 +85,8 @@ func (f *Front) openUpstream(sealed string) (u upstreamState, err error) {
 	if err != nil {
 		return u, err
 	}
-	return u, json.Unmarshal(b, &u)
+	err = json.Unmarshal(b, &u)
+	return u, err
 }
 
 // upstreamCallback is the redirect URI that identity providers know.
@@ -110,7 +115,9 @@ func (f *Front) upstreamCallback(w http.ResponseWriter, r *http.Request) {
 	if !ok {
 		return
 	}
-	id, err := door.FinishRedirect(q.scopes(), u.Data, r)
+	ctx, cancel := context.WithTimeout(r.Context(), upstreamTimeout) // stock connectors have no time limit of their own
+	defer cancel()
+	id, err := door.FinishRedirect(q.scopes(), u.Data, r.WithContext(ctx))
 	if err != nil {
 		f.refuse(w, r, q, door, "", err)
 		return

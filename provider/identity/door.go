@@ -7,10 +7,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/http"
 	"net/url"
 	"runtime"
+	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -44,64 +47,145 @@ type Options struct {
 	Store storage.Storage
 	Now   func() time.Time
 	Log   *slog.Logger
+	// OpenTimeout is how long Open waits for connectors that ask somebody when they are opened, such as an upstream's
+	// discovery document; RetryEvery is how often those that failed are tried again.
+	OpenTimeout, RetryEvery time.Duration
+	// Resolve opens a connector other than "local". Nil: as Dex does.
+	Resolve dexconnectors.ResolveFunc
 }
 
-// Doors are the connectors of one Dex server.
+// Doors are the connectors of one Dex server. Those that cannot be opened are tried again until they can.
 type Doors struct {
-	opts     Options
-	users    *limiter
-	networks *limiter
-	workers  *workers
-	byID     map[string]*Door
-	ordered  []*Door
+	opts       Options
+	connectors *dexconnectors.Cache // where Dex finds them
+	users      *limiter
+	networks   *limiter
+	workers    *workers
+	configured []storage.Connector
+
+	mu   sync.Mutex // of whoever changes now
+	live atomic.Pointer[doorSet]
 }
 
-// Open wraps every connector of dex, "local" included, and puts the wrappers where dex finds them. It is called
-// after server.NewServer and before anything is served. dexStore is the storage that dex was given.
-func Open(ctx context.Context, dex *server.Server, dexStore storage.Storage, opts Options) (*Doors, error) {
-	d := &Doors{
-		opts:     opts,
-		users:    newLimiter(opts.Limits.Window, opts.Limits.Entries, opts.Now),
-		networks: newLimiter(opts.Limits.Window, opts.Limits.Entries, opts.Now),
-		workers:  newWorkers(max(1, runtime.GOMAXPROCS(0)-1), 256),
-		byID:     map[string]*Door{},
-	}
-	all, err := dexStore.ListConnectors(ctx)
+// doorSet are the doors that are open. It is immutable.
+type doorSet struct {
+	byID    map[string]*Door
+	ordered []*Door
+}
+
+// Open opens every connector that store lists, wraps it, and puts the wrapper where Dex finds it. It is called after
+// server.NewServer, whose own way waits for each connector without a limit, and before anything is served. What is not open
+// in time is tried again in the background until ctx ends; only a mistake that time does not mend is an error.
+func Open(ctx context.Context, cache *dexconnectors.Cache, store storage.Storage, opts Options) (*Doors, error) {
+	all, err := store.ListConnectors(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("list connectors: %w", err)
 	}
-	for _, c := range all {
-		if _, dup := d.byID[c.ID]; dup {
-			continue // a static connector hides a stored one of the same id
+	d := &Doors{
+		opts:       opts,
+		connectors: cache,
+		users:      newLimiter(opts.Limits.Window, opts.Limits.Entries, opts.Now),
+		networks:   newLimiter(opts.Limits.Window, opts.Limits.Entries, opts.Now),
+		workers:    newWorkers(max(1, runtime.GOMAXPROCS(0)-1), 256),
+	}
+	for _, c := range all { // a static connector, which comes first, hides a stored one
+		if !slices.ContainsFunc(d.configured, func(k storage.Connector) bool { return k.ID == c.ID }) {
+			d.configured = append(d.configured, c)
 		}
-		opened, ok := dex.Connectors().Cached(c.ID)
-		if !ok {
-			continue // failed to open; Dex has said so
-		}
-		inner := opened.Connector
+	}
+	if d.opts.Resolve == nil {
+		d.opts.Resolve = dexconnectors.Resolver(store, opts.Log, server.ConnectorsConfig)
+	}
+	d.live.Store(&doorSet{})
+	wait := make(chan struct{}, len(d.configured))
+	for _, c := range d.configured {
 		if c.Type == dexconnectors.LocalConnector {
-			if inner, err = newLocal(ctx, dexStore, d.workers); err != nil {
+			inner, err := newLocal(ctx, store, d.workers)
+			if err != nil {
 				return nil, err
 			}
+			if err := d.add(c, inner); err != nil {
+				return nil, err
+			}
+			wait <- struct{}{}
+			continue
 		}
-		door, err := newDoor(d, c, inner)
-		if err != nil {
-			return nil, err
+		go d.keepTrying(ctx, c, func() { wait <- struct{}{} })
+	}
+	timeout := time.NewTimer(opts.OpenTimeout)
+	defer timeout.Stop()
+	for range d.configured {
+		select {
+		case <-wait:
+		case <-timeout.C:
+			for _, c := range d.configured {
+				if _, open := d.Door(c.ID); !open {
+					opts.Log.WarnContext(ctx, "connector is not open yet; it is tried on", "connector", c.ID)
+				}
+			}
+			return d, nil
+		case <-ctx.Done():
+			return nil, ctx.Err()
 		}
-		d.byID[c.ID] = door
-		d.ordered = append(d.ordered, door)
-		opened.Connector = door.wrapped()
-		dex.Connectors().Set(c.ID, opened)
 	}
 	return d, nil
 }
 
-// All returns the doors in the order of the configuration.
-func (d *Doors) All() []*Door { return d.ordered }
+// keepTrying opens one connector, again and again until it is open or ctx ends. first is called after the first try.
+func (d *Doors) keepTrying(ctx context.Context, c storage.Connector, first func()) {
+	for ; ; first = func() {} {
+		inner, err := d.opts.Resolve(c)
+		if err == nil {
+			err = d.add(c, inner)
+		}
+		if err != nil {
+			d.opts.Log.ErrorContext(ctx, "connector cannot be opened: nobody can sign in with it for now", "connector", c.ID, "error", err)
+		}
+		first()
+		if err == nil {
+			return
+		}
+		retry := time.NewTimer(d.opts.RetryEvery)
+		select {
+		case <-retry.C:
+		case <-ctx.Done():
+			retry.Stop()
+			return
+		}
+	}
+}
 
-// Door returns the door of a connector id.
+// add makes an open connector known.
+func (d *Doors) add(c storage.Connector, inner connector.Connector) error {
+	door, err := newDoor(d, c, inner)
+	if err != nil {
+		return err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.connectors.Set(c.ID, dexconnectors.Connector{
+		Type: c.Type, ResourceVersion: c.ResourceVersion, Connector: door.wrapped(), GrantTypes: c.GrantTypes,
+	})
+	next := &doorSet{byID: maps.Clone(d.live.Load().byID)}
+	if next.byID == nil {
+		next.byID = map[string]*Door{}
+	}
+	next.byID[c.ID] = door
+	for _, k := range d.configured {
+		if open, ok := next.byID[k.ID]; ok {
+			next.ordered = append(next.ordered, open)
+		}
+	}
+	d.live.Store(next)
+	return nil
+}
+
+// All returns the doors that are open, in the order of the configuration.
+func (d *Doors) All() []*Door { return d.live.Load().ordered }
+
+// Door returns the door of a connector id, if it is open.
 func (d *Doors) Door(id string) (*Door, bool) {
-	door, ok := d.byID[id]
+	door, ok := d.live.Load().byID[id]
 	return door, ok
 }
 

@@ -1,0 +1,71 @@
+package authz
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	"gatehouse/authz/session"
+)
+
+// memory is a session.Store as small as one can be.
+type memory struct {
+	sessions map[string]*session.Session
+	err      error
+	changed  func(session.Change)
+}
+
+func (m *memory) Session(_ context.Context, id string) (*session.Session, error) {
+	if m.err != nil {
+		return nil, m.err
+	}
+	if s := m.sessions[id]; s != nil {
+		return s, nil
+	}
+	return nil, session.ErrNotFound
+}
+
+func (m *memory) Touch(ctx context.Context, id string, _ time.Time) (*session.Session, error) {
+	return m.Session(ctx, id)
+}
+
+func (m *memory) Subscribe(f func(session.Change)) func() {
+	m.changed = f
+	return func() {}
+}
+
+// TestWithView runs checks against the real view: what happens in the store is true at the next request.
+func TestWithView(t *testing.T) {
+	f := newFixture(t)
+	m := &memory{sessions: f.sessions.live}
+	view := session.NewView(m, session.Options{Idle: time.Hour, Now: func() time.Time { return f.now }})
+	t.Cleanup(func() {
+		if err := view.Close(context.WithoutCancel(t.Context())); err != nil {
+			t.Error(err)
+		}
+	})
+	f.Sessions = view
+	req := get("/admin/x", browser, "cookie", f.cookie(appHost, "alice"))
+	step := func(what string, want int) {
+		t.Helper()
+		if got := f.do(req); got.code != want {
+			t.Errorf("%s: got %d %s, want %d", what, got.code, got.body, want)
+		}
+	}
+	step("a live session", 403)
+	f.signIn("alice", func(s *session.Session) { s.Identity.Groups = []string{"admins"} })
+	m.changed(session.Change{User: session.User{Connector: "local", ID: "u-alice"}})
+	step("a new group", 200)
+	m.err = errors.New("disk full")
+	step("the store is down, and the session known", 200)
+	m.changed(session.Change{Session: "alice"})
+	step("the store is down, and the session not known", 503)
+	m.err = nil
+	f.signIn("alice", func(s *session.Session) { s.BlockedUntil = f.now.Add(time.Minute) })
+	m.changed(session.Change{Session: "alice"})
+	step("a blocked user", 403)
+	delete(m.sessions, "alice")
+	m.changed(session.Change{Session: "alice"})
+	step("signed out", 302)
+}

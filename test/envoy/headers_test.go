@@ -1,0 +1,97 @@
+package envoy
+
+import (
+	"net/http"
+	"slices"
+	"strings"
+)
+
+// headerRows forge identities. Whoever sends them, the app sees who they are, or nobody (judge).
+func headerRows() (all []row) {
+	const family = "headers"
+	underscore := byEnvoy(http.StatusBadRequest) // of the hardened connection manager
+	for _, f := range []struct {
+		name     string
+		lines    []string
+		hardened *verdict // if it is refused
+	}{
+		{"as it is", []string{"kubeflow-userid: admin@example.com"}, nil},
+		{"groups", []string{"kubeflow-groups: admins"}, nil},
+		{"upper case", []string{"KUBEFLOW-USERID: admin@example.com", "KUBEFLOW-GROUPS: admins"}, nil},
+		{"mixed case", []string{"KubeFlow-UserID: admin@example.com"}, nil},
+		{"underscore", []string{"kubeflow_userid: admin@example.com"}, underscore},
+		{"upper-case underscore", []string{"KUBEFLOW_USERID: admin@example.com", "KUBEFLOW_GROUPS: admins"}, underscore},
+		{"dot", []string{"kubeflow.userid: admin@example.com", "kubeflow.groups: admins"}, nil},
+		{"other separators", []string{"kubeflow~userid: admin@example.com", "kubeflow+userid: admin@example.com", "kubeflow!groups: admins", "kubeflow'groups: admins"}, nil},
+		{"every spelling at once", []string{"kubeflow-userid: admin@example.com", "kubeflow.userid: admin@example.com", "Kubeflow.Userid: x", "kubeflow-groups: admins", "kubeflow.groups: admins"}, nil},
+		{"twice", []string{"kubeflow-userid: admin@example.com", "kubeflow-userid: admin@example.com"}, nil},
+		{"twice in two cases", []string{"kubeflow-userid: admin@example.com", "Kubeflow-Userid: user@example.com"}, nil},
+		{"twice, once empty", []string{"kubeflow-userid:", "kubeflow-userid: admin@example.com"}, nil},
+		{"comma", []string{"kubeflow-userid: user@example.com,admin@example.com"}, nil},
+		{"empty", []string{"kubeflow-userid:", "kubeflow-groups: "}, nil},
+		{"trailing blanks", []string{"kubeflow-userid: admin@example.com  \t "}, nil},
+		{"9 kB", []string{"kubeflow-userid: " + strings.Repeat("a", 9<<10), "kubeflow-groups: " + strings.Repeat("admins,", 1300)}, nil},
+		{"not UTF-8", []string{"kubeflow-userid: admin@example.com\xff\xfe", "kubeflow-groups: \xc0\xafadmins"}, nil},
+		{"hop by hop", []string{"Connection: kubeflow-userid, kubeflow-groups, close", "kubeflow-userid: admin@example.com"}, nil},
+		{"hop by hop, other case", []string{"Connection: close, Kubeflow-UserId"}, nil},
+		{"hop by hop, authorization", []string{"Connection: close, authorization", "Authorization: Basic YTpi"}, nil},
+		{"trailer", []string{"TE: trailers", "Trailer: kubeflow-userid"}, nil},
+		{"our answer's own words", []string{"x-envoy-auth-headers-to-remove: kubeflow-userid", "x-ext-authz-check-result: allowed", "x-envoy-original-path: /public/x"}, nil},
+		{"authorization", []string{"Authorization: Basic YWRtaW46eA=="}, nil},
+	} {
+		for _, at := range []struct{ name, as, target string }{
+			{"public, nobody", "", "/public/headers"}, {"public, a user", user, "/public/headers"}, {"protected, a user", user, "/headers"},
+		} {
+			r := row{family: family, name: f.name + ", " + at.name, as: at.as, target: at.target, lines: slices.Clone(f.lines), both: passes(http.StatusOK)}
+			r.hardened = f.hardened
+			all = append(all, r)
+		}
+		all = append(all, row{
+			family: family, name: f.name + ", protected, nobody", target: "/headers", lines: slices.Clone(f.lines),
+			both: refused(http.StatusFound), hardened: f.hardened,
+		})
+	}
+	// Envoy drops what Connection names before anybody sees it: so the user goes too.
+	all = append(all, row{family: family, name: "hop by hop, cookie", lines: []string{"Connection: close, cookie", "Cookie: gatehouse-dev={user}"}, both: refused(http.StatusFound)})
+	return slices.Concat(all, trustRows(), authorizationRows())
+}
+
+// trustRows send what proxies believe each other.
+func trustRows() (all []row) {
+	const family = "headers"
+	for _, line := range []string{
+		"X-Forwarded-Uri: /public/headers", "X-Original-URI: /public/headers", "X-Original-URL: /public/headers", "X-Rewrite-URL: /public/headers",
+		"X-Envoy-Original-Path: /public/headers", "X-Envoy-Decorator-Operation: /public/headers", "X-Forwarded-Path: /public/headers",
+		"X-Forwarded-Prefix: /public", "X-Auth-Request-Redirect: /public/headers", "X-Forwarded-Method: GET", "X-Forwarded-For: 127.0.0.1",
+		"X-Real-IP: 127.0.0.1", "X-Envoy-Internal: true", "X-Envoy-External-Address: 127.0.0.1", "X-Forwarded-Client-Cert: By=spiffe://cluster;URI=spiffe://admin",
+		"X-Forwarded-Email: admin@example.com", "X-Forwarded-User: admin", "X-Auth-Request-User: admin", "Remote-User: admin@example.com", "X-Goog-Authenticated-User-Email: admin@example.com",
+		"X-Gatehouse-Admin: 1",
+	} {
+		name, _, _ := strings.Cut(line, ":")
+		all = append(all,
+			row{family: family, name: name + " opens nothing", target: "/admin/x", lines: []string{line}, both: refused(http.StatusFound)},
+			row{family: family, name: name + " raises nobody", as: user, target: "/admin/x", lines: []string{line}, both: refused(http.StatusForbidden)})
+	}
+	return all
+}
+
+// authorizationRows carry bearer tokens, which nothing accepts: never a silent way back to the cookie.
+func authorizationRows() []row {
+	const family = "headers"
+	unauthorized := refused(http.StatusUnauthorized)
+	return []row{
+		{family: family, name: "bearer", lines: []string{"Authorization: Bearer zq81header.zq82claims.zq83signature"}, both: unauthorized, check: asksForToken},
+		{family: family, name: "bearer beside a good cookie", as: user, lines: []string{"Authorization: Bearer zq81header.zq82claims.zq83signature"}, both: unauthorized, check: asksForToken},
+		{family: family, name: "bearer in other case", as: user, lines: []string{"Authorization: bEaReR zq81header.zq82claims.zq83signature"}, both: unauthorized},
+		{family: family, name: "bearer without a token", as: user, lines: []string{"Authorization: Bearer"}, both: unauthorized},
+		{family: family, name: "several authorizations", as: user, lines: []string{"Authorization: Basic YTpi", "Authorization: Bearer zq84-one-of-several"}, both: unauthorized},
+		{family: family, name: "bearer of 20 kB", as: user, lines: []string{"Authorization: Bearer " + strings.Repeat("zq85", 5<<10)}, both: unauthorized},
+		{family: family, name: "bearer with 10,000 dots", as: user, lines: []string{"Authorization: Bearer " + strings.Repeat(".", 10<<10)}, both: unauthorized},
+		{family: family, name: "unsigned token", as: user, lines: []string{"Authorization: Bearer eyJhbGciOiJub25lIn0.eyJzdWIiOiJhZG1pbiIsImVtYWlsIjoiYWRtaW5AZXhhbXBsZS5jb20ifQ."}, both: unauthorized},
+		{family: family, name: "session cookie as a token", lines: []string{"Authorization: Bearer {admin}"}, both: unauthorized},
+		{family: family, name: "bearer where anyone may", as: "", target: "/public/headers", lines: []string{"Authorization: Bearer zq81header.zq82claims.zq83signature"}, both: passes(http.StatusOK)},
+		{family: family, name: "bearer and cookie where anyone may", as: "", target: "/public/headers", lines: []string{"Cookie: gatehouse-dev={user}", "Authorization: Bearer zq81header.zq82claims.zq83signature"}, both: passes(http.StatusOK)},
+		{family: family, name: "bearer at whoami", as: user, target: "/_gatehouse/whoami", lines: []string{"Authorization: Bearer zq81header.zq82claims.zq83signature"}, both: unauthorized},
+		{family: family, name: "basic is no token", as: user, lines: []string{"Authorization: Basic YTpi"}, both: passes(http.StatusOK)},
+	}
+}

@@ -1,0 +1,415 @@
+package envoy
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"fmt"
+	"iter"
+	"maps"
+	"net/http"
+	"net/url"
+	"path"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"gatehouse/internal/handoff"
+	"gatehouse/internal/seal"
+	"gatehouse/test/peers"
+)
+
+// A row is one case: a request as it goes over the wire, with its verdict behind each kind of connection manager; or a
+// scene of several requests. Whatever a row wants, the rules of judge hold for it too.
+type row struct {
+	family, name string
+
+	as     string // whose session cookie for host is sent; "" for nobody's, or what lines say
+	host   string // appHost if empty
+	method string // GET if empty
+	target string // /headers if empty
+	lines  []string
+	bare   bool // no Accept: text/html, which stands for a browser
+	http2  bool // over HTTP/2
+
+	both, hardened, relaxed *verdict
+	issuer                  *verdict // at the issuer's own port
+	check                   func(t *testing.T, w *world, p *page)
+
+	play func(t *testing.T, w *world, e *edge)
+	on   []string // edges of the scene; hardened if empty
+}
+
+// noHost is the host of a row that sends an empty one.
+const noHost = "(empty host)"
+
+// A verdict says how a request must end.
+type verdict struct {
+	status  int
+	byEnvoy bool // Envoy answers by itself: Gatehouse is not asked
+	passes  bool // the app is reached
+}
+
+func refused(status int) *verdict { return &verdict{status: status} }
+func byEnvoy(status int) *verdict { return &verdict{status: status, byEnvoy: true} }
+func passes(status int) *verdict  { return &verdict{status: status, passes: true} }
+
+// A cast is who is signed in for the table: cookies by user and host.
+type cast struct {
+	w       *world
+	cookies map[string]string
+}
+
+func newCast(t *testing.T, w *world) *cast {
+	c := &cast{w: w, cookies: map[string]string{}}
+	for _, mail := range []string{administrator, user} {
+		b := w.signedIn(t, w.hardened, mail)
+		for _, host := range []string{appHost, otherHost, wildHost, issuerHost} {
+			if p := must(t)(b.visit(t.Context(), "http://"+host+"/headers")); p.status != http.StatusOK {
+				t.Fatalf("single sign-on at %s: %s", host, p)
+			}
+			c.cookies[mail+" "+host] = b.cookie("http://"+host+"/", sessionCookie)
+		}
+		c.cookies[mail+" sso"] = b.cookie(issuer+"/", ssoCookie)
+	}
+	ring, err := seal.NewRing([][]byte{seal.NewKey()}, handoff.PurposeCookie)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.cookies["stranger"] = handoff.SealCookie(ring, appHost, rand.Text(), time.Now())
+	return c
+}
+
+// expand replaces {admin}, {user} (cookies of the app host), {admin@portal}, {admin sso} and {stranger} (sealed with a key that
+// Gatehouse does not have).
+func (c *cast) expand(s string) string {
+	return strings.NewReplacer(
+		"{admin}", c.cookies[administrator+" "+appHost], "{user}", c.cookies[user+" "+appHost],
+		"{admin@portal}", c.cookies[administrator+" "+otherHost], "{admin sso}", c.cookies[administrator+" sso"], "{stranger}", c.cookies["stranger"],
+		"{damaged}", damage(c.cookies[administrator+" "+appHost]),
+	).Replace(s)
+}
+
+// damage changes one character in the middle.
+func damage(s string) string { return damageAt(s, len(s)/2) }
+
+// damageAt changes the character at i, to one that may stand in a sealed value too.
+func damageAt(s string, i int) string {
+	if s == "" {
+		return "A"
+	}
+	r := byte('A')
+	if s[i] == r {
+		r = 'B'
+	}
+	return s[:i] + string(r) + s[i+1:]
+}
+
+// message returns the request of a row.
+func (c *cast) message(r row) message {
+	m := message{method: or(r.method, http.MethodGet), target: or(r.target, "/headers"), host: or(r.host, appHost)}
+	for _, l := range r.lines {
+		m.lines = append(m.lines, c.expand(l))
+	}
+	if m.host == noHost {
+		m.host = ""
+	}
+	if !r.bare && !hasLine(m.lines, "Accept") {
+		m.lines = append(m.lines, "Accept: text/html")
+	}
+	if r.as != "" && !hasLine(m.lines, "Cookie") {
+		host := m.host
+		if _, known := c.cookies[r.as+" "+host]; !known {
+			host = appHost
+		}
+		m.lines = append(m.lines, "Cookie: "+sessionCookie+"="+c.cookies[r.as+" "+host])
+	}
+	return m
+}
+
+func or(s, fallback string) string {
+	if s == "" {
+		return fallback
+	}
+	return s
+}
+
+// rows is the table.
+func rows() []row {
+	return slices.Concat(redirectRows(), pathRows(), hostRows(), methodRows(), http2Rows(), headerRows(), cookieRows(),
+		handoffRows(), providerRows(), clientRows(), flowRows(), signOutRows(), adminRows(), floodRows())
+}
+
+// TestTable runs every row against one Gatehouse, one after the other, so that what reaches the app and what Gatehouse
+// was asked belong to one row.
+func TestTable(t *testing.T) {
+	w := newWorld(t, "sqlite", true)
+	c := newCast(t, w)
+	w.app.take()
+	counts := map[string]*tally{}
+	for _, r := range rows() {
+		n := counts[r.family]
+		if n == nil {
+			n = &tally{}
+			counts[r.family] = n
+		}
+		n.rows++
+		for _, run := range c.runs(t, r) {
+			n.runs++
+			if run.want != nil && run.want.byEnvoy {
+				n.byEnvoy++
+			}
+			if !t.Run(r.family+"/"+r.name+"/"+run.edge.name, func(t *testing.T) { c.run(t, r, run) }) {
+				n.failed++
+			}
+		}
+	}
+	t.Run("log", w.judgeLog)
+	all := tally{}
+	for _, family := range slices.Sorted(maps.Keys(counts)) {
+		t.Logf("%-10s %s", family, counts[family])
+		all.add(counts[family])
+	}
+	t.Logf("%-10s %s", "all", &all)
+}
+
+// inOrder yields a map's entries by their keys.
+func inOrder[V any](m map[string]V) iter.Seq2[string, V] {
+	return func(yield func(string, V) bool) {
+		for _, k := range slices.Sorted(maps.Keys(m)) {
+			if !yield(k, m[k]) {
+				return
+			}
+		}
+	}
+}
+
+// A tally counts the rows of a family and how often they ran.
+type tally struct{ rows, runs, byEnvoy, failed int }
+
+func (n *tally) add(o *tally) {
+	n.rows, n.runs, n.byEnvoy, n.failed = n.rows+o.rows, n.runs+o.runs, n.byEnvoy+o.byEnvoy, n.failed+o.failed
+}
+
+func (n *tally) String() string {
+	return fmt.Sprintf("%3d rows, %3d runs, %2d answered by Envoy itself, %d failed", n.rows, n.runs, n.byEnvoy, n.failed)
+}
+
+// A run is a row at one edge.
+type run struct {
+	edge *edge
+	want *verdict // nil for a scene
+}
+
+func (c *cast) runs(t *testing.T, r row) (all []run) {
+	edges := []*edge{c.w.hardened, c.w.relaxed, c.w.issuer}
+	if r.play != nil {
+		on := r.on
+		if len(on) == 0 {
+			on = []string{"hardened"}
+		}
+		for _, e := range edges {
+			if slices.Contains(on, e.name) {
+				all = append(all, run{edge: e})
+			}
+		}
+		return all
+	}
+	for i, v := range []*verdict{r.hardened, r.relaxed, r.issuer} {
+		if v == nil && i < 2 {
+			v = r.both
+		}
+		if v != nil {
+			all = append(all, run{edges[i], v})
+		}
+	}
+	if len(all) == 0 {
+		t.Fatalf("row %s/%s has no verdict", r.family, r.name)
+	}
+	return all
+}
+
+func (c *cast) run(t *testing.T, r row, at run) {
+	if r.play != nil {
+		r.play(t, c.w, at.edge)
+		for _, a := range c.w.app.take() {
+			c.w.judgeHygiene(t, a)
+		}
+		return
+	}
+	before := c.w.checks(t)
+	m := c.message(r)
+	for _, l := range m.lines {
+		if _, v, ok := strings.Cut(l, ": Bearer "); ok {
+			c.w.secrets.add(v)
+		}
+	}
+	send := at.edge.send
+	if r.http2 {
+		send = at.edge.sendHTTP2
+	}
+	p, err := send(t.Context(), m)
+	if err != nil {
+		t.Fatalf("%s %q: %v", m.method, m.target, err)
+	}
+	c.w.note(p)
+	c.judge(t, r, at, p, c.w.checks(t)-before)
+	if r.check != nil && !at.want.byEnvoy {
+		r.check(t, c.w, p)
+	}
+}
+
+// judge compares the answer with the verdict, and holds every row to what is always true.
+func (c *cast) judge(t *testing.T, r row, at run, p *page, checks int) {
+	t.Helper()
+	if p.status != at.want.status {
+		t.Errorf("got %s, want status %d", p, at.want.status)
+	}
+	if l := p.location(); l != "" && !c.w.own(l) && !strings.HasPrefix(l, clientOrigin+"/") {
+		t.Errorf("leads to a foreign place: %q", l)
+	}
+	wantChecks := 1
+	if at.want.byEnvoy || !at.edge.checked {
+		wantChecks = 0
+	}
+	if checks != wantChecks {
+		t.Errorf("Gatehouse was asked %d times, want %d", checks, wantChecks)
+	}
+	arrivals := c.w.app.take()
+	if got := len(arrivals) > 0; got != at.want.passes {
+		t.Errorf("reached the app: %v, want %v: %+v", got, at.want.passes, arrivals)
+	}
+	for _, a := range arrivals {
+		c.w.judgeHygiene(t, a)
+		judgeAccess(t, r.as, a)
+	}
+}
+
+// judgeHygiene checks what an app may see at all: our identity headers once and by their own names, none of our cookies,
+// no Authorization.
+func (w *world) judgeHygiene(t *testing.T, a arrival) {
+	t.Helper()
+	for name, values := range a.header {
+		switch fold(name) {
+		case "kubeflow-userid", "kubeflow-groups":
+			if len(values) != 1 || !strings.EqualFold(name, fold(name)) {
+				t.Errorf("the app sees %s: %q", name, values)
+			}
+		case "authorization":
+			t.Errorf("the app sees %s", name)
+		case "cookie":
+			for c := range strings.FieldsFuncSeq(strings.Join(values, ";"), func(r rune) bool { return r == ';' || r == ',' }) {
+				name, _, _ := strings.Cut(strings.TrimSpace(c), "=")
+				switch strings.TrimSpace(name) {
+				case sessionCookie, loginCookie, issuerCookie, ssoCookie, "__Host-gatehouse", "__Host-gatehouse-login", "__Host-gatehouse-issuer-login":
+					t.Errorf("the app sees our cookie %s", name)
+				}
+			}
+		}
+	}
+}
+
+// fold is how servers that make variables of headers read a header's name.
+func fold(name string) string {
+	return strings.Map(func(r rune) rune {
+		switch {
+		case r >= 'A' && r <= 'Z':
+			return r + 'a' - 'A'
+		case r >= 'a' && r <= 'z', r >= '0' && r <= '9':
+			return r
+		}
+		return '-'
+	}, name)
+}
+
+// judgeAccess checks that the app knows exactly who sent the request, and that they may.
+func judgeAccess(t *testing.T, as string, a arrival) {
+	t.Helper()
+	if got := a.header.Get("Kubeflow-Userid"); got != as {
+		t.Errorf("the app takes %q for the user, want %q", got, as)
+	}
+	if got := a.header.Get("Kubeflow-Groups"); got != groupsOf(as) {
+		t.Errorf("the app sees groups %q, want %q", got, groupsOf(as))
+	}
+	p := a.target
+	if u, err := url.Parse(p); err == nil {
+		p = u.Path
+	}
+	p = path.Clean("/" + strings.ReplaceAll(p, `\`, "/"))
+	open := p == "/public" || strings.HasPrefix(p, "/public/") || p == "/healthz" && a.method == http.MethodGet
+	if as == "" && !open {
+		t.Errorf("nobody reached %s %s", a.method, a.target)
+	}
+	if closed := p == "/admin" || strings.HasPrefix(p, "/admin/"); closed && as != administrator {
+		t.Errorf("%q reached %s %s", as, a.method, a.target)
+	}
+}
+
+// judgeLog reads the whole log after the table: no secret stands in it, and every decision and sign-in does.
+func (w *world) judgeLog(t *testing.T) {
+	var checks int
+	count := map[string]int{}
+	peers.Eventually(t, within, "one audit event for each check", func() bool {
+		clear(count)
+		checks = w.checks(t)
+		for _, e := range w.audit() {
+			name := fmt.Sprint(e["msg"])
+			count[name]++
+			if v, ok := e["decision"]; ok {
+				count[name+" "+fmt.Sprint(v)]++
+			}
+			if v, ok := e["result"]; ok {
+				count[name+" "+fmt.Sprint(v)]++
+			}
+		}
+		return count["decision"] == checks
+	})
+	for _, want := range []string{
+		"decision allow", "decision deny", "decision sign-in", "decision unauthenticated", "decision invalid", "decision own",
+		"sign-in ok", "sign-in sso", "sign-in wrong-credentials", "sign-out",
+	} {
+		if count[want] == 0 {
+			t.Errorf("no audit event %q among %v", want, count)
+		}
+	}
+	log := w.gatehouse.Log()
+	for line := range strings.Lines(log) {
+		if !json.Valid([]byte(line)) {
+			t.Errorf("the log is JSON, but for lines such as %q", line)
+			break
+		}
+	}
+	found, of := w.secrets.in(log)
+	for _, s := range found {
+		t.Errorf("the log holds a secret: %.12s…, %d bytes", s, len(s))
+	}
+	if of < 100 {
+		t.Errorf("only %d secrets were looked for", of)
+	}
+	t.Logf("%d checks, as many decisions in the audit log; none of %d secrets in %d bytes of log", checks, of, len(log))
+}
+
+// jsonBody parses the answer's body into v.
+func jsonBody(t *testing.T, p *page, v any) {
+	t.Helper()
+	if got := p.header.Get("Content-Type"); got != "application/json" {
+		t.Errorf("content type %q, want application/json", got)
+	}
+	if err := json.Unmarshal([]byte(p.body), v); err != nil {
+		t.Errorf("%v: %s", err, p)
+	}
+}
+
+// seenByApp returns the headers that the sample app shows, which it names in lower case.
+func seenByApp(ctx context.Context, b *browser, target string) (map[string]string, error) {
+	p, err := b.step(ctx, http.MethodGet, target, nil)
+	if err != nil {
+		return nil, err
+	}
+	if p.status != http.StatusOK {
+		return nil, fmt.Errorf("the app was not reached: %s", p)
+	}
+	var h map[string]string
+	return h, json.Unmarshal([]byte(p.body), &h)
+}

@@ -1,0 +1,364 @@
+// Package envoy attacks the built Gatehouse as the world meets it: behind a real Envoy, through two kinds of connection
+// manager, and at the issuer directly. Most cases are rows of one table (TestTable).
+//
+// The tests run one after the other: half of the machine checks passwords when 50 users sign in at once.
+//
+// What needs a clock of its own is tested beside the code instead: hand-offs and sealed requests that are too old
+// (authz, internal/handoff), idle time running out while Gatehouse runs (authz/session; the shortest that the
+// configuration allows is a minute).
+package envoy
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"database/sql"
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/crypto/bcrypt"
+	_ "modernc.org/sqlite" // to look into the product's database
+
+	"gatehouse/internal/demo"
+	"gatehouse/test/peers"
+)
+
+// The names are reserved ones (RFC 6761): nothing but the dialer of these tests knows where they are, and neither does
+// Gatehouse.
+const (
+	issuerHost   = "auth.example.test"
+	appHost      = "app.example.test"
+	wildHost     = "one.apps.example.test" // listed by *.apps.example.test
+	otherHost    = "portal.example.org"    // on another site than the issuer
+	unlistedHost = "unlisted.example.test"
+	clientOrigin = "http://client.example.test" // of an outside client of the issuer; nobody is there
+	issuer       = "http://" + issuerHost + "/dex"
+)
+
+// The users. The first is an administrator.
+const (
+	administrator = "admin@example.com"
+	user          = "user@example.com"
+)
+
+// groupsOf are the values of kubeflow-groups.
+func groupsOf(mail string) string {
+	return map[string]string{administrator: "admins,staff", user: "team-a"}[mail]
+}
+
+// Names of cookies over plain http.
+const (
+	sessionCookie = "gatehouse-dev"
+	loginCookie   = "gatehouse-dev-login"
+	issuerCookie  = "gatehouse-dev-issuer-login"
+	ssoCookie     = "gatehouse-sso"
+)
+
+// A world is a running Gatehouse with what stands around it.
+type world struct {
+	t         *testing.T // that everything ends with
+	gatehouse *peers.GatehouseServer
+	admin     string // address of its admin listener
+	app       *recorder
+	hardened  *edge
+	relaxed   *edge           // nil unless asked for
+	issuer    *edge           // Gatehouse's own port, without Envoy
+	ports     *http.Transport // to the admin listener and telemetry
+	passwords map[string]string
+	client    client
+	secrets   *secrets
+	hosts     []string // origins
+
+	known *browser // see knownBrowser
+}
+
+// A client is an outside client of the issuer.
+type client struct{ id, secret string }
+
+// An edge is an address that requests are sent to, whatever host they name.
+type edge struct {
+	name    string
+	addr    string
+	checked bool // asks Gatehouse before a request passes
+	http    *http.Transport
+	proxy   *peers.EnvoyServer // nil for the issuer's own port
+}
+
+func newEdge(t *testing.T, name, addr string, proxy *peers.EnvoyServer) *edge {
+	tr := &http.Transport{
+		MaxIdleConnsPerHost: 64,
+		DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
+			var d net.Dialer
+			return d.DialContext(ctx, network, addr)
+		},
+	}
+	t.Cleanup(tr.CloseIdleConnections)
+	return &edge{name: name, addr: addr, checked: proxy != nil, http: tr, proxy: proxy}
+}
+
+// newWorld starts Gatehouse with a storage, "sqlite" or "memory", behind a hardened Envoy and, if asked for, one with
+// Envoy's default connection manager too.
+func newWorld(t *testing.T, storage string, relaxed bool) *world {
+	t.Helper()
+	w := &world{
+		t: t, app: newRecorder(t), admin: peers.FreeAddr(t), secrets: &secrets{}, ports: &http.Transport{},
+		passwords: map[string]string{administrator: rand.Text(), user: rand.Text()},
+		client:    client{id: "outside", secret: rand.Text()},
+		hosts:     []string{"http://" + issuerHost, "http://" + appHost, "http://" + wildHost, "http://" + otherHost, "http://deep.down.apps.example.test"},
+	}
+	t.Cleanup(w.ports.CloseIdleConnections)
+	for _, s := range []string{w.passwords[administrator], w.passwords[user], w.client.secret} {
+		w.secrets.add(s)
+	}
+	web, grpc := peers.FreeAddr(t), peers.FreeAddr(t)
+	w.gatehouse = peers.Gatehouse(t, w.config(t, storage, web, grpc))
+	w.issuer = newEdge(t, "issuer", web, nil)
+	// As in the demo: the issuer's path leads to Gatehouse under every host, everything else to the app.
+	e := demo.Edge{Check: grpc, Hosts: []demo.VirtualHost{{Name: "all", Domains: []string{"*"}, Routes: []demo.Route{
+		{Prefix: "/dex", Upstream: web}, {Prefix: "/", Upstream: w.app.addr},
+	}}}}
+	hard := peers.Envoy(t, e)
+	w.hardened = newEdge(t, "hardened", hard.Addr, hard)
+	if relaxed {
+		e.Relaxed = true
+		soft := peers.Envoy(t, e)
+		w.relaxed = newEdge(t, "relaxed", soft.Addr, soft)
+	}
+	return w
+}
+
+const configText = `
+issuer: %[1]s
+storage: %[2]s
+web:
+  http: %[3]s
+  clientRemoteIP: {header: X-Real-IP, trustedProxies: [127.0.0.1/32]}
+telemetry: {http: %[4]s}
+oauth2: {skipApprovalScreen: true}
+enablePasswordDB: true
+staticPasswords:
+- {email: admin@example.com, username: admin, name: Ada Admin, userID: id-admin, groups: [admins, staff], hash: %[5]q}
+- {email: user@example.com, username: user, name: Uma User, userID: id-user, groups: [team-a], hash: %[6]q}
+staticClients:
+- id: outside
+  name: Outside
+  secret: %[7]q
+  redirectURIs: ["http://client.example.test/cb"]
+  postLogoutRedirectURIs: ["http://client.example.test/bye"]
+- {id: elsewhere, name: Elsewhere, secret: %[7]q, redirectURIs: ["http://client.example.test/elsewhere"]}
+gateway:
+  grpc: %[8]s
+  admin: %[9]s
+  hosts: [auth.example.test, app.example.test, "*.apps.example.test", portal.example.org]
+  rules:
+  - {name: public, paths: ["/public/**"], allow: anyone}
+  - {name: health, paths: [/healthz], methods: [GET], allow: anyone}
+  - {name: admin, paths: ["/admin/**"], groups: [admins]}
+  default: signed-in
+`
+
+func (w *world) config(t *testing.T, storage, web, grpc string) string {
+	t.Helper()
+	if storage == "sqlite" {
+		storage = "sqlite, config: {file: gatehouse.db}"
+	}
+	return fmt.Sprintf(configText, issuer, "{type: "+storage+"}", web, peers.FreeAddr(t),
+		hash(t, w.passwords[administrator]), hash(t, w.passwords[user]), w.client.secret, grpc, w.admin)
+}
+
+// hash makes a bcrypt hash of the lowest cost that the configuration takes.
+func hash(t *testing.T, password string) string {
+	t.Helper()
+	h, err := bcrypt.GenerateFromPassword([]byte(password), bcrypt.DefaultCost)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(h)
+}
+
+// gatehouse runs the product's binary and returns what it wrote.
+func gatehouse(t *testing.T, args ...string) string {
+	t.Helper()
+	var stderr bytes.Buffer
+	cmd := exec.CommandContext(t.Context(), peers.Binary(t), args...)
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("gatehouse %s: %v: %s", strings.Join(args, " "), err, stderr.String())
+	}
+	return string(out)
+}
+
+// restart starts Gatehouse again, whether it runs or not, and waits until Envoy has found it. The process is to outlive the
+// subtest that does this.
+func (w *world) restart(t *testing.T) {
+	t.Helper()
+	w.gatehouse.Restart(w.t)
+	peers.Eventually(t, within, "Envoy asks the new process", func() bool {
+		p := must(t)(fetch(t.Context(), w.hardened.http, http.MethodGet, "http://"+appHost+"/public/headers", ""))
+		return p.status == http.StatusOK
+	})
+	w.app.take()
+}
+
+// origins are where a browser may be sent.
+func (w *world) origins() []string { return w.hosts }
+
+var checksRE = regexp.MustCompile(`(?m)^gatehouse_checks_total\{[^}]*\} (\d+)$`)
+
+// checks returns how many checks Gatehouse has answered so far.
+func (w *world) checks(t *testing.T) int {
+	t.Helper()
+	n := 0
+	for _, m := range checksRE.FindAllStringSubmatch(w.metrics(t), -1) {
+		v, err := strconv.Atoi(m[1])
+		if err != nil {
+			t.Fatal(err)
+		}
+		n += v
+	}
+	return n
+}
+
+func (w *world) metrics(t *testing.T) string {
+	t.Helper()
+	p, err := fetch(t.Context(), w.ports, http.MethodGet, "http://"+w.gatehouse.Telemetry+"/metrics", "")
+	if err != nil || p.status != http.StatusOK {
+		t.Fatalf("metrics: %v, %v", p, err)
+	}
+	return p.body
+}
+
+// rows counts the records of each kind in the product's database, and the entries of its change log.
+func (w *world) rows(t *testing.T) map[string]int {
+	t.Helper()
+	db := w.database(t, "ro")
+	defer func() { _ = db.Close() }()
+	rows, err := db.QueryContext(t.Context(), "SELECT kind, count(*) FROM record GROUP BY kind UNION ALL SELECT 'changes', count(*) FROM change")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = rows.Close() }()
+	n := map[string]int{}
+	for rows.Next() {
+		var kind string
+		var count int
+		if err := rows.Scan(&kind, &count); err != nil {
+			t.Fatal(err)
+		}
+		n[kind] = count
+	}
+	if err := rows.Err(); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+func (w *world) database(t *testing.T, mode string) *sql.DB {
+	t.Helper()
+	db, err := sql.Open("sqlite", "file:"+filepath.Join(w.gatehouse.Folder, "gatehouse.db")+"?mode="+mode)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return db
+}
+
+// An event is one line of the product's log; those of the audit log have "log": "audit".
+type event map[string]any
+
+// audit returns the audit events so far.
+func (w *world) audit() (events []event) {
+	for line := range strings.Lines(w.gatehouse.Log()) {
+		var e event
+		if err := json.Unmarshal([]byte(line), &e); err != nil {
+			continue // the last line is being written; see judgeLog
+		}
+		if e["log"] == "audit" {
+			events = append(events, e)
+		}
+	}
+	return events
+}
+
+// secrets remembers what must never be logged.
+type secrets struct {
+	mu   sync.Mutex
+	seen map[string]bool
+}
+
+// add takes a secret; short ones would be found by chance.
+func (s *secrets) add(values ...string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.seen == nil {
+		s.seen = map[string]bool{}
+	}
+	for _, v := range values {
+		if len(v) >= 16 {
+			s.seen[v] = true
+		}
+	}
+}
+
+// in returns those that stand in text.
+func (s *secrets) in(text string) (found []string, of int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for v := range s.seen {
+		if strings.Contains(text, v) {
+			found = append(found, v)
+		}
+	}
+	return found, len(s.seen)
+}
+
+// A recorder is the sample app, which remembers what reached it.
+type recorder struct {
+	addr string
+
+	mu   sync.Mutex
+	seen []arrival
+}
+
+// An arrival is a request that reached the app.
+type arrival struct {
+	method, host, target string
+	header               http.Header
+}
+
+func newRecorder(t *testing.T) *recorder {
+	r := &recorder{}
+	app := demo.SampleApp()
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		r.mu.Lock()
+		r.seen = append(r.seen, arrival{req.Method, req.Host, req.RequestURI, req.Header.Clone()})
+		r.mu.Unlock()
+		app.ServeHTTP(w, req)
+	}))
+	t.Cleanup(s.Close)
+	r.addr = s.Listener.Addr().String()
+	return r
+}
+
+// take returns what has reached the app since the last call.
+func (r *recorder) take() []arrival {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	seen := r.seen
+	r.seen = nil
+	return seen
+}
+
+// within is how long anything may take on a busy machine.
+const within = 30 * time.Second
