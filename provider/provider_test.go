@@ -492,14 +492,20 @@ func TestOutsideClient(t *testing.T) {
 	}
 }
 
-func TestRefreshThreeTimes(t *testing.T) {
-	clk := &clock{}
+// bothStores are the stores there are, by name.
+func bothStores(t *testing.T, clk *clock) map[string]*store.Store {
+	t.Helper()
 	sqlite, err := store.OpenSQLite(t.Context(), filepath.Join(t.TempDir(), "g.db"), store.Options{Now: clk.now})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = sqlite.Close() })
-	for name, st := range map[string]*store.Store{"memory": store.Memory(store.Options{Now: clk.now}), "sqlite": sqlite} {
+	return map[string]*store.Store{"memory": store.Memory(store.Options{Now: clk.now}), "sqlite": sqlite}
+}
+
+func TestRefreshThreeTimes(t *testing.T) {
+	clk := &clock{}
+	for name, st := range bothStores(t, clk) {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t, testConfig, st, seal.NewKey(), clk)
 			tok, err := w.signInClient(w.browser())
@@ -523,12 +529,7 @@ func TestRefreshThreeTimes(t *testing.T) {
 
 func TestFiftySignInsAtOnce(t *testing.T) {
 	clk := &clock{}
-	sqlite, err := store.OpenSQLite(t.Context(), filepath.Join(t.TempDir(), "g.db"), store.Options{Now: clk.now})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = sqlite.Close() })
-	for name, st := range map[string]*store.Store{"memory": store.Memory(store.Options{Now: clk.now}), "sqlite": sqlite} {
+	for name, st := range bothStores(t, clk) {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t, testConfig, st, seal.NewKey(), clk)
 			var wg sync.WaitGroup

@@ -48,7 +48,7 @@ func newLocal(ctx context.Context, store storage.Storage, w *workers) (*local, e
 }
 
 // Prompt implements connector.PasswordConnector.
-func (l *local) Prompt() string { return "Email Address" }
+func (l *local) Prompt() string { return "Email address" }
 
 // Login implements connector.PasswordConnector.
 func (l *local) Login(ctx context.Context, s connector.Scopes, email, password string) (id connector.Identity, ok bool, err error) {

@@ -72,7 +72,7 @@ func forgedSignIn(t *testing.T, browser context.Context, s *stack) {
 			})
 			b.open(t, "http://"+from.host+":"+port+"/")
 			b.click(t, "Collect")
-			b.headed(t, s.issuer+"/auth/local/login", "This request is not valid")
+			b.headed(t, s.issuer+"/auth/local/login", crossSiteTitle)
 			for cookie := range b.cookies(t, s) {
 				if cookie == "gatehouse-sso" || cookie == sessionCookie(s) {
 					t.Errorf("from %s, with %s: the browser was given the cookie %s", from.name, name, cookie)
@@ -119,7 +119,7 @@ func forgedSignOut(t *testing.T, browser context.Context, s *stack) {
 		b.open(t, page)
 		b.until(t, "the picture was asked for", `document.querySelector("#image").complete`)
 		b.click(t, "Collect")
-		b.headed(t, address, deniedTitle)
+		b.headed(t, address, crossSiteTitle)
 		b.open(t, s.app+"/?form-from="+from.host)
 		b.at(t, s.app+"/?form-from="+from.host, appTitle)
 

@@ -80,8 +80,9 @@ func play(t *testing.T, l layout, all []scenario) {
 }
 
 const (
-	appTitle    = "You are signed in"
-	deniedTitle = "You don’t have access to this page"
+	appTitle       = "You are signed in"
+	deniedTitle    = "You don’t have access to this page"
+	crossSiteTitle = "This form came from another site"
 )
 
 func inAndOut(t *testing.T, browser context.Context, s *stack) {
