@@ -113,8 +113,8 @@ type IDToken struct {
 // maxToken bounds what is parsed as a token, in bytes.
 const maxToken = 16 << 10
 
-// Verify checks an ID Token of this issuer for audience: signature, issuer, audience and times (OpenID Connect
-// Core 1.0 section 3.1.3.7). The algorithm is that of the key, never what the token says.
+// Verify checks an ID Token of this issuer for audience, or "" for any: signature, issuer, audience and times (OpenID
+// Connect Core 1.0 section 3.1.3.7). The algorithm is that of the key, never what the token says.
 func (s *KeySet) Verify(ctx context.Context, raw, audience string) (IDToken, error) {
 	if len(raw) > maxToken {
 		return IDToken{}, fmt.Errorf("id token: %d bytes, want at most %d", len(raw), maxToken)
@@ -149,8 +149,14 @@ func (s *KeySet) parse(ctx context.Context, raw, audience string) (jwt.Token, er
 	if keys == nil {
 		return nil, errors.New("no keys yet")
 	}
-	return jwt.ParseString(raw, jwt.WithKeySet(*keys, jws.WithRequireKid(true)), jwt.WithIssuer(s.issuer), jwt.WithAudience(audience),
-		jwt.WithClock(jwt.ClockFunc(s.now)), jwt.WithRequiredClaim(jwt.ExpirationKey), jwt.WithContext(ctx))
+	opts := []jwt.ParseOption{
+		jwt.WithKeySet(*keys, jws.WithRequireKid(true)), jwt.WithIssuer(s.issuer),
+		jwt.WithClock(jwt.ClockFunc(s.now)), jwt.WithRequiredClaim(jwt.ExpirationKey), jwt.WithContext(ctx),
+	}
+	if audience != "" {
+		opts = append(opts, jwt.WithAudience(audience))
+	}
+	return jwt.ParseString(raw, opts...)
 }
 
 func (s *KeySet) unknownKey(raw string) bool {

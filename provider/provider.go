@@ -128,6 +128,11 @@ func (p *Provider) Ready(ctx context.Context) error {
 	return p.store.Ping(ctx)
 }
 
+func (p *Provider) verify(ctx context.Context, raw, audience string) (front.Token, error) {
+	t, err := p.keys.Verify(ctx, raw, audience)
+	return front.Token{Subject: t.Subject, Nonce: t.Nonce, SessionID: t.SessionID}, err
+}
+
 func (p *Provider) newKeyCache() *keyCache {
 	p.keys = &KeySet{issuer: p.issuer.String(), now: p.now}
 	c := &keyCache{Storage: p.dexStore, now: p.now, set: p.keys}
@@ -178,10 +183,10 @@ func (p *Provider) frontOptions(o Options, secret string) front.Options {
 	f := front.Options{
 		Issuer: c.IssuerURL, Dex: p.dex, Doors: p.doors, Storage: p.dexStore, ClientSecret: secret, Ring: o.Ring, Pages: o.Pages,
 		Sessions: &session.Manager{Storage: p.dexStore, Config: p.sessions, Now: o.Now, Logger: p.dexLog, IssuerURL: oauth2.IssuerURL{URL: *c.IssuerURL}},
-		Verify: func(ctx context.Context, raw string) (nonce, sid string, err error) {
-			t, err := p.keys.Verify(ctx, raw, front.GatewayClient)
-			return t.Nonce, t.SessionID, err
+		Verify: func(ctx context.Context, raw string) (front.Token, error) {
+			return p.verify(ctx, raw, front.GatewayClient)
 		},
+		VerifyAny:  func(ctx context.Context, raw string) (front.Token, error) { return p.verify(ctx, raw, "") },
 		SignOut:    p.SignOut,
 		SkipChoice: !c.OAuth2.AlwaysShowLoginScreen,
 		RememberMe: true, Remembered: c.Sessions.RememberMeCheckedByDefault,

@@ -216,7 +216,7 @@ func gatewayConfig(c *config.Config, pages *web.Pages, signInPath string) *authz
 		Issuer: authz.Issuer{
 			Host: host, Path: c.IssuerURL.Path, Origin: c.IssuerURL.Scheme + "://" + c.IssuerURL.Host,
 		},
-		OtherCookies: []string{c.Sessions.CookieName}, PageResources: pages.Resources(),
+		OtherCookies: front.CookieNames(c.Sessions.CookieName), PageResources: pages.Resources(),
 	}
 	for name, attribute := range g.Identity.Headers {
 		out.IdentityHeaders = append(out.IdentityHeaders, authz.IdentityHeader{Name: name, Claim: authz.Claim(attribute)})

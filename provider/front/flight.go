@@ -3,6 +3,7 @@ package front
 import (
 	"context"
 	"errors"
+	"time"
 
 	"github.com/dexidp/dex/storage"
 )
@@ -13,6 +14,7 @@ import (
 type flight struct {
 	requests map[string]storage.AuthRequest
 	codes    map[string]storage.AuthCode
+	authTime time.Time // of the session that is signed on by; zero where a credential was accepted
 }
 
 type flightKey struct{}
@@ -67,6 +69,9 @@ func (s flights) UpdateAuthRequest(ctx context.Context, id string, update func(s
 	if f := inFlight(ctx); f != nil {
 		if a, ok := f.requests[id]; ok {
 			a, err := update(a)
+			if !f.authTime.IsZero() && a.LoggedIn {
+				a.AuthTime = f.authTime
+			}
 			if err == nil {
 				f.requests[id] = a
 			}

@@ -48,8 +48,8 @@ func Purposes() []seal.Purpose {
 	return []seal.Purpose{handoff.PurposeRequest, handoff.PurposeTicket, handoff.PurposeCookie, PurposeAuthorization, PurposeUpstream, PurposeClientState}
 }
 
-// A TokenVerifier checks an ID Token of this issuer for the gateway's client and returns its nonce and session id.
-type TokenVerifier func(ctx context.Context, raw string) (nonce, sessionID string, err error)
+// A TokenVerifier checks a token of this issuer.
+type TokenVerifier func(ctx context.Context, raw string) (Token, error)
 
 // Options for New. All fields are needed unless they say otherwise.
 type Options struct {
@@ -61,7 +61,8 @@ type Options struct {
 	Sessions *session.Manager
 	// ClientSecret is the gateway client's.
 	ClientSecret string
-	Verify       TokenVerifier
+	Verify       TokenVerifier // of the gateway's own ID Token
+	VerifyAny    TokenVerifier // of a token for any client
 	SignOut      func(ctx context.Context, sessionID string) (next string, err error)
 	Ring         *seal.Ring
 	Hosts        *hosts.Set // nil: a provider only, without gateway
@@ -117,7 +118,7 @@ func New(o Options) (*Front, error) {
 	if err := o.Registerer.Register(f.signIns); err != nil {
 		return nil, err
 	}
-	f.clientIP = realIP(o.IPHeader, o.TrustedProxies)
+	f.clientIP = ClientIP(o.IPHeader, o.TrustedProxies)
 	f.mux = f.routes()
 	return f, nil
 }
@@ -135,7 +136,12 @@ func (f *Front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h := w.Header()
 	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("Referrer-Policy", "same-origin")
-	f.mux.ServeHTTP(w, r.WithContext(reqctx.WithRemoteIP(r.Context(), ip)))
+	r = r.WithContext(reqctx.WithRemoteIP(r.Context(), ip))
+	f.inward(r)
+	if inner, outer := f.Sessions.Config.CookieName, f.outerName(); inner != outer {
+		w = &outward{ResponseWriter: w, inner: inner, outer: outer}
+	}
+	f.mux.ServeHTTP(w, r)
 }
 
 // routes is the allowlist of what the issuer serves. Pages belong to the issuer's own host; what other programs
@@ -152,11 +158,11 @@ func (f *Front) routes() *http.ServeMux {
 	page("GET /auth/{connector}/login", f.signInPage)
 	page("POST /auth/{connector}/login", f.signIn)
 	page("GET /callback", f.upstreamCallback)
-	page("POST /callback", f.dexPage) // SAML's POST binding
+	page("POST /callback", f.samlCallback)
 	page("GET "+CallbackPath, f.gatewayCallback)
 	page("GET /logout/callback", f.logoutCallback)
-	page("GET /logout", f.dexPage)
-	page("POST /logout", f.dexPage)
+	page("GET /logout", f.logout)
+	page("POST /logout", f.logout)
 	for _, p := range []string{
 		"/approval", "/mfa", "/mfa/totp", "/mfa/webauthn", "/mfa/webauthn/register/begin",
 		"/mfa/webauthn/register/finish", "/mfa/webauthn/login/begin", "/mfa/webauthn/login/finish",
@@ -172,11 +178,12 @@ func (f *Front) routes() *http.ServeMux {
 	}
 	for _, p := range []string{
 		"GET /.well-known/openid-configuration", "OPTIONS /.well-known/openid-configuration", "GET /keys", "OPTIONS /keys",
-		"POST /token", "OPTIONS /token", "GET /userinfo", "POST /userinfo", "OPTIONS /userinfo",
+		"POST /token", "OPTIONS /token",
 	} {
 		method, path, _ := strings.Cut(p, " ")
 		m.HandleFunc(method+" "+f.base+path, f.api)
 	}
+	m.HandleFunc(f.base+"/userinfo", f.userinfo)
 	m.HandleFunc("POST "+f.base+"/token/introspect", f.introspect)
 	page("GET /static/{file}", f.static)
 	m.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) { f.fail(w, r, web.NotFound, nil) })
@@ -200,49 +207,12 @@ func (f *Front) static(w http.ResponseWriter, r *http.Request) {
 	f.Dex.ServeHTTP(w, r)
 }
 
-// api passes a request of a program to Dex, except those that claim to be the gateway's own client.
-func (f *Front) api(w http.ResponseWriter, r *http.Request) {
-	if r.Method == http.MethodPost {
-		if err := r.ParseForm(); err != nil {
-			http.Error(w, "malformed form", http.StatusBadRequest)
-			return
-		}
-		// RFC 6749 section 2.3.1: form-encoded within Basic.
-		if user, _, _ := r.BasicAuth(); unescape(user) == GatewayClient || r.Form.Get("client_id") == GatewayClient {
-			f.oauthError(w, http.StatusUnauthorized, "invalid_client", "this client is internal")
-			return
-		}
-	}
-	f.Dex.ServeHTTP(w, r)
-}
-
-// introspect is Dex's token introspection for clients only (RFC 7662 section 2.1 wants authorization, Dex asks none).
-func (f *Front) introspect(w http.ResponseWriter, r *http.Request) {
-	if err := r.ParseForm(); err != nil {
-		http.Error(w, "malformed form", http.StatusBadRequest)
-		return
-	}
-	id, secret, basic := r.BasicAuth()
-	if basic { // RFC 6749 section 2.3.1: form-encoded within Basic
-		id, secret = unescape(id), unescape(secret)
-	} else {
-		id, secret = r.PostForm.Get("client_id"), r.PostForm.Get("client_secret")
-	}
-	c, err := f.Storage.GetClient(r.Context(), id)
-	if err != nil || id == GatewayClient || c.Public || !sameSecret(c.Secret, secret) {
-		w.Header().Set("WWW-Authenticate", `Basic realm="introspection"`)
-		f.oauthError(w, http.StatusUnauthorized, "invalid_client", "introspection needs the credentials of a confidential client")
-		return
-	}
-	f.Dex.ServeHTTP(w, r)
-}
-
 // result counts and records one sign-in.
 func (f *Front) result(r *http.Request, req *request, connector, login, result string, err error, attrs ...slog.Attr) {
 	f.signIns.WithLabelValues(connector, result).Inc()
 	level := slog.LevelInfo
 	attrs = append([]slog.Attr{
-		slog.String("result", result), slog.String("connector", connector), slog.String("user", login), slog.String("client", req.client()),
+		slog.String("result", result), slog.String("connector", connector), slog.String("user", clip(login)), slog.String("client", clip(req.client())),
 		slog.String("ip", remoteIP(r)), slog.String("request_id", requestID(r)),
 	}, attrs...)
 	if err != nil {
@@ -253,4 +223,14 @@ func (f *Front) result(r *http.Request, req *request, connector, login, result s
 		}
 	}
 	f.Audit.LogAttrs(r.Context(), level, "sign-in", attrs...)
+}
+
+// maxLogged bounds what a stranger can write into one field of the audit log, in bytes.
+const maxLogged = 256
+
+func clip(s string) string {
+	if len(s) > maxLogged {
+		return strings.ToValidUTF8(s[:maxLogged], "") + "…"
+	}
+	return s
 }

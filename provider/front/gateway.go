@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"strconv"
 	"strings"
 	"time"
 
@@ -18,6 +19,7 @@ import (
 	"gatehouse/internal/seal"
 	"gatehouse/web"
 
+	"github.com/dexidp/dex/server/tokens"
 	"github.com/dexidp/dex/storage"
 )
 
@@ -68,14 +70,20 @@ func (f *Front) finishGateway(ctx context.Context, w http.ResponseWriter, r *htt
 		f.fail(w, r, web.ExpiredLink, err)
 		return
 	}
-	sid, err := f.exchange(ctx, q, st)
+	tok, err := f.exchange(ctx, q, st)
 	if err != nil {
-		f.fail(w, r, web.Internal, err)
+		f.Log.InfoContext(ctx, "sign-in begins again", "request_id", requestID(r), "error", err) // such as a reloaded page, whose code is spent
+		f.restart(w, r, &request{gateway: &st.Request})
 		return
 	}
-	s, err := f.Storage.GetAuthSession(ctx, sid) // a code outlives its session
+	s, err := f.Storage.GetAuthSession(ctx, tok.SessionID) // a code outlives its session
 	if err != nil {
 		f.fail(w, r, f.storageCode(err), err)
+		return
+	}
+	// Dex takes the session from the cookie and the user from the request: they must be the same.
+	if sub, err := tokens.GenSubject(s.UserID, s.ConnectorID); err != nil || sub != tok.Subject {
+		f.fail(w, r, web.OtherBrowser, errOtherUser)
 		return
 	}
 	f.land(w, r, st.Request, s.ID)
@@ -99,27 +107,27 @@ func (f *Front) openState(sealed string) (clientState, error) {
 	return st, nil
 }
 
-// exchange trades the code for the ID Token, without a socket, and returns the session that it is of.
-func (f *Front) exchange(ctx context.Context, q url.Values, st clientState) (sid string, err error) {
+// exchange trades the code for the ID Token, without a socket, and verifies it.
+func (f *Front) exchange(ctx context.Context, q url.Values, st clientState) (Token, error) {
 	if code := q.Get("error"); code != "" {
-		return "", fmt.Errorf("authorization: %s: %s", code, q.Get("error_description"))
+		return Token{}, fmt.Errorf("authorization: %s: %s", code, q.Get("error_description"))
 	}
 	hc := &http.Client{Transport: inproc.Transport{Handler: f.Dex}}
 	tok, err := f.oauth().Exchange(context.WithValue(ctx, oauth2.HTTPClient, hc), q.Get("code"), oauth2.VerifierOption(st.Verifier))
 	if err != nil {
-		return "", fmt.Errorf("code exchange: %w", err)
+		return Token{}, fmt.Errorf("code exchange: %w", err)
 	}
 	raw, _ := tok.Extra("id_token").(string)
-	nonce, sid, err := f.Verify(ctx, raw)
+	t, err := f.Verify(ctx, raw)
 	switch {
 	case err != nil:
-		return "", err
-	case nonce != st.Nonce:
-		return "", errors.New("id token: nonce of another sign-in")
-	case sid == "":
-		return "", errors.New("id token: no session id")
+		return Token{}, err
+	case t.Nonce != st.Nonce:
+		return Token{}, errors.New("id token: nonce of another sign-in")
+	case t.SessionID == "":
+		return Token{}, errors.New("id token: no session id")
 	}
-	return sid, nil
+	return t, nil
 }
 
 // land brings the session to the app host that asked: as a cookie where that is this host, as a sealed ticket elsewhere.
@@ -184,13 +192,18 @@ func (f *Front) restart(w http.ResponseWriter, r *http.Request, q *request) {
 	redirect(w, origin+q.gateway.Return)
 }
 
-// signOn ends the sign-in of a browser that has a live session; false: it has none that serves for q.
+// signOn ends the sign-in of a browser that has a live session; false: it has none that serves for q, and nothing was
+// answered yet.
 func (f *Front) signOn(w http.ResponseWriter, r *http.Request, q *request, connector string) bool {
 	if q.prompt("login") || q.prompt("select_account") {
 		return false
 	}
-	s := f.Sessions.ValidSession(r.Context(), w, r)
-	if s == nil || connector != "" && connector != s.ConnectorID {
+	s, err := f.session(w, r)
+	if err != nil {
+		f.fail(w, r, web.Unavailable, err)
+		return true
+	}
+	if s == nil || connector != "" && connector != s.ConnectorID || f.tooOld(q, s) {
 		return false
 	}
 	if q.gateway != nil && f.knowsGateway(r.Context(), s) {
@@ -205,6 +218,7 @@ func (f *Front) signOn(w http.ResponseWriter, r *http.Request, q *request, conne
 	query = cloneQuery(query)
 	query.Del("connector_id")
 	ctx, fly := withFlight(r.Context())
+	fly.authTime = authenticatedAt(s)
 	a, err := f.drive(ctx, r, fly, f.authPath(s.ConnectorID, query), false)
 	if err != nil {
 		if !errors.Is(err, errWantsCredentials) {
@@ -215,6 +229,27 @@ func (f *Front) signOn(w http.ResponseWriter, r *http.Request, q *request, conne
 	f.result(r, q, s.ConnectorID, "", "sso", nil, sessionAttr(s.ID))
 	f.deliver(ctx, w, r, q, a)
 	return true
+}
+
+// authenticatedAt is when a credential was last accepted in this session. Dex would take when the user last signed in
+// anywhere.
+func authenticatedAt(s *storage.AuthSession) time.Time {
+	at := s.CreatedAt
+	for _, c := range s.ClientStates {
+		if c != nil && !c.ViaSSO && c.AuthenticatedAt.After(at) {
+			at = c.AuthenticatedAt
+		}
+	}
+	return at
+}
+
+// tooOld reports whether the client asks for a younger authentication (max_age, OpenID Connect Core 1.0 section 3.1.2.1).
+func (f *Front) tooOld(q *request, s *storage.AuthSession) bool {
+	if q.gateway != nil || q.query.Get("max_age") == "" {
+		return false
+	}
+	seconds, err := strconv.ParseInt(q.query.Get("max_age"), 10, 32)
+	return err != nil || f.Now().Sub(authenticatedAt(s)) > time.Duration(seconds)*time.Second
 }
 
 // knowsGateway reports whether the session already came through the gateway's client, with its second factor, and

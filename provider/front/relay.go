@@ -1,15 +1,10 @@
 package front
 
 import (
-	"crypto/sha256"
-	"encoding/base64"
 	"encoding/json"
 	"fmt"
-	"html"
 	"net/http"
 	"net/url"
-	"regexp"
-	"strings"
 	"time"
 
 	"gatehouse/connectors"
@@ -18,42 +13,6 @@ import (
 
 	"github.com/dexidp/dex/storage"
 )
-
-// dexPage passes a browser's step to Dex: consent, second factor, device flow, logout.
-func (f *Front) dexPage(w http.ResponseWriter, r *http.Request) {
-	w.Header().Set("Cache-Control", "no-store")
-	targets := append([]string{"'self'"}, f.stepTargets(r)...)
-	csp := f.Pages.CSP(targets...)
-	if strings.HasPrefix(r.URL.Path, f.base+"/mfa/webauthn") {
-		csp = f.Pages.ScriptCSP(targets...)
-	}
-	w.Header().Set("Content-Security-Policy", csp)
-	f.Dex.ServeHTTP(w, r)
-}
-
-// stepTargets are the origins that the flow of the AuthRequest in the query leads to, for form-action.
-func (f *Front) stepTargets(r *http.Request) []string {
-	id := r.URL.Query().Get("req")
-	if id == "" {
-		return nil
-	}
-	a, err := f.Storage.GetAuthRequest(r.Context(), id)
-	if err != nil {
-		return nil
-	}
-	if a.ClientID != GatewayClient {
-		return []string{formTarget(a.RedirectURI)}
-	}
-	st, err := f.openState(a.State)
-	if err != nil {
-		return nil
-	}
-	origin, ok := f.Hosts.Origin(st.Request.Host)
-	if !ok {
-		return nil
-	}
-	return []string{origin}
-}
 
 // logoutCallback is where an upstream returns after its logout. Dex finishes those that it began; ours have ended
 // before the browser left.
@@ -80,29 +39,6 @@ func (f *Front) renew(r *http.Request, sid string, now time.Time) error {
 		return fmt.Errorf("renew session: %w", err)
 	}
 	return nil
-}
-
-var (
-	formActionRE   = regexp.MustCompile(`<form method="post" action="([^"]+)"`)
-	inlineScriptRE = regexp.MustCompile(`(?s)<script>(.*?)</script>`)
-)
-
-// formAction returns the target of the form in Dex's SAML page.
-func formAction(page []byte) (string, bool) {
-	m := formActionRE.FindSubmatch(page)
-	if m == nil {
-		return "", false
-	}
-	return html.UnescapeString(string(m[1])), true
-}
-
-func inlineScriptHash(page []byte) string {
-	m := inlineScriptRE.FindSubmatch(page)
-	if m == nil {
-		return "'none'"
-	}
-	sum := sha256.Sum256(m[1])
-	return "'sha256-" + base64.StdEncoding.EncodeToString(sum[:]) + "'"
 }
 
 // pageState is what the sign-in page says besides its form.

@@ -172,15 +172,21 @@ func (f *Front) sameOriginPost(r *http.Request) bool {
 	return site == "" || site == "same-origin"
 }
 
-// realIP returns how to find the client's address.
-func realIP(header string, trusted []netip.Prefix) func(*http.Request) (string, error) {
+// ClientIP returns how to find the client's address.
+func ClientIP(header string, trusted []netip.Prefix) func(*http.Request) (string, error) {
 	if header == "" {
 		return func(r *http.Request) (string, error) {
 			host, _, err := net.SplitHostPort(r.RemoteAddr)
 			return host, err
 		}
 	}
-	return router.ParseRealIP(header, trusted)
+	parse := router.ParseRealIP(header, trusted)
+	return func(r *http.Request) (string, error) {
+		if lines := r.Header.Values(header); len(lines) > 1 { // of which the parser reads one (RFC 9110 section 5.3)
+			r.Header.Set(header, strings.Join(lines, ","))
+		}
+		return parse(r)
+	}
 }
 
 func remoteIP(r *http.Request) string {

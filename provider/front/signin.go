@@ -29,7 +29,7 @@ func (f *Front) authorize(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	switch {
-	case r.Form.Get("hmac") != "":
+	case r.Form.Get("hmac") != "" && r.Form.Get("req") != "":
 		f.dexPage(w, r)
 	case r.Form.Get("req") != "":
 		f.chooser(w, r)
@@ -270,7 +270,7 @@ func (f *Front) refuse(w http.ResponseWriter, r *http.Request, q *request, door 
 		no = &connectors.Refusal{Reason: connectors.Unavailable, Err: err}
 	}
 	f.result(r, q, door.ID, login, string(no.Reason), err)
-	st := pageState{status: http.StatusUnauthorized, reason: no.Reason, login: login, remember: r.PostForm.Get("remember_me") == "on"}
+	st := pageState{status: http.StatusUnauthorized, reason: no.Reason, login: clip(login), remember: r.PostForm.Get("remember_me") == "on"}
 	switch no.Reason {
 	case connectors.Throttled:
 		st.status, st.wait = http.StatusTooManyRequests, no.RetryAfter
@@ -292,7 +292,10 @@ func (f *Front) refuse(w http.ResponseWriter, r *http.Request, q *request, door 
 
 // complete signs a proven user in: Dex's own flow, in process, with the proof in the context.
 func (f *Front) complete(w http.ResponseWriter, r *http.Request, q *request, door *identity.Door, id connector.Identity, remember bool) {
-	f.supersede(w, r, door.ID, id.UserID)
+	if err := f.supersede(w, r, door.ID, id.UserID); err != nil {
+		f.fail(w, r, web.Unavailable, err)
+		return
+	}
 	query := q.query
 	if q.gateway != nil {
 		query = f.gatewayQuery(*q.gateway)
@@ -328,14 +331,13 @@ func (f *Front) complete(w http.ResponseWriter, r *http.Request, q *request, doo
 }
 
 // supersede ends the session of another user in this browser, in order and with notice; Dex would only drop it.
-func (f *Front) supersede(w http.ResponseWriter, r *http.Request, connectorID, userID string) {
-	s := f.Sessions.ValidSession(r.Context(), w, r)
-	if s == nil || s.UserID == userID && s.ConnectorID == connectorID {
-		return
+func (f *Front) supersede(w http.ResponseWriter, r *http.Request, connectorID, userID string) error {
+	s, err := f.session(w, r)
+	if err != nil || s == nil || s.UserID == userID && s.ConnectorID == connectorID {
+		return err
 	}
-	if _, err := f.SignOut(r.Context(), s.ID); err != nil {
-		f.Log.WarnContext(r.Context(), "could not end the browser's former session", "error", err)
-	}
+	_, err = f.SignOut(r.Context(), s.ID)
+	return err
 }
 
 // settle finds the session that Dex made or continued, makes its cookie last as the user chose, and renews the

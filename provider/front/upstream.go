@@ -3,11 +3,9 @@ package front
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
-	"strings"
 	"time"
 
 	"gatehouse/connectors"
@@ -137,30 +135,4 @@ func (f *Front) upstreamFailed(w http.ResponseWriter, r *http.Request, no *conne
 	case connectors.WrongCredentials, connectors.Throttled, connectors.Busy, connectors.Unavailable:
 	}
 	f.failStatus(w, r, page, no)
-}
-
-// startSAML leaves the flow to Dex: SAML's RelayState is too short for our sealed state, and the identity
-// provider's answer is a POST from its site, so Dex stores the request under an id.
-func (f *Front) startSAML(w http.ResponseWriter, r *http.Request, q *request, door *identity.Door) {
-	query := q.query
-	if q.gateway != nil {
-		query = f.gatewayQuery(*q.gateway)
-	}
-	query = cloneQuery(query)
-	query.Del("connector_id")
-	query.Set("prompt", strings.TrimSpace("login "+query.Get("prompt")))
-	a, err := f.ask(r.Context(), r, f.authPath(door.ID, query), map[string]*http.Cookie{})
-	if err != nil {
-		f.fail(w, r, web.Internal, err)
-		return
-	}
-	sso, ok := formAction(a.body)
-	if !ok {
-		f.fail(w, r, web.Internal, errors.New("saml: dex's page has no form"))
-		return
-	}
-	// The page submits itself by an inline script, allowed by its hash.
-	a.header.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; script-src "+
-		inlineScriptHash(a.body)+"; form-action "+formTarget(sso))
-	a.relay(w)
 }

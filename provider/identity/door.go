@@ -16,6 +16,10 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+	"unicode"
+
+	"golang.org/x/text/cases"
+	"golang.org/x/text/unicode/norm"
 
 	"gatehouse/connectors"
 
@@ -37,7 +41,7 @@ type Kind uint8
 const (
 	Password Kind = iota + 1 // user name and password on our page
 	Redirect                 // at an upstream identity provider
-	SAML                     // likewise, by SAML's POST binding: Dex's own flow
+	SAML                     // likewise, by SAML's POST binding
 )
 
 // Options for Open.
@@ -60,6 +64,7 @@ type Doors struct {
 	connectors *dexconnectors.Cache // where Dex finds them
 	users      *limiter
 	networks   *limiter
+	factors    *limiter
 	workers    *workers
 	configured []storage.Connector
 
@@ -86,6 +91,7 @@ func Open(ctx context.Context, cache *dexconnectors.Cache, store storage.Storage
 		connectors: cache,
 		users:      newLimiter(opts.Limits.Window, opts.Limits.Entries, opts.Now),
 		networks:   newLimiter(opts.Limits.Window, opts.Limits.Entries, opts.Now),
+		factors:    newLimiter(opts.Limits.Window, opts.Limits.Entries, opts.Now),
 		workers:    newWorkers(max(1, runtime.GOMAXPROCS(0)-1), 256),
 	}
 	for _, c := range all { // a static connector, which comes first, hides a stored one
@@ -242,13 +248,19 @@ func (d *Door) CheckPassword(ctx context.Context, in Login) (connector.Identity,
 		strings.ContainsRune(in.User, 0) || strings.ContainsRune(in.Password, 0) {
 		return connector.Identity{}, &connectors.Refusal{Reason: connectors.WrongCredentials}
 	}
+	in.User = strings.TrimSpace(in.User)
+	if in.User == "" || strings.ContainsFunc(in.User, unicode.IsControl) {
+		return connector.Identity{}, &connectors.Refusal{Reason: connectors.WrongCredentials}
+	}
 	done, err := d.doors.begin(ctx, d.ID, in)
 	if err != nil {
 		return connector.Identity{}, err
 	}
-	in.Scopes.Groups = true // the identity is shared by all clients of the user: never without groups
+	failed := false
+	defer func() { done(failed) }() // should the connector panic, too
+	in.Scopes.Groups = true         // the identity is shared by all clients of the user: never without groups
 	id, valid, err := pc.Login(ctx, in.Scopes, in.User, in.Password)
-	done(err == nil && !valid)
+	failed = err == nil && !valid
 	switch {
 	case err != nil:
 		return connector.Identity{}, refusal(err)
@@ -260,7 +272,7 @@ func (d *Door) CheckPassword(ctx context.Context, in Login) (connector.Identity,
 
 // begin takes the user name's and the network's leave to try.
 func (d *Doors) begin(ctx context.Context, connectorID string, in Login) (done func(failed bool), err error) {
-	userDone, err := d.users.begin(ctx, connectorID+"\x00"+strings.ToLower(in.User), d.opts.Limits.PerUser)
+	userDone, err := d.users.begin(ctx, connectorID+"\x00"+sameName(in.User), d.opts.Limits.PerUser)
 	if err != nil {
 		return nil, err
 	}
@@ -273,6 +285,44 @@ func (d *Doors) begin(ctx context.Context, connectorID string, in Login) (done f
 		return nil, err
 	}
 	return func(failed bool) { userDone(failed); networkDone(failed) }, nil
+}
+
+// sameName folds the spellings of a user name that a directory may take for one (RFC 4518 section 2): case, widths and
+// compatibility forms, and runs of spaces.
+func sameName(user string) string {
+	return strings.Join(strings.Fields(cases.Fold().String(norm.NFKC.String(user))), " ")
+}
+
+// BeginFactor takes a user's leave to try a second factor. done must be called with the outcome.
+func (d *Doors) BeginFactor(ctx context.Context, connectorID, userID string) (done func(failed bool), err error) {
+	return d.factors.begin(ctx, connectorID+"\x00"+userID, d.opts.Limits.PerUser)
+}
+
+// StartSAML returns the identity provider's URL and the AuthnRequest of that id, encoded for its form.
+func (d *Door) StartSAML(s connector.Scopes, requestID string) (target, request string, err error) {
+	sc, ok := d.inner.(connector.SAMLConnector)
+	if !ok {
+		return "", "", &connectors.Refusal{Reason: connectors.Unavailable, Err: errors.New("not a SAML connector")}
+	}
+	s.Groups = true
+	if target, request, err = sc.POSTData(s, requestID); err != nil {
+		return "", "", &connectors.Refusal{Reason: connectors.Unavailable, Err: err}
+	}
+	return target, request, nil
+}
+
+// FinishSAML proves a user by a SAML response to the request of that id. Every error is a *connectors.Refusal.
+func (d *Door) FinishSAML(ctx context.Context, s connector.Scopes, response, requestID string) (connector.Identity, error) {
+	sc, ok := d.inner.(connector.SAMLConnector)
+	if !ok {
+		return connector.Identity{}, &connectors.Refusal{Reason: connectors.Unavailable, Err: errors.New("not a SAML connector")}
+	}
+	s.Groups = true
+	id, err := sc.HandlePOST(s, response, requestID)
+	if err != nil {
+		return connector.Identity{}, refusal(err)
+	}
+	return id, d.allowed(ctx, id)
 }
 
 // StartRedirect returns the upstream's URL with state in it, and data that FinishRedirect needs back.

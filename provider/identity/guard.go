@@ -2,6 +2,7 @@ package identity
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -16,6 +17,23 @@ func Guard(s storage.Storage, now func() time.Time) storage.Storage { return gua
 type guard struct {
 	storage.Storage
 	now func() time.Time
+}
+
+// GetAuthCode hides the codes of blocked users, and of sessions that have ended: a code outlives both.
+func (g guard) GetAuthCode(ctx context.Context, id string) (storage.AuthCode, error) {
+	c, err := g.Storage.GetAuthCode(ctx, id)
+	if err != nil {
+		return storage.AuthCode{}, err
+	}
+	if c.SessionID != "" {
+		if _, err := g.Storage.GetAuthSession(ctx, c.SessionID); err != nil {
+			return storage.AuthCode{}, err
+		}
+	}
+	if _, err := g.GetUserIdentity(ctx, c.Claims.UserID, c.ConnectorID); err != nil && !errors.Is(err, storage.ErrNotFound) {
+		return storage.AuthCode{}, storage.ErrNotFound
+	}
+	return c, nil
 }
 
 func (g guard) GetUserIdentity(ctx context.Context, userID, connectorID string) (storage.UserIdentity, error) {

@@ -341,3 +341,38 @@ func TestNetwork(t *testing.T) {
 		}
 	}
 }
+
+func TestSpellingsOfOneUserCountTogether(t *testing.T) {
+	dir := &directory{}
+	limits := DefaultLimits()
+	door, _ := newTestDoor(t, dir, limits)
+	for _, user := range []string{"alice smith", " alice smith", "Alice  SMITH", "alice\u00a0smith", "alice ſmith", "ａlice smith", "alice smith  "} {
+		_, _ = door.CheckPassword(t.Context(), Login{User: user, Password: "wrong"})
+	}
+	if n := dir.asked.Load(); n != int64(limits.PerUser) {
+		t.Errorf("%d guesses reached the directory, want %d", n, limits.PerUser)
+	}
+}
+
+// panicking is a connector with a bug.
+type panicking struct{ directory }
+
+func (p *panicking) Login(ctx context.Context, s connector.Scopes, user, password string) (connector.Identity, bool, error) {
+	if password == "boom" {
+		panic("bug")
+	}
+	return p.directory.Login(ctx, s, user, password)
+}
+
+func TestPanicOfAConnectorLocksNobodyOut(t *testing.T) {
+	door, _ := newTestDoor(t, &panicking{}, DefaultLimits())
+	for range 10 {
+		func() {
+			defer func() { _ = recover() }()
+			_, _ = door.CheckPassword(t.Context(), Login{User: "alice", Password: "boom"})
+		}()
+	}
+	if _, err := door.CheckPassword(t.Context(), Login{User: "alice", Password: "right"}); err != nil {
+		t.Error(err)
+	}
+}

@@ -9,7 +9,6 @@ import (
 	"gatehouse/connectors"
 
 	"github.com/dexidp/dex/connector"
-	"github.com/dexidp/dex/server/reqctx"
 )
 
 // errDoor is what Dex gets when somebody tries to go around the sign-in page.
@@ -19,7 +18,6 @@ var errDoor = errors.New("this connector is entered through the sign-in page onl
 type (
 	doorPart     struct{ *Door } // browser flows: proven in process, whatever stands behind
 	passwordPart struct{ *Door } // the password grant
-	samlPart     struct{ *Door } // Dex's own SAML flow
 	refreshPart  struct{ *Door }
 	rest         struct{ *Door } // token exchange and upstream logout, refused where the connector has none
 )
@@ -29,17 +27,6 @@ type (
 func (d *Door) wrapped() connector.Connector {
 	_, refresh := d.inner.(connector.RefreshConnector)
 	switch {
-	case d.Kind == SAML && refresh:
-		return struct {
-			samlPart
-			refreshPart
-			rest
-		}{samlPart{d}, refreshPart{d}, rest{d}}
-	case d.Kind == SAML:
-		return struct {
-			samlPart
-			rest
-		}{samlPart{d}, rest{d}}
 	case d.Kind == Password && refresh:
 		return struct {
 			doorPart
@@ -85,8 +72,8 @@ func (p passwordPart) Prompt() string { return p.Door.Prompt() }
 
 // Login implements connector.PasswordConnector, for the password grant: with every limit of the sign-in page.
 func (p passwordPart) Login(ctx context.Context, s connector.Scopes, user, password string) (connector.Identity, bool, error) {
-	ip, _ := ctx.Value(reqctx.RequestKeyRemoteIP).(string)
-	id, err := p.CheckPassword(ctx, Login{User: user, Password: password, Network: Network(ip), Scopes: s})
+	// The address is that of the client's server, not of the user: no network is counted.
+	id, err := p.CheckPassword(ctx, Login{User: user, Password: password, Scopes: s})
 	var no *connectors.Refusal
 	switch {
 	case errors.As(err, &no) && no.Reason == connectors.WrongCredentials:
@@ -95,22 +82,6 @@ func (p passwordPart) Login(ctx context.Context, s connector.Scopes, user, passw
 		return connector.Identity{}, false, err
 	}
 	return id, true, nil
-}
-
-// POSTData implements connector.SAMLConnector.
-func (p samlPart) POSTData(s connector.Scopes, requestID string) (ssoURL, samlRequest string, err error) {
-	s.Groups = true
-	return p.inner.(connector.SAMLConnector).POSTData(s, requestID)
-}
-
-// HandlePOST implements connector.SAMLConnector.
-func (p samlPart) HandlePOST(s connector.Scopes, samlResponse, inResponseTo string) (connector.Identity, error) {
-	s.Groups = true
-	id, err := p.inner.(connector.SAMLConnector).HandlePOST(s, samlResponse, inResponseTo)
-	if err != nil {
-		return connector.Identity{}, err
-	}
-	return id, p.allowed(context.Background(), id) // the interface has no context
 }
 
 // Refresh implements connector.RefreshConnector.

@@ -1,0 +1,153 @@
+package front
+
+import (
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"html/template"
+	"net/http"
+	"net/url"
+	"time"
+
+	"gatehouse/internal/handoff"
+	"gatehouse/internal/seal"
+	"gatehouse/provider/identity"
+	"gatehouse/web"
+)
+
+// A SAML identity provider answers by a POST from its own site, with a RelayState of at most 80 bytes (SAML 2.0
+// Bindings section 3.5.3). So the state of the sign-in is in a cookie that such a POST carries, and the RelayState is
+// the id of the request: an answer in a browser that did not ask is refused. A browser has one such sign-in at a time.
+
+// samlState is the state of a SAML sign-in.
+type samlState struct {
+	upstreamState
+
+	Request string `json:"i"` // id of the AuthnRequest, which is the RelayState
+}
+
+// samlCookie is its name, and maxCookie what browsers keep of one, in bytes.
+const (
+	samlCookie = "__Host-gatehouse-saml"
+	maxCookie  = 3800
+)
+
+const submitScript = `document.forms[0].submit();`
+
+// startSAML sends the browser to the identity provider by a form that submits itself.
+func (f *Front) startSAML(w http.ResponseWriter, r *http.Request, q *request, door *identity.Door) {
+	if f.Issuer.Scheme != "https" {
+		f.fail(w, r, web.Unavailable, errors.New("saml needs an https issuer: browsers send no cookie with a POST from another site otherwise"))
+		return
+	}
+	st := samlState{Request: "_" + rand.Text(), upstreamState: upstreamState{
+		Gateway: q.gateway, Query: q.query.Encode(), Connector: door.ID, Expiry: f.Now().Add(handoff.RequestLifetime),
+	}}
+	target, value, err := door.StartSAML(q.scopes(), st.Request)
+	if err != nil {
+		f.refuse(w, r, q, door, "", err)
+		return
+	}
+	sealed := f.sealSAML(st)
+	if len(sealed) > maxCookie {
+		f.fail(w, r, web.BadRequest, fmt.Errorf("saml: the authorization request is too long: its state has %d bytes, a cookie %d", len(sealed), maxCookie))
+		return
+	}
+	http.SetCookie(w, &http.Cookie{
+		Name: samlCookie, Value: sealed, Path: "/", Secure: true, HttpOnly: true, SameSite: http.SameSiteNoneMode, MaxAge: int(handoff.RequestLifetime / time.Second),
+	})
+	sum := sha256.Sum256([]byte(submitScript))
+	h := w.Header()
+	h.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; script-src 'sha256-"+
+		base64.StdEncoding.EncodeToString(sum[:])+"'; form-action "+formTarget(target))
+	h.Set("Content-Type", "text/html; charset=utf-8")
+	h.Set("Cache-Control", "no-store")
+	_ = samlPage().Execute(w, map[string]string{"Target": target, "Value": value, "State": st.Request}) // the browser may be gone
+}
+
+// samlPage is seen for a moment, or where there is no JavaScript.
+func samlPage() *template.Template {
+	return template.Must(template.New("saml").Parse(`<!DOCTYPE html><html lang="en"><title>Sign in</title>
+<form method="post" action="{{.Target}}"><input type="hidden" name="SAMLRequest" value="{{.Value}}">
+<input type="hidden" name="RelayState" value="{{.State}}"><button>Go on to sign in</button></form>
+<script>` + submitScript + `</script></html>`))
+}
+
+// sealSAML seals st; a return path that makes it too long gives way to a shorter one.
+func (f *Front) sealSAML(st samlState) string {
+	seal := func() string {
+		b, err := json.Marshal(st)
+		if err != nil {
+			panic(err) // strings, bytes and times
+		}
+		return f.Ring.Seal(PurposeUpstream, samlCookie, b)
+	}
+	s := seal()
+	if len(s) > maxCookie && st.Gateway != nil {
+		g := *st.Gateway
+		g.Return = "/"
+		st.Gateway = &g
+		s = seal()
+	}
+	return s
+}
+
+// samlCallback is the assertion consumer service.
+func (f *Front) samlCallback(w http.ResponseWriter, r *http.Request) {
+	if err := r.ParseForm(); err != nil {
+		f.failStatus(w, r, web.Error{Code: web.BadRequest, Status: bodyStatus(err)}, err)
+		return
+	}
+	st, err := f.openSAML(r)
+	if err != nil {
+		f.fail(w, r, web.OtherBrowser, err)
+		return
+	}
+	http.SetCookie(w, &http.Cookie{Name: samlCookie, Path: "/", Secure: true, HttpOnly: true, SameSite: http.SameSiteNoneMode, MaxAge: -1})
+	q := &request{gateway: st.Gateway}
+	if st.Gateway == nil {
+		if q.query, err = url.ParseQuery(st.Query); err != nil {
+			f.fail(w, r, web.Internal, err)
+			return
+		}
+	}
+	if !f.Now().Before(st.Expiry) {
+		f.restart(w, r, q)
+		return
+	}
+	door, ok := f.choice(w, r, q, st.Connector)
+	if !ok {
+		return
+	}
+	id, err := door.FinishSAML(r.Context(), q.scopes(), r.PostForm.Get("SAMLResponse"), st.Request)
+	if err != nil {
+		f.refuse(w, r, q, door, "", err)
+		return
+	}
+	f.complete(w, r, q, door, id, f.Remembered)
+}
+
+func (f *Front) openSAML(r *http.Request) (st samlState, err error) {
+	c, err := r.Cookie(samlCookie)
+	if err != nil {
+		return st, errOtherBrowser
+	}
+	if len(c.Value) > maxCookie {
+		return st, seal.ErrInvalid
+	}
+	b, err := f.Ring.Open(nil, PurposeUpstream, samlCookie, c.Value)
+	if err != nil {
+		return st, err
+	}
+	if err := json.Unmarshal(b, &st); err != nil {
+		return st, err
+	}
+	if subtle.ConstantTimeCompare([]byte(st.Request), []byte(r.PostForm.Get("RelayState"))) != 1 {
+		return st, errOtherBrowser
+	}
+	return st, nil
+}

@@ -1,0 +1,152 @@
+package front
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"strings"
+	"time"
+
+	"gatehouse/connectors"
+	"gatehouse/web"
+
+	"github.com/dexidp/dex/storage"
+)
+
+var errOtherUser = errors.New("the step belongs to another user than the browser's session")
+
+// dexPage passes a browser's step to Dex: consent, second factor, device flow, logout.
+func (f *Front) dexPage(w http.ResponseWriter, r *http.Request) {
+	a, ok := f.step(w, r)
+	if !ok {
+		return
+	}
+	targets := append([]string{"'self'"}, f.stepTargets(a)...)
+	csp := f.Pages.CSP(targets...)
+	if strings.HasPrefix(r.URL.Path, f.base+"/mfa/webauthn") {
+		csp = f.Pages.ScriptCSP(targets...)
+	}
+	w.Header().Set("Cache-Control", "no-store")
+	w.Header().Set("Content-Security-Policy", csp)
+	if r.Method == http.MethodPost && strings.HasPrefix(r.URL.Path, f.base+"/mfa/") && a != nil {
+		f.secondFactor(w, r, a)
+		return
+	}
+	f.Dex.ServeHTTP(w, r)
+}
+
+// step returns the AuthRequest that the request is a step of, nil if it is none. Dex lets whoever has the link go on,
+// and takes the session from the browser's cookie at the end: so a step is only for a browser whose session is of
+// the user who was proven. What does not fit is answered here.
+func (f *Front) step(w http.ResponseWriter, r *http.Request) (a *storage.AuthRequest, ok bool) {
+	id := r.FormValue("req") // as Dex reads it
+	if id == "" {
+		return nil, true
+	}
+	found, err := f.Storage.GetAuthRequest(r.Context(), id)
+	switch {
+	case errors.Is(err, storage.ErrNotFound):
+		f.fail(w, r, web.ExpiredLink, err)
+		return nil, false
+	case err != nil:
+		f.fail(w, r, web.Unavailable, err)
+		return nil, false
+	}
+	s, err := f.session(w, r)
+	if err != nil {
+		f.fail(w, r, web.Unavailable, err)
+		return nil, false
+	}
+	if found.LoggedIn && (s == nil || s.UserID != found.Claims.UserID || s.ConnectorID != found.ConnectorID) {
+		f.fail(w, r, web.OtherBrowser, errOtherUser)
+		return nil, false
+	}
+	return &found, true
+}
+
+// stepTargets are the origins that the flow leads to, for form-action.
+func (f *Front) stepTargets(a *storage.AuthRequest) []string {
+	if a == nil {
+		return nil
+	}
+	if a.ClientID != GatewayClient {
+		return []string{formTarget(a.RedirectURI)}
+	}
+	st, err := f.openState(a.State)
+	if err != nil {
+		return nil
+	}
+	origin, ok := f.Hosts.Origin(st.Request.Host)
+	if !ok {
+		return nil
+	}
+	return []string{origin}
+}
+
+// secondFactor passes a code to Dex, which does not count wrong ones. They are limited as passwords are, by user:
+// whoever knows the password can have as many sign-ins as they like.
+func (f *Front) secondFactor(w http.ResponseWriter, r *http.Request, a *storage.AuthRequest) {
+	begin := strings.HasSuffix(r.URL.Path, "/begin")
+	if begin {
+		f.Dex.ServeHTTP(w, r)
+		return
+	}
+	done, err := f.Doors.BeginFactor(r.Context(), a.ConnectorID, a.Claims.UserID)
+	if err != nil {
+		var no *connectors.Refusal
+		wait := time.Second
+		if errors.As(err, &no) {
+			wait = max(no.RetryAfter, time.Second)
+		}
+		f.result(r, nil, a.ConnectorID, a.Claims.Email, "throttled-second-factor", err, slog.String("user_id", a.Claims.UserID))
+		f.failStatus(w, r, web.Error{Code: web.TooManyRequests, Wait: wait}, nil)
+		return
+	}
+	seen := &statusWriter{ResponseWriter: w}
+	failed := true // a panic too
+	defer func() { done(failed) }()
+	f.Dex.ServeHTTP(seen, r)
+	failed = seen.code == http.StatusUnauthorized || seen.code == http.StatusBadRequest
+	if failed {
+		f.result(r, nil, a.ConnectorID, a.Claims.Email, "wrong-second-factor", nil, slog.String("user_id", a.Claims.UserID))
+	}
+}
+
+// statusWriter remembers the status.
+type statusWriter struct {
+	http.ResponseWriter
+	code int
+}
+
+func (s *statusWriter) WriteHeader(code int) {
+	if s.code == 0 {
+		s.code = code
+	}
+	s.ResponseWriter.WriteHeader(code)
+}
+
+// Unwrap lets http.ResponseController reach the connection.
+func (s *statusWriter) Unwrap() http.ResponseWriter { return s.ResponseWriter }
+
+// session returns the browser's live session at the issuer, nil if it has none. An error means that it could not be
+// found out: the browser keeps its cookie. (Dex's own way would clear it.)
+func (f *Front) session(w http.ResponseWriter, r *http.Request) (*storage.AuthSession, error) {
+	id, _, ok := f.Sessions.ParseCookie(r)
+	if ok {
+		if _, err := f.Storage.GetAuthSession(r.Context(), id); err != nil && !errors.Is(err, storage.ErrNotFound) {
+			return nil, fmt.Errorf("front: read the browser's session: %w", err)
+		}
+	}
+	return f.Sessions.ValidSession(r.Context(), w, r), nil
+}
+
+// logout is RP-initiated logout (OpenID Connect RP-Initiated Logout 1.0). Dex asks before it signs out by GET; a POST
+// without a hint is the answer to that question, so it has to come from our own page.
+func (f *Front) logout(w http.ResponseWriter, r *http.Request) {
+	if r.Method == http.MethodPost && r.FormValue("id_token_hint") == "" && !f.sameOriginPost(r) {
+		f.crossSite(w, r)
+		return
+	}
+	f.dexPage(w, r)
+}

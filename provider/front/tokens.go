@@ -1,0 +1,128 @@
+package front
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"net/http"
+	"strings"
+
+	"google.golang.org/protobuf/encoding/protowire"
+
+	"github.com/dexidp/dex/server/tokens"
+	"github.com/dexidp/dex/storage"
+)
+
+// A Token is what is known of a verified token of this issuer.
+type Token struct{ Subject, Nonce, SessionID string }
+
+// errRevoked means that a token was good once: its session has ended, or its user is blocked.
+var errRevoked = errors.New("the token's session has ended, or its user is blocked")
+
+// api passes a request of a program to Dex, except those that claim to be the gateway's own client.
+func (f *Front) api(w http.ResponseWriter, r *http.Request) {
+	if r.Method == http.MethodPost {
+		if err := r.ParseForm(); err != nil {
+			http.Error(w, "malformed form", http.StatusBadRequest)
+			return
+		}
+		// RFC 6749 section 2.3.1: form-encoded within Basic.
+		if user, _, _ := r.BasicAuth(); unescape(user) == GatewayClient || r.Form.Get("client_id") == GatewayClient {
+			f.oauthError(w, http.StatusUnauthorized, "invalid_client", "this client is internal")
+			return
+		}
+	}
+	f.Dex.ServeHTTP(w, r)
+}
+
+// userinfo is Dex's UserInfo endpoint (OpenID Connect Core 1.0 section 5.3) for tokens that are still good: Dex goes
+// on answering after a sign-out.
+func (f *Front) userinfo(w http.ResponseWriter, r *http.Request) {
+	if r.Method == http.MethodOptions {
+		f.Dex.ServeHTTP(w, r)
+		return
+	}
+	raw, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+	if !ok {
+		f.Dex.ServeHTTP(w, r) // which refuses
+		return
+	}
+	if err := f.good(r.Context(), raw); err != nil {
+		w.Header().Set("WWW-Authenticate", `Bearer error="invalid_token"`)
+		f.oauthError(w, http.StatusUnauthorized, "invalid_token", "the token is not valid, or not any more")
+		return
+	}
+	f.Dex.ServeHTTP(w, r)
+}
+
+// introspect is Dex's token introspection for clients only (RFC 7662 section 2.1 wants authorization, Dex asks none),
+// and for tokens that are still good.
+func (f *Front) introspect(w http.ResponseWriter, r *http.Request) {
+	if err := r.ParseForm(); err != nil {
+		http.Error(w, "malformed form", http.StatusBadRequest)
+		return
+	}
+	id, secret, basic := r.BasicAuth()
+	if basic { // RFC 6749 section 2.3.1: form-encoded within Basic
+		id, secret = unescape(id), unescape(secret)
+	} else {
+		id, secret = r.PostForm.Get("client_id"), r.PostForm.Get("client_secret")
+	}
+	c, err := f.Storage.GetClient(r.Context(), id)
+	if err != nil || id == GatewayClient || c.Public || !sameSecret(c.Secret, secret) {
+		w.Header().Set("WWW-Authenticate", `Basic realm="introspection"`)
+		f.oauthError(w, http.StatusUnauthorized, "invalid_client", "introspection needs the credentials of a confidential client")
+		return
+	}
+	if raw := r.Form.Get("token"); strings.Count(raw, ".") == 2 && f.good(r.Context(), raw) != nil {
+		w.Header().Set("Content-Type", "application/json")
+		w.Header().Set("Cache-Control", "no-store")
+		_ = json.NewEncoder(w).Encode(map[string]bool{"active": false}) // the client may be gone
+		return
+	}
+	f.Dex.ServeHTTP(w, r)
+}
+
+// good fails for a token that is not of this issuer, whose session has ended, or whose user is blocked.
+func (f *Front) good(ctx context.Context, raw string) error {
+	t, err := f.VerifyAny(ctx, raw)
+	if err != nil {
+		return err
+	}
+	userID, connectorID, ok := parseSubject(t.Subject)
+	if !ok {
+		return nil // of a client for itself: no user stands behind it
+	}
+	if t.SessionID != "" && !f.Sessions.Alive(ctx, t.SessionID) {
+		return errRevoked
+	}
+	if _, err := f.Storage.GetUserIdentity(ctx, userID, connectorID); err != nil && !errors.Is(err, storage.ErrNotFound) {
+		return errors.Join(errRevoked, err)
+	}
+	return nil
+}
+
+// parseSubject reads Dex's "sub": the base64 of a message of two strings, user and connector.
+func parseSubject(sub string) (userID, connectorID string, ok bool) {
+	b, err := base64.RawURLEncoding.DecodeString(sub)
+	for err == nil && len(b) > 0 {
+		num, typ, n := protowire.ConsumeTag(b)
+		if n < 0 || typ != protowire.BytesType {
+			return "", "", false
+		}
+		v, m := protowire.ConsumeString(b[n:])
+		if m < 0 {
+			return "", "", false
+		}
+		switch num {
+		case 1:
+			userID = v
+		case 2:
+			connectorID = v
+		}
+		b = b[n+m:]
+	}
+	again, err := tokens.GenSubject(userID, connectorID)
+	return userID, connectorID, err == nil && again == sub
+}
