@@ -323,5 +323,6 @@ func (c *check) refuseFailure(err error) *authv3.CheckResponse {
 	if errors.Is(err, session.ErrBlocked) {
 		return c.refuse(deniedBlocked, ProblemBlocked, 403)
 	}
+	c.server.fault(c, err)
 	return c.refuse(failedSession, ProblemUnavailable, 503)
 }

@@ -59,6 +59,8 @@ type Server struct {
 	metrics *metrics
 	seed    maphash.Seed
 	checks  sync.Pool // of *check
+
+	lastFault atomic.Int64 // when a fault was logged, in nanoseconds since 1970
 }
 
 // NewServer returns a Server without a configuration. It panics if the ring lacks a purpose.
@@ -83,6 +85,14 @@ func NewServer(o Options) (*Server, error) {
 		return nil, err
 	}
 	return &Server{Options: o, metrics: m, seed: maphash.MakeSeed()}, nil
+}
+
+// fault logs why a session could not be verified, at most once a second: while a store is down it is every request.
+func (s *Server) fault(c *check, err error) {
+	last := s.lastFault.Load()
+	if now := c.start.UnixNano(); now-last >= int64(time.Second) && s.lastFault.CompareAndSwap(last, now) {
+		s.Logger.LogAttrs(context.Background(), slog.LevelWarn, "session cannot be verified", slog.String("request_id", c.requestID()), slog.Any("error", err))
+	}
 }
 
 // Apply makes cfg decide from the next request on; requests under way keep the generation that they began with. A configuration
@@ -225,10 +235,8 @@ func (c *check) decide(ctx context.Context) *authv3.CheckResponse {
 		return c.allow(allowedAnyone)
 	case d.Effect == policy.Allow:
 		return c.allow(allowedIdentity)
-	case errors.Is(failure, session.ErrBlocked):
-		return c.refuse(deniedBlocked, ProblemBlocked, 403)
 	case failure != nil:
-		return c.refuse(failedSession, ProblemUnavailable, 503)
+		return c.refuseFailure(failure)
 	case d.Effect == policy.Authenticate:
 		return c.authenticate()
 	}

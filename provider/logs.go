@@ -11,12 +11,27 @@ import (
 type quiet struct{ slog.Handler }
 
 func (q quiet) Handle(ctx context.Context, r slog.Record) error {
-	clean := slog.NewRecord(r.Time, r.Level, r.Message, r.PC)
+	level := levelOf(r)
+	if !q.Enabled(ctx, level) {
+		return nil
+	}
+	clean := slog.NewRecord(r.Time, level, r.Message, r.PC)
 	r.Attrs(func(a slog.Attr) bool {
 		clean.AddAttrs(cleanAttr(a))
 		return true
 	})
 	return q.Handler.Handle(ctx, clean)
+}
+
+// levelOf lowers what Dex says too loud: what the audit log tells better, and mistakes that any stranger can make.
+func levelOf(r slog.Record) slog.Level {
+	switch r.Message {
+	case "login successful":
+		return slog.LevelDebug
+	case "invalid client_id provided", "unregistered redirect_uri", "failed to parse authorization request", "failed to parse arguments":
+		return min(r.Level, slog.LevelInfo)
+	}
+	return r.Level
 }
 
 func (q quiet) WithAttrs(attrs []slog.Attr) slog.Handler {

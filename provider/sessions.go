@@ -136,6 +136,16 @@ func (p *Provider) Subscribe(f func(Change)) (cancel func()) {
 // Relying Parties are told. next is where the upstream identity provider ends its own session, or "".
 // A session that is already gone is no error.
 func (p *Provider) SignOut(ctx context.Context, id string) (next string, err error) {
+	return p.end(ctx, id, "user")
+}
+
+// Revoke is SignOut by an operator.
+func (p *Provider) Revoke(ctx context.Context, id string) error {
+	_, err := p.end(ctx, id, "operator")
+	return err
+}
+
+func (p *Provider) end(ctx context.Context, id, by string) (next string, err error) {
 	s, err := p.store.GetAuthSession(ctx, id)
 	if errors.Is(err, storage.ErrNotFound) {
 		return "", nil
@@ -143,10 +153,14 @@ func (p *Provider) SignOut(ctx context.Context, id string) (next string, err err
 	if err != nil {
 		return "", fmt.Errorf("provider: sign out: %w", err)
 	}
+	email := ""
+	if u, err := p.store.GetUserIdentity(ctx, s.UserID, s.ConnectorID); err == nil {
+		email = u.Claims.Email
+	}
 	if err := p.store.DeleteAuthSession(ctx, id); err != nil && !errors.Is(err, storage.ErrNotFound) {
 		return "", fmt.Errorf("provider: sign out: %w", err)
 	}
-	p.audit.InfoContext(ctx, "sign-out", "connector", s.ConnectorID, "user_id", s.UserID, "session", hashID(id))
+	p.audit.InfoContext(ctx, "sign-out", "by", by, "connector", s.ConnectorID, "user", email, "user_id", s.UserID, "session", hashID(id))
 
 	ctx = context.WithoutCancel(ctx) // the session is over: what follows from it is not to be lost to a closed connection
 	refresh := tokens.NewRefreshStore(p.dexStore, p.now, p.dexLog)
@@ -200,7 +214,7 @@ func (p *Provider) endAll(ctx context.Context, connectorID, userID string) error
 	}
 	var errs []error
 	for _, s := range all {
-		if _, err := p.SignOut(ctx, s.ID); err != nil {
+		if err := p.Revoke(ctx, s.ID); err != nil {
 			errs = append(errs, err)
 		}
 	}

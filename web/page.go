@@ -132,6 +132,7 @@ const (
 	ExpiredLink     Code = "expired-link"      // 400
 	OtherBrowser    Code = "other-browser"     // 400
 	CrossSite       Code = "cross-site"        // 403
+	NotSignedIn     Code = "not-signed-in"     // 401
 	TooManyRequests Code = "too-many-requests" // 429
 	NotFound        Code = "not-found"         // 404
 	UpstreamRefused Code = "upstream-refused"  // 502
@@ -140,7 +141,7 @@ const (
 
 func codes() []Code {
 	return []Code{
-		Internal, BadRequest, AmbiguousPath, UnknownHost, CookiesBlocked, Loop, ExpiredLink, OtherBrowser, CrossSite,
+		Internal, BadRequest, AmbiguousPath, UnknownHost, CookiesBlocked, Loop, ExpiredLink, OtherBrowser, CrossSite, NotSignedIn,
 		TooManyRequests, NotFound, UpstreamRefused, Unavailable,
 	}
 }
@@ -151,6 +152,8 @@ func (c Code) status() int {
 		return http.StatusBadRequest
 	case UnknownHost, CrossSite:
 		return http.StatusForbidden
+	case NotSignedIn:
+		return http.StatusUnauthorized
 	case NotFound:
 		return http.StatusNotFound
 	case TooManyRequests:

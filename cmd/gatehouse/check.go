@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/spf13/cobra"
@@ -22,13 +23,20 @@ func load(c *cobra.Command, path string) (*config.Config, config.Warnings, error
 }
 
 func checkCommand() *cobra.Command {
-	return &cobra.Command{
+	var path string
+	c := &cobra.Command{
 		Use: "check-config FILE", Short: "Check a configuration file and tell every mistake with its line and its fix",
 		Long: `Check a configuration file without starting anything. Every mistake is told at once, with its line and how to
 mend it. The exit code is 0 for a file that "gatehouse serve" would start with, else 1; warnings do not change it.`,
-		Args: cobra.ExactArgs(1),
+		Args: cobra.MaximumNArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
-			cfg, warnings, err := load(c, args[0])
+			if len(args) == 1 {
+				path = args[0]
+			}
+			if path == "" {
+				return errors.New("check-config: say which file: gatehouse check-config FILE")
+			}
+			cfg, warnings, err := load(c, path)
 			for _, w := range warnings {
 				_, _ = fmt.Fprintln(c.ErrOrStderr(), "warning:", w)
 			}
@@ -39,8 +47,10 @@ mend it. The exit code is 0 for a file that "gatehouse serve" would start with, 
 			if cfg.Gateway != nil {
 				what = fmt.Sprintf("provider and gateway, %d hosts, %d rules", len(cfg.Gateway.Hosts), len(cfg.Gateway.Rules))
 			}
-			_, err = fmt.Fprintf(c.OutOrStdout(), "%s: good (%s, %d warnings)\n", args[0], what, len(warnings))
+			_, err = fmt.Fprintf(c.OutOrStdout(), "%s: good (%s, %d warnings)\n", path, what, len(warnings))
 			return err
 		},
 	}
+	c.Flags().StringVar(&path, "config", "", "the file, as for the other commands")
+	return c
 }

@@ -55,6 +55,12 @@ signed in. The exit code is 0 whatever the decision.
 			if cfg.Gateway == nil {
 				return errors.New("explain: the file has no gateway block: there are no rules")
 			}
+			switch {
+			case groups != "" && user == "":
+				return errors.New("explain: --groups needs --user: groups are somebody's")
+			case output != "" && output != "json":
+				return fmt.Errorf("explain: -o %q: want json, or nothing", output)
+			}
 			e, err := explain(c.Context(), cfg, args[0], args[1], identityOf(user, groups))
 			if err != nil {
 				return err
@@ -83,7 +89,7 @@ func identityOf(user, groups string) *policy.Identity {
 		id.Connector, id.UserID, id.Email = connector, userID, ""
 	}
 	for g := range strings.SplitSeq(groups, ",") {
-		if g != "" {
+		if g = strings.TrimSpace(g); g != "" {
 			id.Groups = append(id.Groups, g)
 		}
 	}
@@ -157,7 +163,11 @@ func explain(ctx context.Context, cfg *config.Config, method, target string, id 
 		return nil, err
 	}
 	e := explained(&seen)
-	if req, err := policy.ParseRequest(method, u.Host, raw); err == nil && e.Rule != "" {
+	req, err := policy.ParseRequest(method, u.Host, raw)
+	switch {
+	case err != nil:
+		e.Reason += ": " + err.Error()
+	case e.Rule != "":
 		d := cfg.Gateway.Policy.Decide(req, id, time.Now())
 		e.Line, e.Reason = d.Line, string(d.Reason)
 	}

@@ -85,8 +85,7 @@ func (o operatorSessions) Revoke(ctx context.Context, hash string) error {
 	}
 	for _, s := range all {
 		if audit.Hash(s.ID) == hash {
-			_, err := o.p.SignOut(ctx, s.ID)
-			return err
+			return o.p.Revoke(ctx, s.ID)
 		}
 	}
 	return admin.ErrNotFound
@@ -103,13 +102,21 @@ func (g gatewayPages) Page(kind authz.PageKind, d authz.PageData, accept string)
 	lang := g.web.Language(accept)
 	switch {
 	case kind == authz.PageDenied && (d.Problem == authz.ProblemDenied || d.Problem == authz.ProblemBlocked):
-		return g.web.Denied(lang, web.Denied{User: d.User, Rule: d.Rule, RequestID: d.RequestID, SignOutURL: g.signOut}).Body
+		page := web.Denied{User: d.User, Rule: d.Rule, RequestID: d.RequestID}
+		if d.User != "" {
+			page.SignOutURL = g.signOut
+		}
+		return g.web.Denied(lang, page).Body
 	case kind == authz.PageSignedOut:
 		return g.web.SignedOut(lang, web.SignedOut{SignInURL: d.SignIn, ContinueURL: d.Next}).Body
 	case kind == authz.PageSignOut:
 		return g.web.SignOutConfirm(lang, web.SignOutConfirm{Action: d.Action, User: d.User, BackURL: "/"}).Body
 	}
-	return g.web.Error(lang, web.Error{Code: problemCode(d.Problem), Status: d.Status, RequestID: d.RequestID, RetryURL: d.SignIn}).Body
+	page := web.Error{Code: problemCode(d.Problem), Status: d.Status, RequestID: d.RequestID}
+	if page.Code != web.NotFound {
+		page.RetryURL = d.SignIn
+	}
+	return g.web.Error(lang, page).Body
 }
 
 func problemCode(p authz.Problem) web.Code {
@@ -130,7 +137,9 @@ func problemCode(p authz.Problem) web.Code {
 		return web.CrossSite
 	case authz.ProblemNotFound:
 		return web.NotFound
-	case authz.ProblemMethod, authz.ProblemDenied, authz.ProblemBlocked, authz.ProblemSession, authz.ProblemBearer:
+	case authz.ProblemSession:
+		return web.NotSignedIn
+	case authz.ProblemMethod, authz.ProblemDenied, authz.ProblemBlocked, authz.ProblemBearer:
 		return web.BadRequest
 	}
 	return web.Internal

@@ -10,8 +10,10 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/signal"
 	"runtime/debug"
 	"slices"
+	"syscall"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -266,8 +268,24 @@ func (s *service) run(ctx, background context.Context, stop func()) error {
 		defer stop()
 		return s.drain(context.WithoutCancel(ctx), all)
 	})
+	go s.explainHangup(background)
 	s.log.InfoContext(ctx, "ready", "version", version(), "issuer", s.cfg.Issuer)
 	return g.Wait()
+}
+
+// explainHangup answers SIGHUP, which would end the process.
+func (s *service) explainHangup(ctx context.Context) {
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP)
+	defer signal.Stop(hangup)
+	for {
+		select {
+		case <-hangup:
+			s.log.WarnContext(ctx, "SIGHUP: reload is not in this version: restart to take up a changed file")
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // drain says that no more requests are wanted, lets those under way end, and closes.
@@ -303,14 +321,14 @@ func (s *service) listeners(ctx context.Context) ([]listener, error) {
 			for _, o := range all {
 				_ = o.net.Close()
 			}
-			return fmt.Errorf("%s: %w", name, err)
+			return fmt.Errorf("%s: %w%s", name, err, bindFix(err))
 		}
 		all = append(all, listener{name, l, serve, stop})
 		return nil
 	}
 	if a := s.cfg.Web.HTTP; a != "" {
 		h := s.httpServer(s.provider.Handler())
-		if err := open("issuer", "tcp", a, h.Serve, h.Shutdown); err != nil {
+		if err := open("web.http", "tcp", a, h.Serve, h.Shutdown); err != nil {
 			return nil, err
 		}
 	}
@@ -324,25 +342,38 @@ func (s *service) listeners(ctx context.Context) ([]listener, error) {
 			h.TLSConfig.MaxVersion = tls.VersionTLS12
 		}
 		serveTLS := func(l net.Listener) error { return h.ServeTLS(l, s.cfg.Web.TLSCert, s.cfg.Web.TLSKey) }
-		if err := open("issuer over TLS", "tcp", a, serveTLS, h.Shutdown); err != nil {
+		if err := open("web.https", "tcp", a, serveTLS, h.Shutdown); err != nil {
 			return nil, err
 		}
 	}
 	if a := s.cfg.Telemetry.HTTP; a != "" {
 		h := s.httpServer(s.telemetry())
-		if err := open("telemetry", "tcp", a, h.Serve, h.Shutdown); err != nil {
+		if err := open("telemetry.http", "tcp", a, h.Serve, h.Shutdown); err != nil {
 			return nil, err
 		}
 	}
 	if s.cfg.Gateway == nil {
 		return all, nil
 	}
-	if err := open("ext_authz", "tcp", s.cfg.Gateway.GRPC, s.grpc.Serve, s.stopGRPC); err != nil {
+	if err := open("gateway.grpc", "tcp", s.cfg.Gateway.GRPC, s.grpc.Serve, s.stopGRPC); err != nil {
 		return nil, err
 	}
 	h := s.httpServer(admin.Handler(admin.Options{Sessions: operatorSessions{s.provider}, Version: version(), Log: s.log}))
 	network, address := s.cfg.Gateway.AdminListener()
-	return all, open("admin", network, address, h.Serve, h.Shutdown)
+	return all, open("gateway.admin", network, address, h.Serve, h.Shutdown)
+}
+
+// bindFix is what to do about a port that cannot be opened.
+func bindFix(err error) string {
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE):
+		return ": another program has it (another gatehouse?): stop that, or choose another address"
+	case errors.Is(err, os.ErrPermission):
+		return ": ports below 1024 need a privilege: choose another, or grant CAP_NET_BIND_SERVICE"
+	case errors.Is(err, os.ErrNotExist):
+		return ": the directory of the socket does not exist"
+	}
+	return ""
 }
 
 // stopGRPC waits for the checks under way, at most until ctx ends.

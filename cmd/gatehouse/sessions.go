@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -55,6 +56,9 @@ func sessionsCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if output != "" && output != "json" {
+				return fmt.Errorf("sessions list: -o %q: want json, or nothing", output)
+			}
 			if output == "json" {
 				return json.NewEncoder(c.OutOrStdout()).Encode(all)
 			}
@@ -76,11 +80,19 @@ func sessionsCommand() *cobra.Command {
 	return c
 }
 
+// printable quotes what would disturb a terminal.
+func printable(s string) string {
+	if strings.ContainsFunc(s, func(r rune) bool { return !strconv.IsPrint(r) || r == ' ' }) {
+		return strconv.Quote(s)
+	}
+	return s
+}
+
 func writeSessions(c *cobra.Command, all []admin.Session) error {
 	w := tabwriter.NewWriter(c.OutOrStdout(), 0, 0, 2, ' ', 0)
 	_, _ = fmt.Fprintln(w, "ID\tUSER\tCONNECTOR\tSIGNED IN\tLAST USE\tEXPIRES\tADDRESS")
 	for _, s := range all {
-		_, _ = fmt.Fprintf(w, "%s\t%q\t%s\t%s\t%s\t%s\t%s\n", s.ID, s.User, s.Connector,
+		_, _ = fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", s.ID, printable(s.User), s.Connector,
 			s.SignedInAt.Format(time.RFC3339), s.LastActivity.Format(time.RFC3339), s.ExpiresAt.Format(time.RFC3339), s.Address)
 	}
 	return w.Flush()

@@ -6,7 +6,6 @@
 package admin
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -162,13 +161,13 @@ func (c *Client) do(ctx context.Context, method, path string, out any) error {
 	if err != nil {
 		return fmt.Errorf("admin: %w", err)
 	}
-	if resp.StatusCode == http.StatusNotFound {
-		return ErrNotFound
-	}
 	if resp.StatusCode >= http.StatusBadRequest {
 		var e struct{ Error string }
 		if json.Unmarshal(body, &e) != nil || e.Error == "" {
-			e.Error = string(bytes.TrimSpace(body))
+			return fmt.Errorf("admin: %s: this does not look like the admin listener of gatehouse", resp.Status)
+		}
+		if e.Error == ErrNotFound.Error() {
+			return ErrNotFound
 		}
 		return fmt.Errorf("admin: %s: %s", resp.Status, e.Error)
 	}

@@ -42,6 +42,7 @@ func (a *answer) relay(w http.ResponseWriter) {
 		}
 	}
 	a.relayCookies(w)
+	w.Header().Set("Cache-Control", "no-store")
 	w.WriteHeader(a.status)
 	_, _ = w.Write(a.body) // the browser may be gone
 }

@@ -219,7 +219,7 @@ func (f *Front) result(r *http.Request, req *request, connector, login, result s
 		level = slog.LevelWarn
 		var no *connectors.Refusal
 		if !errors.As(err, &no) || no.Err != nil {
-			attrs = append(attrs, slog.String("error", err.Error()))
+			attrs = append(attrs, slog.String("error", clip(err.Error())))
 		}
 	}
 	f.Audit.LogAttrs(r.Context(), level, "sign-in", attrs...)

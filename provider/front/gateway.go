@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -147,7 +148,7 @@ func (f *Front) land(w http.ResponseWriter, r *http.Request, g handoff.Request, 
 	names := handoff.Names(https)
 	c, err := r.Cookie(names.Login)
 	if err != nil {
-		f.fail(w, r, web.CookiesBlocked, nil)
+		f.failStatus(w, r, web.Error{Code: web.CookiesBlocked, RetryURL: origin + g.Return}, nil)
 		return
 	}
 	pre, ok := handoff.ParsePreCookie(c.Value)
@@ -207,7 +208,7 @@ func (f *Front) signOn(w http.ResponseWriter, r *http.Request, q *request, conne
 		return false
 	}
 	if q.gateway != nil && f.knowsGateway(r.Context(), s) {
-		f.result(r, q, s.ConnectorID, "", "sso", nil, sessionAttr(s.ID))
+		f.result(r, q, s.ConnectorID, f.email(r.Context(), s), "sso", nil, slog.String("user_id", s.UserID), sessionAttr(s.ID))
 		f.land(w, r, *q.gateway, s.ID)
 		return true
 	}
@@ -226,7 +227,7 @@ func (f *Front) signOn(w http.ResponseWriter, r *http.Request, q *request, conne
 		}
 		return false // Dex wants credentials: max_age, not shared, blocked
 	}
-	f.result(r, q, s.ConnectorID, "", "sso", nil, sessionAttr(s.ID))
+	f.result(r, q, s.ConnectorID, f.email(r.Context(), s), "sso", nil, slog.String("user_id", s.UserID), sessionAttr(s.ID))
 	f.deliver(ctx, w, r, q, a)
 	return true
 }
@@ -250,6 +251,15 @@ func (f *Front) tooOld(q *request, s *storage.AuthSession) bool {
 	}
 	seconds, err := strconv.ParseInt(q.query.Get("max_age"), 10, 32)
 	return err != nil || f.Now().Sub(authenticatedAt(s)) > time.Duration(seconds)*time.Second
+}
+
+// email is that of the session's user, for the audit log.
+func (f *Front) email(ctx context.Context, s *storage.AuthSession) string {
+	u, err := f.Storage.GetUserIdentity(ctx, s.UserID, s.ConnectorID)
+	if err != nil {
+		return ""
+	}
+	return u.Claims.Email
 }
 
 // knowsGateway reports whether the session already came through the gateway's client, with its second factor, and

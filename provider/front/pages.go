@@ -3,6 +3,7 @@ package front
 import (
 	"net/http"
 	"net/url"
+	"strings"
 
 	"gatehouse/connectors"
 	"gatehouse/provider/identity"
@@ -74,6 +75,18 @@ func (f *Front) failStatus(w http.ResponseWriter, r *http.Request, page web.Erro
 	}
 	page.RequestID = requestID(r)
 	f.Pages.Error(f.Pages.Language(r.Header.Get("Accept-Language")), page).ServeHTTP(w, r)
+}
+
+// retry is where a sign-in for q begins anew: the app's page, or ours.
+func (f *Front) retry(q *request) string {
+	if q.gateway == nil {
+		return ""
+	}
+	origin, ok := f.Hosts.Origin(q.gateway.Host)
+	if !ok || !strings.HasPrefix(q.gateway.Return, "/") {
+		return ""
+	}
+	return origin + q.gateway.Return
 }
 
 // denied says that the user was proven and is refused.

@@ -72,6 +72,7 @@ func (f *Front) begin(w http.ResponseWriter, r *http.Request, query url.Values, 
 		f.fail(w, r, web.Internal, err)
 		return
 	}
+	w.Header().Set("Content-Security-Policy", f.Pages.CSP()) // of Dex's page about a mistake; a page of ours brings its own
 	if a.status != http.StatusOK && !slices.Contains(strings.Fields(query.Get("prompt")), "none") {
 		a.relay(w)
 		return
@@ -270,6 +271,9 @@ func (f *Front) refuse(w http.ResponseWriter, r *http.Request, q *request, door 
 		no = &connectors.Refusal{Reason: connectors.Unavailable, Err: err}
 	}
 	f.result(r, q, door.ID, login, string(no.Reason), err)
+	if no.Err != nil {
+		f.Log.WarnContext(r.Context(), "sign-in failed", "connector", door.ID, "reason", string(no.Reason), "request_id", requestID(r), "error", clip(no.Err.Error()))
+	}
 	st := pageState{status: http.StatusUnauthorized, reason: no.Reason, login: clip(login), remember: r.PostForm.Get("remember_me") == "on"}
 	switch no.Reason {
 	case connectors.Throttled:
@@ -284,7 +288,7 @@ func (f *Front) refuse(w http.ResponseWriter, r *http.Request, q *request, door 
 		w.Header().Set("Retry-After", fmt.Sprint(int((st.wait+time.Second-1)/time.Second)))
 	}
 	if door.Kind != identity.Password {
-		f.upstreamFailed(w, r, no)
+		f.upstreamFailed(w, r, q, no)
 		return
 	}
 	f.page(w, r, q, door, st)
@@ -323,7 +327,7 @@ func (f *Front) complete(w http.ResponseWriter, r *http.Request, q *request, doo
 	}
 	if err != nil {
 		f.result(r, q, door.ID, id.Email, "failed", err)
-		f.fail(w, r, web.Unavailable, err)
+		f.failStatus(w, r, web.Error{Code: web.Unavailable, RetryURL: f.retry(q)}, err)
 		return
 	}
 	f.result(r, q, door.ID, id.Email, "ok", nil, slog.String("user_id", id.UserID), sessionAttr(sid))

@@ -124,11 +124,11 @@ func (f *Front) upstreamCallback(w http.ResponseWriter, r *http.Request) {
 }
 
 // upstreamFailed tells what came of the trip to the identity provider.
-func (f *Front) upstreamFailed(w http.ResponseWriter, r *http.Request, no *connectors.Refusal) {
-	page := web.Error{Code: web.Unavailable}
+func (f *Front) upstreamFailed(w http.ResponseWriter, r *http.Request, q *request, no *connectors.Refusal) {
+	page := web.Error{Code: web.Unavailable, RetryURL: f.retry(q)}
 	switch no.Reason {
 	case connectors.UpstreamRefused:
-		page = web.Error{Code: web.UpstreamRefused, Upstream: no.Detail}
+		page.Code, page.Upstream = web.UpstreamRefused, no.Detail
 	case connectors.Blocked, connectors.NotAllowed:
 		f.denied(w, r, no)
 		return

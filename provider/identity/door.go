@@ -139,13 +139,18 @@ func Open(ctx context.Context, cache *dexconnectors.Cache, store storage.Storage
 
 // keepTrying opens one connector, again and again until it is open or ctx ends. first is called after the first try.
 func (d *Doors) keepTrying(ctx context.Context, c storage.Connector, first func()) {
+	said := ""
 	for ; ; first = func() {} {
 		inner, err := d.opts.Resolve(c)
 		if err == nil {
 			err = d.add(c, inner)
 		}
-		if err != nil {
+		switch {
+		case err != nil && err.Error() != said:
+			said = err.Error()
 			d.opts.Log.ErrorContext(ctx, "connector cannot be opened: nobody can sign in with it for now", "connector", c.ID, "error", err)
+		case err == nil && said != "":
+			d.opts.Log.InfoContext(ctx, "connector is open again", "connector", c.ID)
 		}
 		first()
 		if err == nil {
