@@ -2,13 +2,19 @@ package provider
 
 import (
 	"bytes"
+	"encoding"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
+	"maps"
+	"net/url"
+	"reflect"
 	"regexp"
 	"slices"
+	"strconv"
+	"strings"
 
 	"gatehouse/internal/config"
 	"gatehouse/provider/front"
@@ -151,34 +157,320 @@ func (e *FieldError) Unwrap() error { return e.Err }
 // Field is the key that is wrong.
 func (e *FieldError) Field() string { return e.Name }
 
-var unknownFieldRE = regexp.MustCompile(`^json: unknown field "(.*)"$`)
+// fieldErrorf returns a FieldError that starts with the name of the key.
+func fieldErrorf(name, format string, args ...any) error {
+	return &FieldError{Name: name, Err: fmt.Errorf("%s: %w", name, fmt.Errorf(format, args...))}
+}
 
-// CheckConnector checks a connector's type and the keys of its configuration, without connecting to anything.
+// CheckConnector checks a connector's type, the keys of its configuration and, where that is possible without
+// connecting to anything, what they say. The error tells every mistake (errors.Join).
 func CheckConnector(kind string, raw []byte) error {
 	open, ok := server.ConnectorsConfig[kind]
 	if !ok {
-		known := make([]string, 0, len(server.ConnectorsConfig))
-		for k := range server.ConnectorsConfig {
-			known = append(known, k)
-		}
-		slices.Sort(known)
-		return fmt.Errorf("unknown connector type %q: want one of %v", kind, known)
+		return unknownType(kind)
 	}
 	if len(raw) == 0 {
-		return nil
+		raw = []byte("{}")
 	}
+	var block any
 	dec := json.NewDecoder(bytes.NewReader(raw))
-	dec.DisallowUnknownFields()
-	err := dec.Decode(open())
-	var wrongType *json.UnmarshalTypeError
-	switch {
-	case err == nil || errors.Is(err, io.EOF):
-		return nil
-	case errors.As(err, &wrongType):
-		return &FieldError{Name: wrongType.Field, Err: fmt.Errorf("%s: got a %s, want %s", wrongType.Field, wrongType.Value, wrongType.Type)}
+	dec.UseNumber()
+	if err := dec.Decode(&block); err != nil {
+		return fmt.Errorf("connector type %q: %w", kind, err)
 	}
-	if m := unknownFieldRE.FindStringSubmatch(err.Error()); m != nil {
-		return &FieldError{Name: m[1], Err: fmt.Errorf("unknown field %q of connector type %q", m[1], kind)}
+	var w fieldWalk
+	w.walk(reflect.TypeOf(open()), block, "")
+	if len(w.errs) > 0 {
+		return errors.Join(w.errs...)
+	}
+	if err := json.Unmarshal(raw, open()); err != nil { // such as a number that is too large
+		return unmarshalError(kind, err)
+	}
+	top, _ := block.(map[string]any)
+	if top == nil {
+		top = map[string]any{}
+	}
+	switch kind {
+	case "oidc":
+		return checkOIDC(top)
+	case "ldap":
+		return checkLDAP(open, top)
+	}
+	return nil
+}
+
+func unknownType(kind string) error {
+	known := slices.Sorted(maps.Keys(server.ConnectorsConfig))
+	if near := config.Nearest(kind, known); near != "" {
+		return fmt.Errorf("unknown connector type %q: did you mean %s?", kind, near)
+	}
+	return fmt.Errorf("unknown connector type %q: want one of %s", kind, strings.Join(known, ", "))
+}
+
+func unmarshalError(kind string, err error) error {
+	if wrong, ok := errors.AsType[*json.UnmarshalTypeError](err); ok && wrong.Field != "" {
+		return fieldErrorf(wrong.Field, "the value does not fit here: write another one")
 	}
 	return fmt.Errorf("connector type %q: %w", kind, err)
+}
+
+func checkOIDC(block map[string]any) error {
+	issuer, _ := block["issuer"].(string)
+	if issuer == "" {
+		return fieldErrorf("issuer", "is missing: set it to the issuer of your provider, such as https://accounts.example.com")
+	}
+	if u, err := url.Parse(issuer); err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http" {
+		return fieldErrorf("issuer", "want an absolute URL, such as https://accounts.example.com")
+	}
+	return nil
+}
+
+var missingField = regexp.MustCompile(`missing required field "(.*)"`)
+
+// checkLDAP opens the connector, which does not dial. It names one missing key at a time: the key is then filled in
+// and the connector opened again, to hear of the next.
+func checkLDAP(open func() dexconnectors.ConnectorConfig, block map[string]any) error {
+	var errs []error
+	for range 8 { // more than there are needed keys
+		raw, err := json.Marshal(block)
+		if err != nil {
+			return err
+		}
+		c := open()
+		if err := json.Unmarshal(raw, c); err != nil {
+			return unmarshalError("ldap", err)
+		}
+		_, err = c.Open("check", slog.New(slog.DiscardHandler))
+		if err == nil {
+			break
+		}
+		m := missingField.FindStringSubmatch(err.Error())
+		if m == nil {
+			errs = append(errs, ldapError(block, err))
+			break
+		}
+		errs = append(errs, fieldErrorf(m[1], "is missing: the connector does not work without it"))
+		fillIn(block, m[1])
+	}
+	return errors.Join(errs...)
+}
+
+// fillIn gives the key of a block or of one in it a value.
+func fillIn(block map[string]any, field string) {
+	for {
+		name, rest, nested := strings.Cut(field, ".")
+		if !nested {
+			block[name] = "x"
+			return
+		}
+		inner, ok := block[name].(map[string]any)
+		if !ok {
+			inner = map[string]any{}
+			block[name] = inner
+		}
+		block, field = inner, rest
+	}
+}
+
+// ldapError finds the key that an error of opening an LDAP connector is about.
+func ldapError(block map[string]any, err error) error {
+	msg := strings.TrimPrefix(err.Error(), "ldap: ")
+	ca := "rootCA"
+	if data, _ := block["rootCAData"].(string); data != "" {
+		ca = "rootCAData"
+	}
+	for _, known := range []struct{ start, field, fix string }{
+		{"read ca file", ca, "want the path of a PEM file that can be read"},
+		{"no certs found in ca file", ca, "holds no certificate: want PEM with CERTIFICATE blocks"},
+		{"load client cert failed", "clientCert", "want PEM files of a certificate and, in clientKey, its key"},
+		{"userSearch.Scope", "userSearch.scope", "want sub or one"},
+		{"groupSearch.Scope", "groupSearch.scope", "want sub or one"},
+	} {
+		if strings.HasPrefix(msg, known.start) {
+			return fieldErrorf(known.field, "%s (%s)", known.fix, msg)
+		}
+	}
+	return fmt.Errorf("connector type ldap: %s", msg)
+}
+
+// A fieldWalk holds a decoded JSON value to the type that it is meant for, and gathers every mistake. It reads keys
+// by their exact letters, where encoding/json takes them in any case.
+type fieldWalk struct{ errs []error }
+
+func (w *fieldWalk) walk(t reflect.Type, v any, path string) {
+	for t.Kind() == reflect.Pointer {
+		t = t.Elem()
+	}
+	if v == nil { // as if the key were not there
+		return
+	}
+	if p := reflect.New(t); isUnmarshaler(p) {
+		w.own(p, v, path)
+		return
+	}
+	want := kindOfType(t)
+	if want == "" {
+		return
+	}
+	got := kindOfValue(v)
+	if got != want {
+		w.errs = append(w.errs, wrongType(path, got, want))
+		return
+	}
+	switch v := v.(type) {
+	case map[string]any:
+		w.block(t, v, path)
+	case []any:
+		for i, item := range v {
+			w.walk(t.Elem(), item, path+"["+strconv.Itoa(i)+"]")
+		}
+	case string:
+		if t.Kind() != reflect.Slice {
+			return
+		}
+		if _, err := base64.StdEncoding.DecodeString(v); err != nil {
+			w.errs = append(w.errs, fieldErrorf(path, "is not base64: encode the content of the file with base64 -w0"))
+		}
+	}
+}
+
+func wrongType(path, got, want string) error {
+	if path == "" {
+		return fmt.Errorf("config: got %s, want %s", got, want)
+	}
+	return fieldErrorf(path, "got %s, want %s: %s", got, want, fixOf(got, want))
+}
+
+func isUnmarshaler(p reflect.Value) bool {
+	switch p.Interface().(type) {
+	case json.Unmarshaler, encoding.TextUnmarshaler:
+		return true
+	}
+	return false
+}
+
+// own asks a type that reads JSON in a way of its own.
+func (w *fieldWalk) own(p reflect.Value, v any, path string) {
+	raw, err := json.Marshal(v)
+	if err == nil {
+		err = json.Unmarshal(raw, p.Interface())
+	}
+	if err != nil {
+		w.errs = append(w.errs, fieldErrorf(path, "got %s: %w", kindOfValue(v), err))
+	}
+}
+
+// block walks the keys of a struct, or of a map.
+func (w *fieldWalk) block(t reflect.Type, block map[string]any, path string) {
+	var fields map[string]reflect.Type
+	if t.Kind() == reflect.Struct {
+		fields = jsonFields(t)
+	}
+	for _, key := range slices.Sorted(maps.Keys(block)) {
+		p := key
+		if path != "" {
+			p = path + "." + key
+		}
+		switch ft, ok := fields[key]; {
+		case t.Kind() == reflect.Map:
+			w.walk(t.Elem(), block[key], p)
+		case ok:
+			w.walk(ft, block[key], p)
+		default:
+			w.errs = append(w.errs, unknownField(p, key, slices.Sorted(maps.Keys(fields))))
+		}
+	}
+}
+
+// maxNamed is how many keys a message lists.
+const maxNamed = 12
+
+func unknownField(path, key string, known []string) error {
+	fix := "remove it, or see Dex's documentation of this connector for its keys"
+	if name, _, ok := strings.Cut(key, ":"); ok {
+		key, fix = name+":…", "a space is missing after the colon" // what follows may be a secret
+	} else if near := config.Nearest(key, known); near != "" {
+		fix = fmt.Sprintf("did you mean %q?", near)
+	} else if len(known) == 0 {
+		fix = "there are no keys here, so remove it"
+	} else if len(known) <= maxNamed {
+		fix = "want one of " + strings.Join(known, ", ")
+	}
+	return &FieldError{Name: path, Err: fmt.Errorf("unknown field %q: %s", key, fix)}
+}
+
+// jsonFields returns the types of the fields that encoding/json writes to, by key.
+func jsonFields(t reflect.Type) map[string]reflect.Type {
+	fields := map[string]reflect.Type{}
+	for _, f := range reflect.VisibleFields(t) {
+		name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
+		if !f.IsExported() || f.Tag.Get("json") == "-" || f.Anonymous && name == "" {
+			continue
+		}
+		if name == "" {
+			name = f.Name
+		}
+		fields[name] = f.Type
+	}
+	return fields
+}
+
+const (
+	aText   = "text"
+	aNumber = "a number"
+	aBool   = "true or false"
+	aList   = "a list"
+	aBlock  = "a block of keys"
+)
+
+// kindOfType returns what a person writes for a value of type t, or "" where anything goes.
+func kindOfType(t reflect.Type) string {
+	switch k := t.Kind(); {
+	case k == reflect.String, k == reflect.Slice && t.Elem().Kind() == reflect.Uint8: // bytes are base64
+		return aText
+	case k == reflect.Bool:
+		return aBool
+	case k >= reflect.Int && k <= reflect.Float64:
+		return aNumber
+	case k == reflect.Slice, k == reflect.Array:
+		return aList
+	case k == reflect.Struct, k == reflect.Map:
+		return aBlock
+	}
+	return ""
+}
+
+func kindOfValue(v any) string {
+	switch v.(type) {
+	case string:
+		return aText
+	case bool:
+		return aBool
+	case json.Number:
+		return aNumber
+	case []any:
+		return aList
+	default:
+		return aBlock
+	}
+}
+
+// fixOf says how to make what was written what is wanted.
+func fixOf(got, want string) string {
+	switch {
+	case want == aText && (got == aNumber || got == aBool):
+		return "put it in quotes"
+	case want == aText:
+		return "write one value"
+	case want == aBool && got == aText:
+		return "write true or false without quotes"
+	case want == aBool:
+		return "write true or false"
+	case want == aNumber:
+		return "write a number without quotes"
+	case want == aList:
+		return "write one entry a line with - before it, or [a, b]"
+	default:
+		return "write its keys below it, each on a line of its own and indented"
+	}
 }

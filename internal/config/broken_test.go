@@ -1,9 +1,14 @@
 package config
 
 import (
+	"crypto/ed25519"
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io/fs"
+	"math/big"
+	"path"
 	"strings"
 	"testing"
 )
@@ -48,6 +53,9 @@ func testOptions() Options {
 			if name == "/etc/gatehouse/locked" {
 				return nil, &fs.PathError{Op: "open", Path: name, Err: fs.ErrPermission}
 			}
+			if data := testPair(name); data != nil {
+				return data, nil
+			}
 			f, ok := files[name]
 			if !ok {
 				return nil, &fs.PathError{Op: "open", Path: name, Err: fs.ErrNotExist}
@@ -58,6 +66,10 @@ func testOptions() Options {
 			if name == "/etc/gatehouse/locked" {
 				return 0o400, nil
 			}
+			switch name {
+			case "/var/lib/gatehouse", "/var/dex", "/data", "var/sqlite", "examples":
+				return fs.ModeDir | 0o700, nil
+			}
 			f, ok := files[name]
 			if !ok {
 				return 0, &fs.PathError{Op: "stat", Path: name, Err: fs.ErrNotExist}
@@ -66,6 +78,33 @@ func testOptions() Options {
 		},
 		Connector: checkTestConnector,
 	}
+}
+
+// testPair returns what is in a file of a certificate (.crt) or its key (.key), and nil for other names. Those
+// whose name has "other" in it are of another pair.
+func testPair(name string) []byte {
+	seed := make([]byte, ed25519.SeedSize)
+	if strings.Contains(name, "other") {
+		seed[0] = 1
+	}
+	key := ed25519.NewKeyFromSeed(seed)
+	block := &pem.Block{}
+	var err error
+	switch path.Ext(name) {
+	case ".crt":
+		template := &x509.Certificate{SerialNumber: big.NewInt(1)}
+		block.Type = "CERTIFICATE"
+		block.Bytes, err = x509.CreateCertificate(nil, template, template, key.Public(), key)
+	case ".key":
+		block.Type = "PRIVATE KEY"
+		block.Bytes, err = x509.MarshalPKCS8PrivateKey(key)
+	default:
+		return nil
+	}
+	if err != nil {
+		panic(err) // a mistake in this function
+	}
+	return pem.EncodeToMemory(block)
 }
 
 const (
@@ -88,6 +127,8 @@ func checkTestConnector(typ string, config []byte) error {
 			&testFieldError{"userSearch.baseDN", "userSearch.baseDN: is missing"},
 			fmt.Errorf("wrapped: %w", &testFieldError{"BINDDN", "bindDN: want a DN"}),
 		)
+	case strings.Contains(string(config), "bindPW:hunter.22"):
+		return &testFieldError{"bindPW:hunter.22", `unknown field "bindPW:hunter.22"`}
 	case strings.Contains(string(config), "bindPW:hunter22"):
 		return errors.New(`unknown field "bindPW:hunter22"`)
 	case strings.Contains(string(config), `"emailAtr"`):
@@ -140,7 +181,11 @@ func brokenYAML() []brokenFile {
 		{"too large", head + "# " + strings.Repeat("x", maxFile) + "\n", `g.yaml: the file has 1048712 bytes: want at most 1048576`},
 		{"tab as indentation", head + "web:\n\thttp: :80\n", `g.yaml:5: a tab indents this line: YAML wants spaces`},
 		{"two documents", head + "---\nissuer: x\n", `g.yaml:4: a second document starts here: want one; remove it and the line ---`},
-		{"a quote without end", head + "logger: {level: \"info}\n", `g.yaml:4: is not YAML: found unexpected end of stream`},
+		{"a quote without end", head + "logger: {level: \"info}\n", `g.yaml:4: is not YAML: a quote is not closed; it may be the one at line 4`},
+		{"a quote that another one ends", head + "logger: {level: \"info}\nfrontend: {issuer: \"Example\"}\n", "g.yaml:4: is not YAML: did not find expected ',' or '}', here or in what starts here; a quote at line 4 may not be closed"},
+		{"a wildcard without quotes", head + "gateway:\n  hosts: [*.apps.example.com]\n", `g.yaml:5: a text that starts with * needs quotes`},
+		{"a wildcard without quotes on a line of its own", head + "gateway:\n  hosts:\n  - app.example.com\n  - *.apps.example.com\n  prefix: /x\n", `g.yaml:7: a text that starts with * needs quotes`},
+		{"an & without quotes", head + "frontend: {issuer: & Co}\n", `g.yaml:4: a text that starts with & needs quotes`},
 		{"a block that is not closed", head + "logger: {level: info\noauth2:\n", `g.yaml:4: is not YAML: did not find expected ',' or '}', here or in what starts here`},
 		{"a list without end", "issuer: [", "g.yaml:1: is not YAML: did not find expected node content, here or in what starts here"},
 		{"wrong indentation", head + "web:\n  http: :80\n   https: :443\n", `g.yaml:6: is not YAML: mapping values are not allowed in this context`},
@@ -248,9 +293,16 @@ g.yaml:1: storage: is missing: add storage: {type: sqlite, config: {file: /var/l
 		{"sqlite in memory", storage + "storage: {type: sqlite3, config: {file: \":memory:\"}}\n", `g.yaml:3: storage.config.file: want a path, got ":memory:": for a database in memory set type: memory`},
 		{"sqlite with a URI", storage + "storage: {type: sqlite3, config: {file: \"file:/g.db?mode=ro\"}}\n", `g.yaml:3: storage.config.file: want a plain path, got "file:/g.db?mode=ro": a URI or options are not for this key`},
 		{"memory with a file", storage + "storage: {type: memory, config: {file: /g.db}}\n", `g.yaml:3: storage.config.file: is not for memory: remove it, or set type: sqlite`},
-		{"https without certificate", head + "web: {https: \":5554\", tlsKey: /k.pem}\n", `g.yaml:4: web.tlsCert: is missing: web.https needs a PEM file here`},
+		{"https without certificate", head + "web: {https: \":5554\", tlsKey: /k.key}\n", `g.yaml:4: web.tlsCert: is missing: web.https needs a PEM file here`},
+		{"certificate that is not there", head + "web: {https: \":5554\", tlsCert: /none, tlsKey: /etc/gatehouse/locked}\n", `
+g.yaml:4: web.tlsCert: /none: the file does not exist
+g.yaml:4: web.tlsKey: /etc/gatehouse/locked: the file may not be read: give this user the permission`},
+		{"certificate that is none", head + "web: {https: \":5554\", tlsCert: /etc/gatehouse/keys, tlsKey: /k.key}\n", `g.yaml:4: web.tlsCert: /etc/gatehouse/keys is not a certificate: want a PEM file with CERTIFICATE blocks, that of the server first (failed to find any PEM data in certificate input)`},
+		{"key that is none", head + "web: {https: \":5554\", tlsCert: /c.crt, tlsKey: /etc/gatehouse/keys}\n", `g.yaml:4: web.tlsKey: /etc/gatehouse/keys is not a private key: want a PEM file with an unencrypted PRIVATE KEY block (failed to find any PEM data in key input)`},
+		{"certificate and key the wrong way round", head + "web: {https: \":5554\", tlsCert: /c.key, tlsKey: /k.crt}\n", `g.yaml:4: web.tlsCert: /c.key is not a certificate: want a PEM file with CERTIFICATE blocks, that of the server first (failed to find certificate PEM data in certificate input, but did find a private key; PEM inputs may have been switched)`},
+		{"key of another certificate", head + "web: {https: \":5554\", tlsCert: /c.crt, tlsKey: /other.key}\n", `g.yaml:4: web.tlsKey: /other.key is not the key of the certificate /c.crt: give the two that belong together`},
 		{"certificate without https", head + "web:\n  http: :5556\n  tlsCert: /c.pem\n", `g.yaml:4: web: has tlsCert or tlsKey and no https: set https to the address to listen on, or remove them`},
-		{"TLS versions the wrong way round", head + "web: {https: \":5554\", tlsCert: /c, tlsKey: /k, tlsMinVersion: 1.3, tlsMaxVersion: \"1.2\"}\n", `g.yaml:4: web.tlsMinVersion: is above tlsMaxVersion 1.2: lower it`},
+		{"TLS versions the wrong way round", head + "web: {https: \":5554\", tlsCert: /c.crt, tlsKey: /k.key, tlsMinVersion: 1.3, tlsMaxVersion: \"1.2\"}\n", `g.yaml:4: web.tlsMinVersion: is above tlsMaxVersion 1.2: lower it`},
 		{"TLS version", head + "web: {tlsMinVersion: 1.1}\n", `g.yaml:4: web.tlsMinVersion: want "1.2" or "1.3", got "1.1"`},
 		{"header of two lines", head + "web:\n  headers:\n    X-XSS-Protection: \"1\\r\\nSet-Cookie: a=b\"\n    X-Frame-Options: allow\n", `
 g.yaml:6: web.headers.X-XSS-Protection: want visible ASCII on one line
@@ -323,8 +375,9 @@ g.yaml:10: connectors[5].grantTypes[0]: want authorization_code, implicit, passw
 		{"connector of an unknown type", head + "connectors:\n- {type: lpad, name: A, id: ad}\n", `g.yaml:5: connectors[0] "ad": unknown connector type "lpad": want one of [ldap oidc]`},
 		{"connector fields", head + "connectors:\n- type: ldap\n  id: ad\n  name: AD\n  config:\n    bindDN: refuse-two\n    userSearch:\n      username: uid\n", `
 g.yaml:9: connectors[0].config.bindDN: wrapped: bindDN: want a DN
-g.yaml:10: connectors[0].config.userSearch.baseDN: userSearch.baseDN: is missing`},
-		{"connector field deeper down", head + "connectors:\n- type: ldap\n  id: ad\n  name: AD\n  config:\n    userSearch:\n      username: uid\n      emailAtr: mail\n", `g.yaml:11: connectors[0].config.userSearch.emailAtr: unknown field "emailAtr"`},
+g.yaml:10: connectors[0].config.userSearch.baseDN: is missing`},
+		{"connector field deeper down", head + "connectors:\n- type: ldap\n  id: ad\n  name: AD\n  config:\n    userSearch:\n      username: uid\n      emailAtr: mail\n", `g.yaml:11: connectors[0].config.userSearch: unknown field "emailAtr"`},
+		{"secret in the name of a connector's field", head + "connectors:\n- {type: ldap, id: ad, name: AD, config: {emailAtr: 1, \"bindPW:hunter.22\": }}\n", `g.yaml:5: connectors[0].config: unknown field "bindPW:[redacted]"`},
 		{"connector with a forgotten space", head + "connectors:\n- {type: ldap, id: ad, name: AD, config: {bindPW:hunter22}}\n", `g.yaml:5: connectors[0] "ad": unknown field "bindPW:[redacted]"`},
 		{"connector as a whole, secrets hidden", head + "connectors:\n- type: ldap\n  id: ad\n  name: AD\n  config:\n    bindPW: hunter22\n    pin: {secret: 123456}\n    note: refuse-all\n    host: \"${LDAP_HOST}\"\n", `g.yaml:5: connectors[0] "ad": cannot use {"bindPW":"[redacted]","pin":{"secret":[redacted]},"note":"refuse-all","host":"${LDAP_HOST}"}`},
 		{"client without anything", client("{}"), `
@@ -362,6 +415,8 @@ g.yaml:5: staticPasswords[0]: needs a hash: make one with gatehouse hash-passwor
 		{"user twice", user("{email: a@example.com, userID: a, hash: \"" + goodHash + "\"}\n- {email: A@Example.com, userID: a, hash: \"" + goodHash + "\"}"), `
 g.yaml:6: staticPasswords[1] "A@Example.com": has the e-mail address of entry 0: upper and lower case do not count; remove one
 g.yaml:6: staticPasswords[1].userID: is that of entry 0: to every app they would be one user; change one`},
+		{"hash that is a word of the message", user("{email: a@example.com, userID: a, hash: \"password\"}"), `g.yaml:5: staticPasswords[0].hash: is not a bcrypt hash: make one with gatehouse hash-password`},
+		{"secret that is a word of a message, and is in one", head + "staticClients:\n- {id: a, name: A, secret: want, redirectURIs: [want]}\n", `g.yaml:5: staticClients[0].redirectURIs[0]: want a URI with a scheme, got "[redacted]"`},
 		{"hash that is none", user("{email: a@example.com, userID: a, hash: hunter22}"), `g.yaml:5: staticPasswords[0].hash: is not a bcrypt hash: make one with gatehouse hash-password`},
 		{"hash cut short", user("{email: a@example.com, userID: a, hash: \"" + goodHash[:59] + "\"}"), `g.yaml:5: staticPasswords[0].hash: is not a bcrypt hash: make one with gatehouse hash-password`},
 		{"hash too cheap", user("{email: a@example.com, userID: a, hash: \"" + hashOf("09") + "\"}"), `g.yaml:5: staticPasswords[0].hash: has cost 9: want 10 to 15; make one with gatehouse hash-password`},
@@ -476,7 +531,7 @@ g.yaml:15: gateway.rules[0].users[0]: "a b": want an e-mail address of visible A
 
 func unsupportedKeys() []brokenFile {
 	return []brokenFile{
-		{"grpc of Dex", head + "grpc: {addr: \"127.0.0.1:5557\"}\n", `g.yaml:4: grpc: Dex's gRPC API does not exist here: remove the block, and use the sessions, users and keys commands of gatehouse`},
+		{"grpc of Dex", head + "grpc: {addr: \"127.0.0.1:5557\"}\n", `g.yaml:4: grpc: Dex's gRPC API does not exist here: remove the block; gatehouse sessions lists and ends sessions`},
 		{"frontend.dir", head + "frontend: {dir: ./web}\n", `g.yaml:4: frontend.dir: Dex's templates are not used here: remove the key, the pages are built in`},
 		{"signer vault", head + "signer: {type: vault, config: {addr: x, token: hunter22}}\n", `g.yaml:4: signer.type: vault is not supported: use local, and gateway.keys.file to seal the keys at rest`},
 		{"all of the gateway", gatewayHead + `  http: 0.0.0.0:9002

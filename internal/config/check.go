@@ -1,10 +1,14 @@
 package config
 
 import (
+	"crypto/tls"
+	"errors"
+	"io/fs"
 	"maps"
 	"net"
 	"net/netip"
 	"net/url"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
@@ -49,10 +53,10 @@ func (k *checker) oneOf(path, got string, wanted ...string) {
 		return
 	}
 	hint := ""
-	if near := nearest(got, wanted); near != "" && len(wanted) > 2 {
+	if near := Nearest(got, wanted); near != "" && len(wanted) > 2 {
 		hint = ": did you mean " + near + "?"
 	}
-	k.errorf(path, "want %s, got %q%s", orList(wanted), got, hint)
+	k.errorf(path, "want %s, got %q%s", ours(orList(wanted)), got, ours(hint))
 }
 
 func orList(words []string) string {
@@ -64,7 +68,7 @@ func orList(words []string) string {
 
 func (k *checker) between(path string, got, low, high Duration) {
 	if !k.failed(path) && (got < low || got > high) {
-		k.errorf(path, "want %s to %s, got %s", low, high, got)
+		k.errorf(path, "want %s to %s, got %s", ours(low.String()), ours(high.String()), got)
 	}
 }
 
@@ -172,6 +176,18 @@ func (k *checker) storage() {
 		k.errorf("storage.config.file", "want a path, got %q: for a database in memory set type: memory", file)
 	case strings.HasPrefix(file, "file:") || strings.ContainsAny(file, "?#\x00"):
 		k.errorf("storage.config.file", "want a plain path, got %q: a URI or options are not for this key", file)
+	case file != "":
+		k.directory("storage.config.file", filepath.Dir(file))
+	}
+}
+
+// directory warns of a directory that is not there: it may be made before the start, or be on another machine.
+func (k *checker) directory(path, dir string) {
+	switch mode, err := k.opts.Mode(dir); {
+	case errors.Is(err, fs.ErrNotExist):
+		k.warnf(path, "the directory %s does not exist: make it, or gatehouse serve will not start", dir)
+	case err == nil && !mode.IsDir():
+		k.warnf(path, "%s is not a directory: gatehouse serve will not start; choose another path", dir)
 	}
 }
 
@@ -186,6 +202,7 @@ func (k *checker) web() {
 				k.errorf(path, "is missing: web.https needs a PEM file here")
 			}
 		}
+		k.certificate(w.TLSCert, w.TLSKey)
 	} else if w.TLSCert != "" || w.TLSKey != "" {
 		k.errorf("web", "has tlsCert or tlsKey and no https: set https to the address to listen on, or remove them")
 	}
@@ -203,6 +220,42 @@ func (k *checker) web() {
 	if k.c.Telemetry.EnableProfiling {
 		k.errorf("telemetry.enableProfiling", "the telemetry port has metrics and health only: remove the key")
 	}
+}
+
+// certificate checks that the certificate and its key can be read, and belong together.
+func (k *checker) certificate(certFile, keyFile string) {
+	const certPath, keyPath = "web.tlsCert", "web.tlsKey"
+	cert, certOK := k.file(certPath, certFile)
+	key, keyOK := k.file(keyPath, keyFile)
+	if !certOK || !keyOK {
+		return
+	}
+	_, err := tls.X509KeyPair(cert, key)
+	if err == nil {
+		return
+	}
+	problem := strings.TrimPrefix(err.Error(), "tls: ")
+	switch {
+	case strings.Contains(problem, "does not match"), strings.Contains(problem, "private key type"):
+		k.errorf(keyPath, "%s is not the key of the certificate %s: give the two that belong together", keyFile, certFile)
+	case strings.Contains(problem, "certificate input"), !strings.Contains(problem, "key"):
+		k.errorf(certPath, "%s is not a certificate: want a PEM file with CERTIFICATE blocks, that of the server first (%s)", certFile, ours(problem))
+	default:
+		k.errorf(keyPath, "%s is not a private key: want a PEM file with an unencrypted PRIVATE KEY block (%s)", keyFile, ours(problem))
+	}
+}
+
+// file returns what is in the file that the key at path names.
+func (k *checker) file(path, name string) ([]byte, bool) {
+	if name == "" || k.failed(path) {
+		return nil, false
+	}
+	data, err := k.opts.ReadFile(name)
+	if err != nil {
+		k.errorf(path, "%s: %s", name, ours(fileProblem(err)))
+		return nil, false
+	}
+	return data, true
 }
 
 func (k *checker) clientRemoteIP(ip *ClientRemoteIP) {
@@ -261,7 +314,7 @@ func (k *checker) join(dex *Duration, own Duration, dexPath, ownPath string) {
 	switch {
 	case !k.has(ownPath) || k.failed(ownPath):
 	case k.has(dexPath) && own != *dex:
-		k.errorf(ownPath, "is %s, but %s is %s: they are one setting, so remove one of them", own, dexPath, *dex)
+		k.errorf(ownPath, "is %s, but %s is %s: they are one setting, so remove one of them", own, ours(dexPath), *dex)
 	default:
 		*dex = own
 	}
@@ -343,9 +396,9 @@ func (k *checker) expiry() {
 	switch {
 	case e.SigningKeys == 0:
 	case k.has(period):
-		k.warnf("expiry.signingKeys", "has no effect beside %s: remove it", period)
+		k.warnf("expiry.signingKeys", "has no effect beside %s: remove it", ours(period))
 	default:
-		k.warnf("expiry.signingKeys", "is the old name of %s: move it there", period)
+		k.warnf("expiry.signingKeys", "is the old name of %s: move it there", ours(period))
 		s.Config.KeysRotationPeriod = e.SigningKeys
 		period = "expiry.signingKeys"
 	}
@@ -412,7 +465,7 @@ func (k *checker) listeners() {
 			if !k.has(here) { // a default; the line to change is the other one
 				here, there = there, here+" does by default"
 			}
-			k.errorf(here, "listens on port %s, as %s: give one of them another port", l.port, there)
+			k.errorf(here, "listens on port %s, as %s: give one of them another port", l.port, ours(there))
 		}
 		seen = append(seen, l)
 	}

@@ -226,7 +226,7 @@ func (k *checker) identityHeaders(g *Gateway) {
 		}
 		seen[alias] = name
 		if value := string(g.Identity.Headers[name]); value == "" && !k.failed(p) {
-			k.errorf(p, "want %s, got nothing", orList(attributes))
+			k.errorf(p, "want %s, got nothing", ours(orList(attributes)))
 		} else {
 			k.oneOf(p, value, attributes...)
 		}
@@ -323,6 +323,9 @@ func (k *checker) rule(at string, r *Rule) {
 	for i, pattern := range r.Hosts {
 		k.ruleHost(element(at+".hosts", i), pattern)
 	}
+	for i, user := range r.Users {
+		k.ruleUser(element(at+".users", i), user)
+	}
 }
 
 func (k *checker) emptyList(r *Rule, key string) bool {
@@ -351,6 +354,20 @@ func (k *checker) ruleHost(at, pattern string) {
 		}
 	}
 	k.errorf(at, "%q matches no host of gateway.hosts, so the rule would never match: add the host there, or correct it", pattern)
+}
+
+// ruleUser warns of a user connector:userID of a connector that is not there.
+func (k *checker) ruleUser(at, user string) {
+	connector, _, ok := strings.Cut(user, ":")
+	known := k.knownConnectors()
+	if !ok || connector == "" || known[connector] || k.failedBelow("connectors") || k.failed("enablePasswordDB") {
+		return
+	}
+	hint := ""
+	if near := Nearest(connector, slices.Sorted(maps.Keys(known))); near != "" {
+		hint = "; did you mean " + near + "?"
+	}
+	k.warnf(at, "there is no connector %q, so this is nobody: want %s%s", connector, k.connectorNames(), hint)
 }
 
 // ruleErrors reports what the policy says of rules. Of a rule with a mistake already, only what is wrong with one

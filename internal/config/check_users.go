@@ -2,6 +2,7 @@ package config
 
 import (
 	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"net/url"
 	"regexp"
@@ -38,10 +39,10 @@ func (s *Storage) decodeNode(d *decoder, n *yaml.Node, path string) {
 		d.errorf(path+".type", "mysql is not supported: use sqlite")
 	default:
 		hint := ""
-		if near := nearest(kind.Value, []string{"memory", "sqlite"}); near != "" {
+		if near := Nearest(kind.Value, []string{"memory", "sqlite"}); near != "" {
 			hint = ": did you mean " + near + "?"
 		}
-		d.errorf(path+".type", "want sqlite or memory, got %q%s", kind.Value, hint)
+		d.errorf(path+".type", "want sqlite or memory, got %q%s", kind.Value, ours(hint))
 	}
 }
 
@@ -62,6 +63,9 @@ func (k *checker) connectors() {
 	if len(k.c.Connectors)+len(k.c.StaticPasswords) == 0 && !k.c.EnablePasswordDB && !k.failed("connectors") && !k.failed("enablePasswordDB") {
 		k.errorf("connectors", "nobody could sign in: add a connector, or enablePasswordDB: true with staticPasswords")
 	}
+	if len(k.c.Connectors)+len(k.c.StaticPasswords) == 0 && k.c.EnablePasswordDB && !k.failedBelow("connectors") && !k.failedBelow("staticPasswords") {
+		k.warnf("enablePasswordDB", "nobody can sign in yet: add users to staticPasswords, or a connector")
+	}
 	seen := map[string]bool{}
 	for i := range k.c.Connectors {
 		c, path := &k.c.Connectors[i], element("connectors", i)
@@ -78,6 +82,7 @@ func (k *checker) connectors() {
 		if c.Type != "" && k.opts.Connector != nil && !k.failedBelow(path+".config") {
 			k.connectorConfig(path, c)
 		}
+		k.redirectURI(path+".config", c)
 	}
 }
 
@@ -97,7 +102,7 @@ func (k *checker) connectorID(path, id string) {
 // needs reports a key of an entry that is missing, unless something is wrong with it already.
 func (k *checker) needs(path, key, got string) {
 	if got == "" && !k.failed(child(path, key)) {
-		k.errorf(path, "needs %s", withArticle(key))
+		k.errorf(path, "needs %s", ours(withArticle(key)))
 	}
 }
 
@@ -110,11 +115,43 @@ func withArticle(word string) string {
 
 func (k *checker) connectorConfig(path string, c *Connector) {
 	for _, err := range flatten(k.opts.Connector(c.Type, c.Config.JSON())) {
-		at := path
+		msg, at := strings.Join(strings.Fields(err.Error()), " "), path
 		if f, ok := errors.AsType[fieldError](err); ok && f.Field() != "" {
 			at = k.find(path+".config", f.Field())
+			msg = strings.TrimPrefix(msg, f.Field()+": ") // the path of the mistake ends in it
 		}
-		k.errorf(at, "%s", c.Config.hide.clean(strings.Join(strings.Fields(err.Error()), " ")))
+		msg = c.Config.hide.clean(msg)
+		m := k.at(at, msg, "%s", []any{msg})
+		if at != path && strings.HasPrefix(msg, "unknown field ") { // as of our own blocks: the line is that of the key
+			m.Path = k.label(k.blockOf(at, path+".config"))
+		}
+		k.add(at, m)
+	}
+}
+
+// blockOf returns the block of the file that holds the key at path, top at the highest. A key may hold dots, and
+// even a secret where a space was forgotten.
+func (k *checker) blockOf(path, top string) string {
+	for {
+		path = parent(path)
+		if _, there := k.nodes[path]; there || len(path) <= len(top) {
+			return path
+		}
+	}
+}
+
+// redirectURI warns of a connector that sends people back to where nobody waits for them.
+func (k *checker) redirectURI(path string, c *Connector) {
+	var config struct{ RedirectURI any }
+	if k.c.IssuerURL == nil || k.failed(path) || k.failed(path+".redirectURI") || !k.has(path+".redirectURI") {
+		return
+	}
+	if err := json.Unmarshal(c.Config.JSON(), &config); err != nil {
+		return // for the connector to say
+	}
+	want := k.c.Issuer + "/callback"
+	if got, ok := config.RedirectURI.(string); ok && got != want {
+		k.warnf(path+".redirectURI", "is not the URL to which people come back: write %s, here and at the other end", want)
 	}
 }
 
@@ -197,7 +234,7 @@ func (k *checker) clients() {
 func (k *checker) clientCredentials(path string, c *Client) {
 	const both = "is here beside %s: remove one of them"
 	if c.ID != "" && c.IDEnv != "" {
-		k.errorf(path+".idEnv", both, "id")
+		k.errorf(path+".idEnv", both, ours("id"))
 	} else if c.IDEnv != "" {
 		c.ID = k.fromEnv(c.IDEnv, path+".idEnv")
 	} else if c.ID == "" && !k.failed(path+".id") {
@@ -207,7 +244,7 @@ func (k *checker) clientCredentials(path string, c *Client) {
 		k.errorf(path+".id", "must not hold spaces or control characters")
 	}
 	if !c.Secret.IsZero() && c.SecretEnv != "" {
-		k.errorf(path+".secretEnv", both, "secret")
+		k.errorf(path+".secretEnv", both, ours("secret"))
 	} else if c.SecretEnv != "" {
 		c.Secret = NewSecret(k.fromEnv(c.SecretEnv, path+".secretEnv"))
 	} else if c.Secret.IsZero() && !c.Public && !k.failed(path+".secret") {
@@ -222,10 +259,10 @@ func (k *checker) clientCredentials(path string, c *Client) {
 // for trying things out.
 func (k *checker) published(path, msg string) {
 	if k.https {
-		k.errorf(path, "%s", msg)
+		k.errorf(path, "%s", ours(msg))
 		return
 	}
-	k.warnf(path, "%s", msg)
+	k.warnf(path, "%s", ours(msg))
 }
 
 // publishedSecrets are the client secrets of the examples of Dex and Kubeflow.

@@ -42,7 +42,8 @@ func TestValidFiles(t *testing.T) {
 	tests := []struct{ file, warnings string }{
 		{"dex-dist.yaml", `
 dex-dist.yaml:5: issuer: is served over http: passwords and cookies cross the network in clear; use https for anything but a try
-dex-dist.yaml:14: storage: memory forgets every session and every key when the process ends: use sqlite for anything but a try`},
+dex-dist.yaml:14: storage: memory forgets every session and every key when the process ends: use sqlite for anything but a try
+dex-dist.yaml:203: enablePasswordDB: nobody can sign in yet: add users to staticPasswords, or a connector`},
 		{"dex-dist-open.yaml", `
 dex-dist-open.yaml:6: issuer: is served over http: passwords and cookies cross the network in clear; use https for anything but a try
 dex-dist-open.yaml:34: frontend.logoURL: has no effect: it belongs to Dex's pages, and Gatehouse has its own; remove it
@@ -70,12 +71,13 @@ dex-github.yaml:4: storage: memory forgets every session and every key when the 
 dex-test.yaml:3: issuer: is served over http: passwords and cookies cross the network in clear; use https for anything but a try
 dex-test.yaml:18: frontend.extra: has no effect: it belongs to Dex's pages, and Gatehouse has its own; remove it
 dex-test.yaml:26: staticClients[0].secret: this secret is in public documentation: make one of your own with openssl rand -base64 32
+dex-test.yaml:48: connectors[1].config.redirectURI: is not the URL to which people come back: write http://127.0.0.1:5556/dex/callback, here and at the other end
 dex-test.yaml:54: staticPasswords[0].hash: this password is in public documentation: make a hash of your own with gatehouse hash-password
 dex-test.yaml:65: staticPasswords[1].hash: this password is in public documentation: make a hash of your own with gatehouse hash-password
 dex-test.yaml:70: expiry.signingKeys: is the old name of signer.config.keysRotationPeriod: move it there`},
 		{"gateway.yaml", `
 gateway.yaml:15: gateway.session.staleIfUnavailable: has no effect yet: it is for revalidation, which comes with a later version`},
-		{"minimal.yaml", ""},
+		{"minimal.yaml", "minimal.yaml:3: enablePasswordDB: nobody can sign in yet: add users to staticPasswords, or a connector"},
 		{"alias.yaml", ""},
 	}
 	for _, tt := range tests {
@@ -275,13 +277,35 @@ func TestWarnings(t *testing.T) {
 			"a rule that never decides", gatewayHead + "  rules:\n  - {name: all, allow: anyone}\n  - {name: admin, paths: [/admin], groups: [g]}\n",
 			`g.yaml:8: gateway.rules[1] "admin": never decides: rule "all" (line 7) above it matches everything that it matches; move it up or remove it`,
 		},
+		{"redirectURI that leads nowhere", head + "connectors:\n- type: oidc\n  id: corp\n  name: Corp\n  config:\n    redirectURI: https://auth.example.com/callback\n", "g.yaml:9: connectors[0].config.redirectURI: is not the URL to which people come back: write https://auth.example.com/dex/callback, here and at the other end"},
+		{"redirectURI of the issuer", head + "connectors:\n- {type: oidc, id: corp, name: Corp, config: {redirectURI: https://auth.example.com/dex/callback}}\n", ""},
+		{"database in a directory that is not there", strings.Replace(head, "/gatehouse/g", "/gatehouse/db/g", 1), "g.yaml:2: storage.config.file: the directory /var/lib/gatehouse/db does not exist: make it, or gatehouse serve will not start"},
+		{"database below a file", strings.Replace(head, "/var/lib/gatehouse/g", "/etc/gatehouse/keys/g", 1), "g.yaml:2: storage.config.file: /etc/gatehouse/keys is not a directory: gatehouse serve will not start; choose another path"},
+		{"users of a connector that is not there", strings.Replace(gatewayHead, "gateway:", "connectors: [{type: x, id: corp, name: C}]\ngateway:", 1) + "  rules:\n  - name: a\n    users: [\"crop:42\", \"corp:42\", \"local:1\", ada@example.com]\n", `g.yaml:9: gateway.rules[0].users[0]: there is no connector "crop", so this is nobody: want one of corp, local; did you mean corp?`},
 		{"a group twice", gatewayHead + "  rules:\n  - name: a\n    groups: [g, g]\n", `g.yaml:8: gateway.rules[0].groups[0]: "g": is listed twice; remove one`},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			if _, got := mustParse(t, tt.file); got.String() != tt.want {
+			_, got := mustParse(t, tt.file)
+			got = slices.DeleteFunc(got, func(w Error) bool { return w.Path == "enablePasswordDB" && w.Line == 3 }) // of head
+			if got.String() != tt.want {
 				t.Errorf("got\n%s\nwant\n%s", got, tt.want)
 			}
 		})
+	}
+}
+
+func TestNobodyCanSignIn(t *testing.T) {
+	const want = "g.yaml:3: enablePasswordDB: nobody can sign in yet: add users to staticPasswords, or a connector"
+	if _, got := mustParse(t, head); got.String() != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	for _, someone := range []string{
+		"staticPasswords: [{email: a@example.com, userID: a, hash: \"" + goodHash + "\"}]\n",
+		"connectors: [{type: x, id: x, name: X}]\n",
+	} {
+		if _, got := mustParse(t, head+someone); len(got) > 0 {
+			t.Errorf("got %q, want no warning: %s", got, someone)
+		}
 	}
 }
 

@@ -96,7 +96,7 @@ func (d *decoder) integer(n *yaml.Node, v reflect.Value, path string) {
 }
 
 // whyText says why what looks like a value of another type is text.
-func whyText(n *yaml.Node) string {
+func whyText(n *yaml.Node) ours {
 	switch {
 	case !isText(n):
 		return ""
@@ -166,7 +166,7 @@ func (d *decoder) block(n *yaml.Node, v reflect.Value, path string) {
 		if f := fields[i]; f.fix == "" {
 			d.decode(value, v.Field(f.index), p)
 		} else if !isEmpty(deref(value)) {
-			d.errorf(p, "%s", f.fix)
+			d.errorf(p, "%s", ours(f.fix))
 		}
 	}
 }
@@ -221,7 +221,7 @@ func (d *decoder) unknown(path, key string, fields []field, top bool) {
 	fix := ""
 	if name, _, ok := strings.Cut(key, ":"); ok {
 		key, fix = name+":…", "a space is missing after the colon" // what follows may be a secret
-	} else if near := nearest(key, known); near != "" {
+	} else if near := Nearest(key, known); near != "" {
 		fix = "did you mean " + strconv.Quote(near) + "?"
 		meant := child(block, near)
 		d.wrong[meant], d.below[meant] = true, true // that it is missing is not worth another mistake
@@ -232,13 +232,14 @@ func (d *decoder) unknown(path, key string, fields []field, top bool) {
 	} else {
 		fix = "want one of " + strings.Join(known, ", ")
 	}
-	e := d.at(path, fmt.Sprintf("unknown field %q: %s", key, fix))
-	e.Path = d.label(block) // the line is that of the key
-	d.add(block, e)
+	const format = "unknown field %q: %s"
+	m := d.at(path, fmt.Sprintf(format, key, fix), format, []any{key, ours(fix)})
+	m.Path = d.label(block) // the line is that of the key
+	d.add(block, m)
 }
 
-// nearest returns the known word that a person most likely meant, or "".
-func nearest(word string, known []string) string {
+// Nearest returns the known word that a person most likely meant, or "".
+func Nearest(word string, known []string) string {
 	best, limit := "", min(2, len(word)/2)
 	for _, k := range known {
 		if strings.EqualFold(k, word) {

@@ -3,6 +3,7 @@ package config
 import (
 	"cmp"
 	"fmt"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -58,13 +59,24 @@ type report struct {
 	file  string
 	last  int                 // line of the file
 	nodes map[string]position // by path
-	errs  []Error
-	warns []Error
+	errs  []mistake
+	warns []mistake
 	hide  hidden
 
 	wrong map[string]bool // paths with a mistake
 	below map[string]bool // the same, and every block around one
 }
+
+// A mistake is an Error, and what its message was made of.
+type mistake struct {
+	Error
+	format string // empty: the message is all our own
+	args   []any
+}
+
+// ours marks an argument of a message that we wrote: no secret can be in it, and its words stay even where a secret
+// is the same word.
+type ours string
 
 type position struct {
 	line int
@@ -78,12 +90,17 @@ func newReport(file string) *report {
 
 // errorf records a mistake at path, or at the nearest block around it that is in the file.
 func (r *report) errorf(path, format string, args ...any) {
-	r.add(path, r.at(path, fmt.Sprintf(format, args...)))
+	r.add(path, r.at(path, fmt.Sprintf(format, args...), format, args))
+}
+
+// fail records a mistake of the file as a whole.
+func (r *report) fail(line int, msg string) {
+	r.errs = append(r.errs, mistake{Error: Error{File: r.file, Line: line, Msg: msg}})
 }
 
 // add records a mistake of what is at path.
-func (r *report) add(path string, e Error) {
-	r.errs = append(r.errs, e)
+func (r *report) add(path string, m mistake) {
+	r.errs = append(r.errs, m)
 	r.wrong[path] = true
 	for ; path != "" && !r.below[path]; path = parent(path) {
 		r.below[path] = true
@@ -97,11 +114,11 @@ func (r *report) failed(path string) bool { return r.wrong[path] }
 func (r *report) failedBelow(path string) bool { return r.below[path] }
 
 func (r *report) warnf(path, format string, args ...any) {
-	r.warns = append(r.warns, r.at(path, fmt.Sprintf(format, args...)))
+	r.warns = append(r.warns, r.at(path, fmt.Sprintf(format, args...), format, args))
 }
 
-func (r *report) at(path, msg string) Error {
-	return Error{File: r.file, Line: r.line(path), Path: r.label(path), Msg: msg}
+func (r *report) at(path, msg, format string, args []any) mistake {
+	return mistake{Error: Error{File: r.file, Line: r.line(path), Path: r.label(path), Msg: msg}, format: format, args: args}
 }
 
 func (r *report) line(path string) int {
@@ -135,10 +152,14 @@ func (r *report) sorted() (Errors, Warnings) {
 }
 
 // finish sorts, hides and removes doubles: a node behind an alias is read once for each use.
-func (r *report) finish(list []Error) []Error {
-	for i := range list {
-		list[i].Line = min(list[i].Line, r.last) // the YAML parser may place the end of the file below it
-		list[i].Msg = r.hide.clean(list[i].Msg)
+func (r *report) finish(mistakes []mistake) []Error {
+	list := make([]Error, len(mistakes))
+	for i, m := range mistakes {
+		list[i] = m.Error
+		list[i].Line = min(m.Line, r.last) // the YAML parser may place the end of the file below it
+		if m.format != "" && r.hide.clean(m.Msg) != m.Msg {
+			list[i].Msg = fmt.Sprintf(m.format, r.hide.cleanAll(m.args)...)
+		}
 	}
 	slices.SortStableFunc(list, func(a, b Error) int {
 		return cmp.Or(cmp.Compare(a.Line, b.Line), strings.Compare(a.Path, b.Path))
@@ -164,7 +185,8 @@ func child(path, key string) string {
 func element(path string, i int) string { return path + "[" + strconv.Itoa(i) + "]" }
 
 // hidden holds values that no message may show, each with what stands in for it. Messages are built from
-// several sources (the validator of a connector among them), so the last word on secrets is here.
+// several sources (the validator of a connector among them), so the last word on secrets is here. Only what was
+// put into a message is searched, never the words around it: a password may be one of them.
 type hidden struct{ values map[string]string }
 
 // minHidden is the length in bytes below which a value is not searched for: shorter ones are part of ordinary words.
@@ -201,4 +223,26 @@ func (h *hidden) clean(text string) string {
 		text = strings.ReplaceAll(text, v, h.values[v])
 	}
 	return text
+}
+
+// cleanAll returns the arguments of a message without what is hidden. What is neither text nor prints itself as
+// text is a number of ours.
+func (h *hidden) cleanAll(args []any) []any {
+	out := make([]any, len(args))
+	for i, arg := range args {
+		switch a := arg.(type) {
+		case ours:
+			out[i] = a
+		case error:
+			out[i] = h.clean(a.Error())
+		case Duration:
+			out[i] = h.clean(a.String())
+		default:
+			out[i] = arg
+			if v := reflect.ValueOf(arg); v.Kind() == reflect.String {
+				out[i] = h.clean(v.String())
+			}
+		}
+	}
+	return out
 }

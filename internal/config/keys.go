@@ -49,7 +49,7 @@ func (k *checker) keys(g *Gateway) {
 	}
 	mode, err := k.opts.Mode(file)
 	if err != nil {
-		k.errorf(at, "%s: %s", file, fileProblem(err))
+		k.errorf(at, "%s: %s", file, ours(fileProblem(err)))
 		return
 	}
 	if mode.Perm()&0o007 != 0 {
@@ -57,12 +57,12 @@ func (k *checker) keys(g *Gateway) {
 	}
 	data, err := k.opts.ReadFile(file)
 	if err != nil {
-		k.errorf(at, "%s: %s", file, fileProblem(err))
+		k.errorf(at, "%s: %s", file, ours(fileProblem(err)))
 		return
 	}
 	keys, problems := parseKeys(data)
 	for _, p := range problems {
-		k.errorf(at, "%s: %s", file, p)
+		k.errorf(at, "%s: %s", file, ours(p))
 	}
 	g.Keys.Ring = keys
 }

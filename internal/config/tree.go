@@ -7,6 +7,7 @@ import (
 	"io"
 	"regexp"
 	"strconv"
+	"strings"
 	"unicode/utf8"
 
 	"go.yaml.in/yaml/v3"
@@ -25,24 +26,24 @@ const (
 func (r *report) document(data []byte) *yaml.Node {
 	r.last = 1 + bytes.Count(bytes.TrimSuffix(data, []byte("\n")), []byte("\n"))
 	if err := checkText(data); err != nil {
-		r.errs = append(r.errs, Error{File: r.file, Line: err.line, Msg: err.msg})
+		r.fail(err.line, err.msg)
 		return nil
 	}
 	dec := yaml.NewDecoder(bytes.NewReader(data))
 	var doc yaml.Node
 	if err := dec.Decode(&doc); errors.Is(err, io.EOF) {
-		r.errs = append(r.errs, Error{File: r.file, Msg: "the file is empty: want at least issuer and storage"})
+		r.fail(0, "the file is empty: want at least issuer and storage")
 		return nil
 	} else if err != nil {
-		r.errs = append(r.errs, r.syntax(data, err))
+		r.fail(syntax(data, err))
 		return nil
 	}
 	var next yaml.Node
 	if err := dec.Decode(&next); err == nil {
-		r.errs = append(r.errs, Error{File: r.file, Line: next.Line, Msg: "a second document starts here: want one; remove it and the line ---"})
+		r.fail(next.Line, "a second document starts here: want one; remove it and the line ---")
 		return nil
 	} else if !errors.Is(err, io.EOF) {
-		r.errs = append(r.errs, r.syntax(data, err))
+		r.fail(syntax(data, err))
 		return nil
 	}
 	if len(doc.Content) != 1 {
@@ -50,7 +51,7 @@ func (r *report) document(data []byte) *yaml.Node {
 	}
 	root := doc.Content[0]
 	if root.Kind != yaml.MappingNode {
-		r.errs = append(r.errs, Error{File: r.file, Line: root.Line, Msg: "want a block of keys such as issuer: https://auth.example.com/dex, got " + kindOf(root)})
+		r.fail(root.Line, "want a block of keys such as issuer: https://auth.example.com/dex, got "+string(kindOf(root)))
 		return nil
 	}
 	w := walker{report: r, budget: maxTree}
@@ -82,37 +83,117 @@ func checkText(data []byte) *textError {
 	return nil
 }
 
-// syntax turns an error of the YAML parser into ours.
-func (r *report) syntax(data []byte, err error) Error {
+// syntax turns an error of the YAML parser into ours. Nothing of the file is repeated: it may be a secret.
+func syntax(data []byte, err error) (line int, msg string) {
 	if line := tabbedLine(data); line > 0 {
-		return Error{File: r.file, Line: line, Msg: "a tab indents this line: YAML wants spaces"}
+		return line, "a tab indents this line: YAML wants spaces"
 	}
-	e := Error{File: r.file, Line: 1, Msg: "is not YAML: " + err.Error()}
 	m := yamlError.FindStringSubmatch(err.Error())
 	if m == nil {
-		return e
+		return 1, "is not YAML: " + err.Error()
 	}
-	e.Msg = "is not YAML: " + m[2]
+	line, msg = 1, "is not YAML: "+m[2]
 	if n, err := strconv.Atoi(m[1]); err == nil {
-		e.Line = n
-	}
-	if grammarError.MatchString(m[2]) { // the parser counts these lines from 0
-		e.Line += min(1, len(m[1]))
-		e.Msg += ", here or in what starts here"
+		line = n
 	}
 	if a := unknownAnchor.FindStringSubmatch(m[2]); a != nil {
 		before, _, _ := bytes.Cut(data, []byte("*"+a[1]))
-		e.Line = 1 + bytes.Count(before, []byte("\n"))
-		e.Msg = "is not YAML: an alias (*) leads nowhere; a text that starts with * needs quotes" // a[1] may be a secret
+		return 1 + bytes.Count(before, []byte("\n")), "is not YAML: an alias (*) leads nowhere; a text that starts with * needs quotes"
 	}
-	return e
+	if strings.HasPrefix(m[2], "did not find expected alphabetic or numeric character") {
+		if n, start := lineOf(data, nakedStart, line); n > 0 {
+			return n, "a text that starts with " + start + " needs quotes"
+		}
+		return line, "a text that starts with * or & needs quotes"
+	}
+	quote := openQuote(data, line)
+	switch {
+	case m[2] == "found unexpected end of stream" && quote > 0:
+		return line, fmt.Sprintf("is not YAML: a quote is not closed; it may be the one at line %d", quote)
+	case grammarError.MatchString(m[2]): // the parser counts these lines from 0
+		line += min(1, len(m[1]))
+		msg += ", here or in what starts here"
+		quote = openQuote(data, line)
+	}
+	if quote > 0 {
+		msg += fmt.Sprintf("; a quote at line %d may not be closed", quote)
+	}
+	return line, msg
 }
 
 var (
 	yamlError     = regexp.MustCompile(`(?s)^yaml: (?:line (\d+): )?(.*)$`)
 	grammarError  = regexp.MustCompile(`^did not find expected (<|node content|'-' indicator|key|',' or)`)
 	unknownAnchor = regexp.MustCompile(`^unknown anchor '(.*)' referenced$`)
+	// nakedStart matches a value that starts as an alias or an anchor does, and has no name.
+	nakedStart = regexp.MustCompile(`(?:^|[:,\[{-]) *([*&])(?:[^A-Za-z0-9_-]|$)`)
 )
+
+// lineOf returns the line that pattern matches and its first group: the first one from line on, or else the last
+// one before, since the parser's count is of no great help. It returns 0 if there is none.
+func lineOf(data []byte, pattern *regexp.Regexp, from int) (line int, group string) {
+	n := 0
+	for text := range bytes.Lines(data) {
+		n++
+		m := pattern.FindSubmatch(bytes.TrimRight(text, "\r\n"))
+		if m == nil {
+			continue
+		}
+		line, group = n, string(m[1])
+		if n >= from {
+			break
+		}
+	}
+	return line, group
+}
+
+// openQuote returns the first line, up to last, on which a value in quotes starts and does not end, or 0.
+func openQuote(data []byte, last int) int {
+	n := 0
+	for line := range bytes.Lines(data) {
+		if n++; n > last {
+			return 0
+		}
+		if leavesQuoteOpen(string(bytes.TrimRight(line, "\r\n"))) {
+			return n
+		}
+	}
+	return 0
+}
+
+func leavesQuoteOpen(line string) bool {
+	before := byte(':') // what stands before a value, spaces left out
+	for i := 0; i < len(line); i++ {
+		c := line[i]
+		switch {
+		case c == '#' && (i == 0 || line[i-1] == ' '):
+			return false
+		case (c == '"' || c == '\'') && strings.IndexByte(":,[{-", before) >= 0:
+			end := endOfQuote(line[i+1:], c)
+			if end < 0 {
+				return true
+			}
+			i += 1 + end
+		}
+		if c != ' ' {
+			before = c
+		}
+	}
+	return false
+}
+
+// endOfQuote returns where the quote that is open before text ends, or -1.
+func endOfQuote(text string, quote byte) int {
+	for i := 0; i < len(text); i++ {
+		switch {
+		case quote == '"' && text[i] == '\\', quote == '\'' && strings.HasPrefix(text[i:], "''"):
+			i++
+		case text[i] == quote:
+			return i
+		}
+	}
+	return -1
+}
 
 func tabbedLine(data []byte) int {
 	n := 0
@@ -169,7 +250,7 @@ func (w *walker) mapping(n *yaml.Node, path string, depth int) bool {
 		key, value := n.Content[i], n.Content[i+1]
 		switch {
 		case key.Kind != yaml.ScalarNode:
-			w.keyError(key, path, "a key must be plain text, got "+kindOf(key))
+			w.keyError(key, path, "a key must be plain text, got "+string(kindOf(key)))
 			continue
 		case key.ShortTag() == "!!merge":
 			w.keyError(key, path, "merge keys (<<) are not supported: write the keys out")
@@ -193,7 +274,7 @@ func (w *walker) mapping(n *yaml.Node, path string, depth int) bool {
 }
 
 func (w *walker) keyError(key *yaml.Node, path, msg string) {
-	w.add(path, Error{File: w.file, Line: key.Line, Path: path, Msg: msg})
+	w.add(path, mistake{Error: Error{File: w.file, Line: key.Line, Path: path, Msg: msg}})
 }
 
 // maxName is the length in bytes of the longest name that a message repeats.
@@ -239,7 +320,7 @@ func isText(n *yaml.Node) bool {
 }
 
 // kindOf names what a node is, never what it says: it may be a secret.
-func kindOf(n *yaml.Node) string {
+func kindOf(n *yaml.Node) ours {
 	switch n.Kind {
 	case yaml.MappingNode:
 		return "a block of keys"

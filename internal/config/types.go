@@ -30,7 +30,7 @@ type Config struct {
 	Logger           Logger      `yaml:"logger"`
 	Signer           Signer      `yaml:"signer"`
 	Gateway          *Gateway    `yaml:"gateway"` // nil: a provider only
-	GRPC             Unsupported `yaml:"grpc" fix:"Dex's gRPC API does not exist here: remove the block, and use the sessions, users and keys commands of gatehouse"`
+	GRPC             Unsupported `yaml:"grpc" fix:"Dex's gRPC API does not exist here: remove the block; gatehouse sessions lists and ends sessions"`
 
 	IssuerURL *url.URL `yaml:"-"` // Issuer: canonical host, no trailing slash
 }

@@ -87,7 +87,7 @@ func (d Duration) String() string {
 func (d Duration) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
 
 func (d *Duration) decodeNode(dec *decoder, n *yaml.Node, path string) {
-	const want = "want a duration with a unit, such as 30s, 15m or 12h"
+	const want ours = "want a duration with a unit, such as 30s, 15m or 12h"
 	if isNull(n) {
 		return
 	}

@@ -147,7 +147,7 @@ func TestNearest(t *testing.T) {
 		{"", ""},
 		{strings.Repeat("g", 200), ""},
 	} {
-		if got := nearest(tt.word, []string{"groups", "users", "paths", "allow"}); got != tt.want {
+		if got := Nearest(tt.word, []string{"groups", "users", "paths", "allow"}); got != tt.want {
 			t.Errorf("%q: got %q, want %q", tt.word, got, tt.want)
 		}
 	}

@@ -270,7 +270,7 @@ func schemaVersion(ctx context.Context, tx *sql.Tx) (version int, err error) {
 			INSERT INTO meta (key, value) VALUES ('schema', 0)`, applicationID))
 		return 0, err
 	case id != applicationID:
-		return 0, fmt.Errorf("it is an SQLite database, but not one of Gatehouse (application id %d, want %d): give another path, and use gatehouse migrate for the data of another program", id, applicationID)
+		return 0, fmt.Errorf("it is an SQLite database, but not one of Gatehouse (application id %d, want %d): choose another file", id, applicationID)
 	}
 	err = tx.QueryRowContext(ctx, "SELECT value FROM meta WHERE key = 'schema'").Scan(&version)
 	return version, err
