@@ -19,7 +19,7 @@ COPY --from=build --chown=65532:65532 /out/data /var/lib/gatehouse
 COPY --from=build --chown=65532:65532 /out/tmp /tmp
 # A number, since Kubernetes' runAsNonRoot cannot check a name.
 USER 65532:65532
-# Issuer, ext_authz over gRPC and over HTTP, telemetry. The admin listener stays on the loopback address.
-EXPOSE 5556 9001 9002 5558
+# Issuer, ext_authz over gRPC, telemetry. The admin listener stays on the loopback address.
+EXPOSE 5556 9001 5558
 ENTRYPOINT ["/gatehouse"]
 CMD ["serve", "--config", "/etc/gatehouse/gatehouse.yaml"]

@@ -1,6 +1,7 @@
 package authz
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"strconv"
@@ -319,10 +320,10 @@ func bareUnavailable() *authv3.CheckResponse {
 }
 
 // refuseFailure answers a session that could not be looked up.
-func (c *check) refuseFailure(err error) *authv3.CheckResponse {
+func (c *check) refuseFailure(ctx context.Context, err error) *authv3.CheckResponse {
 	if errors.Is(err, session.ErrBlocked) {
 		return c.refuse(deniedBlocked, ProblemBlocked, 403)
 	}
-	c.server.fault(c, err)
+	c.server.fault(ctx, c, err)
 	return c.refuse(failedSession, ProblemUnavailable, 503)
 }

@@ -108,7 +108,7 @@ func (c *check) redeem(ctx context.Context) *authv3.CheckResponse {
 	s, err := c.lookup(ctx, t.Session)
 	switch {
 	case err != nil:
-		return c.refuseFailure(err)
+		return c.refuseFailure(ctx, err)
 	case s == nil: // signed out within the minute
 		return c.redirectTo(ownHandoffAgain, back, c.keepPreCookie(countRound(pre, c.now)))
 	}
@@ -131,7 +131,7 @@ func (c *check) identifyUnblocked(ctx context.Context) error {
 func (c *check) askedSignIn(ctx context.Context) *authv3.CheckResponse {
 	target := c.parameter("rd")
 	if err := c.identifyUnblocked(ctx); err != nil {
-		return c.refuseFailure(err)
+		return c.refuseFailure(ctx, err)
 	}
 	if c.who == nil {
 		return c.startSignIn(signInAsked, target)
@@ -149,7 +149,7 @@ func (c *check) whoAmI(ctx context.Context) *authv3.CheckResponse {
 		return c.unauthenticated(unauthenticatedBearer, ProblemBearer)
 	}
 	if err := c.identify(ctx); err != nil {
-		return c.refuseFailure(err)
+		return c.refuseFailure(ctx, err)
 	}
 	if c.who == nil {
 		return c.unauthenticated(unauthenticatedNone, ProblemSession)
@@ -185,7 +185,7 @@ func expiry(s *session.Session) time.Time {
 // askSignOut shows the page that asks, or signs out at once if a page of this very origin led the tab here.
 func (c *check) askSignOut(ctx context.Context) *authv3.CheckResponse {
 	if err := c.identifyUnblocked(ctx); err != nil {
-		return c.refuseFailure(err)
+		return c.refuseFailure(ctx, err)
 	}
 	direct := c.req.Method == http.MethodGet && c.head["sec-fetch-site"] == "same-origin" &&
 		c.head["sec-fetch-mode"] == "navigate" && c.head["sec-fetch-dest"] == "document"
@@ -203,7 +203,7 @@ func (c *check) postSignOut(ctx context.Context) *authv3.CheckResponse {
 		return c.refuse(invalidForm, ProblemForm, 403)
 	}
 	if err := c.identifyUnblocked(ctx); err != nil {
-		return c.refuseFailure(err)
+		return c.refuseFailure(ctx, err)
 	}
 	if c.who != nil && !c.formOf(c.who.session.ID) {
 		return c.refuse(invalidForm, ProblemForm, 403)

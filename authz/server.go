@@ -88,10 +88,10 @@ func NewServer(o Options) (*Server, error) {
 }
 
 // fault logs why a session could not be verified, at most once a second: while a store is down it is every request.
-func (s *Server) fault(c *check, err error) {
+func (s *Server) fault(ctx context.Context, c *check, err error) {
 	last := s.lastFault.Load()
 	if now := c.start.UnixNano(); now-last >= int64(time.Second) && s.lastFault.CompareAndSwap(last, now) {
-		s.Logger.LogAttrs(context.Background(), slog.LevelWarn, "session cannot be verified", slog.String("request_id", c.requestID()), slog.Any("error", err))
+		s.Logger.LogAttrs(ctx, slog.LevelWarn, "session cannot be verified", slog.String("request_id", c.requestID()), slog.Any("error", err))
 	}
 }
 
@@ -236,7 +236,7 @@ func (c *check) decide(ctx context.Context) *authv3.CheckResponse {
 	case d.Effect == policy.Allow:
 		return c.allow(allowedIdentity)
 	case failure != nil:
-		return c.refuseFailure(failure)
+		return c.refuseFailure(ctx, failure)
 	case d.Effect == policy.Authenticate:
 		return c.authenticate()
 	}

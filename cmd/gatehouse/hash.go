@@ -48,9 +48,9 @@ staticPasswords. The password does not appear in the process list or the shell's
 
 // readPassword reads one line; from a terminal, asking for it and without showing it.
 func readPassword(c *cobra.Command) (string, error) {
-	if f, ok := c.InOrStdin().(*os.File); ok && term.IsTerminal(int(f.Fd())) { //nolint:gosec // G115: a file descriptor
+	if f, ok := c.InOrStdin().(*os.File); ok && term.IsTerminal(int(f.Fd())) {
 		_, _ = fmt.Fprint(c.ErrOrStderr(), "Password: ")
-		b, err := term.ReadPassword(int(f.Fd())) //nolint:gosec // G115: a file descriptor
+		b, err := term.ReadPassword(int(f.Fd()))
 		_, _ = fmt.Fprintln(c.ErrOrStderr())
 		return string(b), err
 	}

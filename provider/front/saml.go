@@ -57,7 +57,7 @@ func (f *Front) startSAML(w http.ResponseWriter, r *http.Request, q *request, do
 		f.fail(w, r, web.BadRequest, fmt.Errorf("saml: the authorization request is too long: its state has %d bytes, a cookie %d", len(sealed), maxCookie))
 		return
 	}
-	http.SetCookie(w, &http.Cookie{
+	http.SetCookie(w, &http.Cookie{ //nolint:gosec // G124: the identity provider posts from its own site
 		Name: samlCookie, Value: sealed, Path: "/", Secure: true, HttpOnly: true, SameSite: http.SameSiteNoneMode, MaxAge: int(handoff.RequestLifetime / time.Second),
 	})
 	sum := sha256.Sum256([]byte(submitScript))
@@ -107,7 +107,9 @@ func (f *Front) samlCallback(w http.ResponseWriter, r *http.Request) {
 		f.fail(w, r, web.OtherBrowser, err)
 		return
 	}
-	http.SetCookie(w, &http.Cookie{Name: samlCookie, Path: "/", Secure: true, HttpOnly: true, SameSite: http.SameSiteNoneMode, MaxAge: -1})
+	http.SetCookie(w, &http.Cookie{ //nolint:gosec // G124: as it was set
+		Name: samlCookie, Path: "/", Secure: true, HttpOnly: true, SameSite: http.SameSiteNoneMode, MaxAge: -1,
+	})
 	q := &request{gateway: st.Gateway}
 	if st.Gateway == nil {
 		if q.query, err = url.ParseQuery(st.Query); err != nil {

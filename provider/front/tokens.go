@@ -115,10 +115,9 @@ func parseSubject(sub string) (userID, connectorID string, ok bool) {
 		if m < 0 {
 			return "", "", false
 		}
-		switch num {
-		case 1:
+		if num == 1 {
 			userID = v
-		case 2:
+		} else if num == 2 {
 			connectorID = v
 		}
 		b = b[n+m:]

@@ -110,7 +110,7 @@ func TestDockerfile(t *testing.T) {
 	}{
 		{"nothing that is not ours", image.from, "scratch"},
 		{"a user by number", image.all("USER"), []string{"65532:65532"}},
-		{"the ports of the contract but admin", image.all("EXPOSE"), []string{"5556 9001 9002 5558"}},
+		{"the ports of the contract but admin", image.all("EXPOSE"), []string{"5556 9001 5558"}},
 		{"no command at build time", image.all("RUN"), []string(nil)},
 		{"no hidden settings", image.all("ENV"), []string(nil)},
 		{"no download", slices.Concat(build.all("ADD"), image.all("ADD")), []string(nil)},

@@ -2,8 +2,10 @@ package deploy
 
 import (
 	"encoding/json"
+	"io/fs"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"reflect"
 	"regexp"
@@ -155,7 +157,7 @@ func TestInstallEnvoy(t *testing.T) {
 	hash := shippedConfig(t).text("staticPasswords.0.hash")
 	text := block(t, "http: 127.0.0.1:5556")
 	_, warnings, err := config.Parse("install.md", []byte(text), config.Options{
-		Lookup: func(name string) (string, bool) { return hash, name == "YOUR_HASH" },
+		Lookup: func(name string) (string, bool) { return hash, name == "YOUR_HASH" }, Mode: folder,
 	})
 	if err != nil || len(warnings) > 0 {
 		t.Errorf("got %v, warnings %v, want neither", err, warnings)
@@ -168,6 +170,64 @@ func TestInstallEnvoy(t *testing.T) {
 		if !strings.Contains(envoy, want) {
 			t.Errorf("deploy/envoy/envoy.yaml does not have %q", want)
 		}
+	}
+}
+
+// folder is config.Options.Mode where the documents' data directory was made.
+func folder(string) (fs.FileMode, error) { return fs.ModeDir | 0o700, nil }
+
+// TestReadme: the file of "Run it" is good, and only the hash is left to set.
+func TestReadme(t *testing.T) {
+	_, text, ok := strings.Cut(string(read(t, repo(t, "README.md"))), "```yaml\n")
+	if !ok {
+		t.Fatal("README.md has no configuration file")
+	}
+	text, _, _ = strings.Cut(text, "```")
+	hash := shippedConfig(t).text("staticPasswords.0.hash")
+	_, warnings, err := config.Parse("README.md", []byte(text), config.Options{
+		Lookup: func(name string) (string, bool) { return hash, name == "ALICE_HASH" }, Mode: folder,
+	})
+	if err != nil || len(warnings) > 0 {
+		t.Errorf("got %v, warnings %v, want neither", err, warnings)
+	}
+}
+
+// TestOperationsSymptoms: what the table quotes is on the pages.
+func TestOperationsSymptoms(t *testing.T) {
+	pages := string(read(t, repo(t, "web", "texts", "en.json")))
+	_, table, _ := strings.Cut(string(read(t, repo(t, "docs", "operations.md"))), "| symptom |")
+	quoted, n := regexp.MustCompile(`"([^"]+)"`), 0
+	for line := range strings.Lines(table) {
+		symptom, _, _ := strings.Cut(strings.TrimPrefix(line, "| "), " | ")
+		for _, m := range quoted.FindAllStringSubmatch(symptom, -1) {
+			n++
+			if !strings.Contains(pages, m[1]) {
+				t.Errorf("no page says %q", m[1])
+			}
+		}
+	}
+	if n < 5 {
+		t.Errorf("found %d texts of pages in the table, want at least 5", n)
+	}
+}
+
+// TestOperationsMetrics: every metric of the program is explained.
+func TestOperationsMetrics(t *testing.T) {
+	text := string(read(t, repo(t, "docs", "operations.md")))
+	name, n := regexp.MustCompile(`Name: +"(gatehouse_[a-z_]+)"`), 0
+	for _, file := range trackedFiles(t) {
+		if path.Ext(file) != ".go" || strings.HasSuffix(file, "_test.go") || strings.HasPrefix(file, "test/") {
+			continue
+		}
+		for _, m := range name.FindAllStringSubmatch(string(read(t, repo(t, file))), -1) {
+			n++
+			if !strings.Contains(text, "`"+m[1]+"`") && !strings.Contains(text, "`"+m[1]+"{") {
+				t.Errorf("docs/operations.md does not have %s of %s", m[1], file)
+			}
+		}
+	}
+	if n < 5 {
+		t.Errorf("found %d metrics in the sources, want at least 5", n)
 	}
 }
 

@@ -164,6 +164,8 @@ func TestOverlayFits(t *testing.T) {
 		{"the admin listener keeps its loopback default", config.at("gateway.admin"), nil},
 		{"the database is on the volume", path.Dir(config.text("storage.config.file")), "/var/lib/gatehouse"},
 		{"the volume is the claim", deployment.at("spec.template.spec.volumes.1.persistentVolumeClaim.claimName"), "gatehouse"},
+		{"others may not read a key file", deployment.at("spec.template.spec.volumes.0.projected.defaultMode"), 0o440},
+		{"the service may, by its group", deployment.at("spec.template.spec.securityContext.fsGroup"), deployment.at("spec.template.spec.securityContext.runAsGroup")},
 		{"the config is the ConfigMap", deployment.at("spec.template.spec.volumes.0.projected.sources.0.configMap.name"), "gatehouse"},
 		{"and is what is served", args, []any{"serve", "--config", "/etc/gatehouse/gatehouse.yaml"}},
 		{"the account", deployment.at("spec.template.spec.serviceAccountName"), "gatehouse"},
