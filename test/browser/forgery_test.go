@@ -74,7 +74,7 @@ func forgedSignIn(t *testing.T, browser context.Context, s *stack) {
 			b.click(t, "Collect")
 			b.headed(t, s.issuer+"/auth/local/login", crossSiteTitle)
 			for cookie := range b.cookies(t, s) {
-				if cookie == "gatehouse-sso" || cookie == sessionCookie(s) {
+				if cookie == ssoCookie(s) || cookie == sessionCookie(s) {
 					t.Errorf("from %s, with %s: the browser was given the cookie %s", from.name, name, cookie)
 				}
 			}

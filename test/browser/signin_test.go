@@ -105,8 +105,8 @@ func inAndOut(t *testing.T, browser context.Context, s *stack) {
 		t.Errorf("the app sees %q, want %s in group admins", got, adminUser)
 	}
 	checkCookies(t, b, s)
-	if !b.cookies(t, s)["gatehouse-sso"].Session {
-		t.Error("cookie gatehouse-sso outlives the browser, though the user did not want that")
+	if !b.cookies(t, s)[ssoCookie(s)].Session {
+		t.Error("the issuer's cookie outlives the browser, though the user did not want that")
 	}
 
 	b.click(t, "Sign out")
@@ -180,7 +180,7 @@ func checkCookies(t *testing.T, b *tab, s *stack) {
 	t.Helper()
 	prefix := sessionCookie(s)
 	want := map[string]string{ // name -> path
-		prefix: "/", prefix + "-login": "/", prefix + "-issuer-login": "/", "gatehouse-sso": "/dex",
+		prefix: "/", prefix + "-login": "/", prefix + "-issuer-login": "/", ssoCookie(s): ssoPath(s),
 	}
 	got := b.cookies(t, s)
 	for name, c := range got {
@@ -189,7 +189,7 @@ func checkCookies(t *testing.T, b *tab, s *stack) {
 			t.Errorf("the browser has a cookie %s, want only %q", name, slices.Sorted(maps.Keys(want)))
 			continue
 		}
-		if c.Path != path || !c.HTTPOnly || !c.Session && name != "gatehouse-sso" || c.Secure != (s.scheme == "https") || c.SameSite != network.CookieSameSiteLax ||
+		if c.Path != path || !c.HTTPOnly || !c.Session && name != ssoCookie(s) || c.Secure != (s.scheme == "https") || c.SameSite != network.CookieSameSiteLax ||
 			strings.HasPrefix(c.Domain, ".") || len(c.Value) > 200 {
 			t.Errorf("cookie %s: got path %s, HttpOnly %t, session %t, Secure %t, SameSite %s, domain %s, %d bytes; want path %s, HttpOnly, "+
 				"a session cookie, Secure on https only, Lax, of one host, at most 200 bytes",
@@ -247,7 +247,7 @@ func wrongPassword(t *testing.T, browser context.Context, s *stack) {
 	b.keys(t, password, kb.Enter)
 	b.at(t, page, appTitle)
 	b.quiet(t)
-	if got := b.cookies(t, s); got["gatehouse-sso"].Session || !got[sessionCookie(s)].Session {
+	if got := b.cookies(t, s); got[ssoCookie(s)].Session || !got[sessionCookie(s)].Session {
 		t.Error("want the issuer's cookie to outlive the browser, since the user wants it, and the app's cookie not to")
 	}
 }
@@ -448,4 +448,19 @@ func (b *tab) withoutApp(e *fetch.EventRequestPaused, app string) {
 		defer b.mu.Unlock()
 		b.complaints = append(b.complaints, "answer for the server: "+err.Error())
 	}
+}
+
+// ssoCookie is the issuer's session cookie, and ssoPath its path: of the host alone where the scheme allows that.
+func ssoCookie(s *stack) string {
+	if s.scheme == "https" {
+		return "__Host-gatehouse-sso"
+	}
+	return "gatehouse-sso"
+}
+
+func ssoPath(s *stack) string {
+	if s.scheme == "https" {
+		return "/"
+	}
+	return "/dex"
 }
