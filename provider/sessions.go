@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"gatehouse/provider/front"
 	"gatehouse/provider/store"
 
 	"github.com/dexidp/dex/server/tokens"
@@ -45,20 +46,9 @@ func (p *Provider) describe(ctx context.Context, s storage.AuthSession) (*Sessio
 	return &Session{
 		ID: s.ID, UserID: s.UserID, ConnectorID: s.ConnectorID,
 		Email: u.Claims.Email, Name: name, PreferredUsername: u.Claims.PreferredUsername, Groups: u.Claims.Groups,
-		SignedInAt: signedInAt(s), LastActivity: s.LastActivity, IdleExpiry: s.IdleExpiry, AbsoluteExpiry: s.AbsoluteExpiry,
+		SignedInAt: front.AuthenticatedAt(&s), LastActivity: s.LastActivity, IdleExpiry: s.IdleExpiry, AbsoluteExpiry: s.AbsoluteExpiry,
 		BlockedUntil: u.BlockedUntil, IPAddress: s.IPAddress, UserAgent: s.UserAgent,
 	}, nil
-}
-
-// signedInAt is when a credential was last accepted in this session.
-func signedInAt(s storage.AuthSession) time.Time {
-	at := s.CreatedAt
-	for _, c := range s.ClientStates {
-		if c != nil && !c.ViaSSO && c.AuthenticatedAt.After(at) {
-			at = c.AuthenticatedAt
-		}
-	}
-	return at
 }
 
 func sessionError(err error) error {

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"time"
@@ -14,8 +13,6 @@ import (
 	"gatehouse/provider"
 	"gatehouse/web"
 )
-
-func cmpString(a, b string) int { return cmp.Compare(a, b) }
 
 // viewStore shows the provider's sessions to the gateway.
 type viewStore struct{ p *provider.Provider }

@@ -13,6 +13,7 @@ import (
 	"os/signal"
 	"runtime/debug"
 	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -223,7 +224,7 @@ func gatewayConfig(c *config.Config, pages *web.Pages, signInPath string) *authz
 	for name, attribute := range g.Identity.Headers {
 		out.IdentityHeaders = append(out.IdentityHeaders, authz.IdentityHeader{Name: name, Claim: authz.Claim(attribute)})
 	}
-	slices.SortFunc(out.IdentityHeaders, func(a, b authz.IdentityHeader) int { return cmpString(a.Name, b.Name) })
+	slices.SortFunc(out.IdentityHeaders, func(a, b authz.IdentityHeader) int { return strings.Compare(a.Name, b.Name) })
 	if g.Clients == config.ClientsKubeflow {
 		out.Clients = authz.ClientsKubeflow
 	}

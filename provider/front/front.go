@@ -36,16 +36,17 @@ const GatewayClient = "gatehouse"
 // CallbackPath is the gateway client's redirect URI below the issuer's path.
 const CallbackPath = "/gatehouse/callback"
 
-// PurposeAuthorization and PurposeState are for what this package seals for itself.
+// What this package seals for itself.
 const (
 	PurposeAuthorization seal.Purpose = "authorization request"
 	PurposeUpstream      seal.Purpose = "upstream state"
+	PurposeSAML          seal.Purpose = "saml state"
 	PurposeClientState   seal.Purpose = "gateway client state"
 )
 
 // Purposes are what a ring needs for New.
 func Purposes() []seal.Purpose {
-	return []seal.Purpose{handoff.PurposeRequest, handoff.PurposeTicket, handoff.PurposeCookie, PurposeAuthorization, PurposeUpstream, PurposeClientState}
+	return []seal.Purpose{handoff.PurposeRequest, handoff.PurposeTicket, handoff.PurposeCookie, PurposeAuthorization, PurposeUpstream, PurposeSAML, PurposeClientState}
 }
 
 // A TokenVerifier checks a token of this issuer.

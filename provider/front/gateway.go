@@ -3,7 +3,6 @@ package front
 import (
 	"context"
 	"crypto/rand"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -17,7 +16,6 @@ import (
 
 	"gatehouse/internal/handoff"
 	"gatehouse/internal/inproc"
-	"gatehouse/internal/seal"
 	"gatehouse/web"
 
 	"github.com/dexidp/dex/server/tokens"
@@ -43,11 +41,7 @@ func (f *Front) oauth() *oauth2.Config {
 // consent to.
 func (f *Front) gatewayQuery(g handoff.Request) url.Values {
 	st := clientState{Request: g, Nonce: rand.Text(), Verifier: oauth2.GenerateVerifier()}
-	b, err := json.Marshal(st)
-	if err != nil {
-		panic(err) // strings and a time
-	}
-	u, err := url.Parse(f.oauth().AuthCodeURL(f.Ring.Seal(PurposeClientState, "", b),
+	u, err := url.Parse(f.oauth().AuthCodeURL(f.seal(PurposeClientState, st),
 		oauth2.SetAuthURLParam("nonce", st.Nonce), oauth2.S256ChallengeOption(st.Verifier)))
 	if err != nil {
 		panic(err) // built from a parsed URL
@@ -92,14 +86,7 @@ func (f *Front) finishGateway(ctx context.Context, w http.ResponseWriter, r *htt
 
 func (f *Front) openState(sealed string) (clientState, error) {
 	var st clientState
-	if len(sealed) > 4*maxQuery {
-		return st, seal.ErrInvalid
-	}
-	b, err := f.Ring.Open(nil, PurposeClientState, "", sealed)
-	if err != nil {
-		return st, err
-	}
-	if err := json.Unmarshal(b, &st); err != nil {
+	if err := f.unseal(PurposeClientState, sealed, &st); err != nil {
 		return st, err
 	}
 	if !f.Now().Before(st.Request.Expiry.Add(handoff.RequestLifetime)) { // the user may be at a second factor
@@ -219,7 +206,7 @@ func (f *Front) signOn(w http.ResponseWriter, r *http.Request, q *request, conne
 	query = cloneQuery(query)
 	query.Del("connector_id")
 	ctx, fly := withFlight(r.Context())
-	fly.authTime = authenticatedAt(s)
+	fly.authTime = AuthenticatedAt(s)
 	a, err := f.drive(ctx, r, fly, f.authPath(s.ConnectorID, query), false)
 	if err != nil {
 		if !errors.Is(err, errWantsCredentials) {
@@ -232,9 +219,9 @@ func (f *Front) signOn(w http.ResponseWriter, r *http.Request, q *request, conne
 	return true
 }
 
-// authenticatedAt is when a credential was last accepted in this session. Dex would take when the user last signed in
+// AuthenticatedAt is when a credential was last accepted in this session. Dex would take when the user last signed in
 // anywhere.
-func authenticatedAt(s *storage.AuthSession) time.Time {
+func AuthenticatedAt(s *storage.AuthSession) time.Time {
 	at := s.CreatedAt
 	for _, c := range s.ClientStates {
 		if c != nil && !c.ViaSSO && c.AuthenticatedAt.After(at) {
@@ -250,7 +237,7 @@ func (f *Front) tooOld(q *request, s *storage.AuthSession) bool {
 		return false
 	}
 	seconds, err := strconv.ParseInt(q.query.Get("max_age"), 10, 32)
-	return err != nil || f.Now().Sub(authenticatedAt(s)) > time.Duration(seconds)*time.Second
+	return err != nil || f.Now().Sub(AuthenticatedAt(s)) > time.Duration(seconds)*time.Second
 }
 
 // email is that of the session's user, for the audit log.

@@ -49,11 +49,28 @@ var (
 // sealQuery makes a request of an outside client's query, bound to the browser's pre-cookie.
 func (f *Front) sealQuery(q url.Values, bind string) *request {
 	a := authorization{Query: q.Encode(), Bind: bind, Expiry: f.Now().Add(handoff.RequestLifetime)}
-	b, err := json.Marshal(a)
+	return &request{query: q, bind: bind, sealed: f.seal(PurposeAuthorization, a)}
+}
+
+// seal seals a plain struct for this package itself.
+func (f *Front) seal(p seal.Purpose, v any) string {
+	b, err := json.Marshal(v)
 	if err != nil {
-		panic(err) // strings and a time
+		panic(err) // strings, bytes and times
 	}
-	return &request{query: q, bind: bind, sealed: f.Ring.Seal(PurposeAuthorization, "", b)}
+	return f.Ring.Seal(p, "", b)
+}
+
+// unseal opens what seal made.
+func (f *Front) unseal(p seal.Purpose, sealed string, v any) error {
+	if len(sealed) > 4*maxQuery {
+		return seal.ErrInvalid
+	}
+	b, err := f.Ring.Open(nil, p, "", sealed)
+	if err != nil {
+		return err
+	}
+	return json.Unmarshal(b, v)
 }
 
 // open returns the request in the query parameter "req". With handoff.ErrExpired the request is returned too:
@@ -63,15 +80,8 @@ func (f *Front) open(r *http.Request) (*request, error) {
 	if g, err := handoff.OpenRequest(f.Ring, s, f.Now()); err == nil || errors.Is(err, handoff.ErrExpired) {
 		return &request{gateway: &g, sealed: s}, err
 	}
-	if len(s) > 2*maxQuery {
-		return nil, seal.ErrInvalid
-	}
-	b, err := f.Ring.Open(nil, PurposeAuthorization, "", s)
-	if err != nil {
-		return nil, err
-	}
 	var a authorization
-	if err := json.Unmarshal(b, &a); err != nil {
+	if err := f.unseal(PurposeAuthorization, s, &a); err != nil {
 		return nil, err
 	}
 	q, err := url.ParseQuery(a.Query)

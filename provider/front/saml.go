@@ -5,16 +5,13 @@ import (
 	"crypto/sha256"
 	"crypto/subtle"
 	"encoding/base64"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"html/template"
 	"net/http"
-	"net/url"
 	"time"
 
 	"gatehouse/internal/handoff"
-	"gatehouse/internal/seal"
 	"gatehouse/provider/identity"
 	"gatehouse/web"
 )
@@ -52,7 +49,10 @@ func (f *Front) startSAML(w http.ResponseWriter, r *http.Request, q *request, do
 		f.refuse(w, r, q, door, "", err)
 		return
 	}
-	sealed := f.sealSAML(st)
+	sealed := f.seal(PurposeSAML, st)
+	if len(sealed) > maxCookie && st.toFront() {
+		sealed = f.seal(PurposeSAML, st)
+	}
 	if len(sealed) > maxCookie {
 		f.fail(w, r, web.BadRequest, fmt.Errorf("saml: the authorization request is too long: its state has %d bytes, a cookie %d", len(sealed), maxCookie))
 		return
@@ -77,25 +77,6 @@ func samlPage() *template.Template {
 <script>` + submitScript + `</script></html>`))
 }
 
-// sealSAML seals st; a return path that makes it too long gives way to a shorter one.
-func (f *Front) sealSAML(st samlState) string {
-	seal := func() string {
-		b, err := json.Marshal(st)
-		if err != nil {
-			panic(err) // strings, bytes and times
-		}
-		return f.Ring.Seal(PurposeUpstream, samlCookie, b)
-	}
-	s := seal()
-	if len(s) > maxCookie && st.Gateway != nil {
-		g := *st.Gateway
-		g.Return = "/"
-		st.Gateway = &g
-		s = seal()
-	}
-	return s
-}
-
 // samlCallback is the assertion consumer service.
 func (f *Front) samlCallback(w http.ResponseWriter, r *http.Request) {
 	if err := r.ParseForm(); err != nil {
@@ -110,12 +91,10 @@ func (f *Front) samlCallback(w http.ResponseWriter, r *http.Request) {
 	http.SetCookie(w, &http.Cookie{ //nolint:gosec // G124: as it was set
 		Name: samlCookie, Path: "/", Secure: true, HttpOnly: true, SameSite: http.SameSiteNoneMode, MaxAge: -1,
 	})
-	q := &request{gateway: st.Gateway}
-	if st.Gateway == nil {
-		if q.query, err = url.ParseQuery(st.Query); err != nil {
-			f.fail(w, r, web.Internal, err)
-			return
-		}
+	q, err := st.request()
+	if err != nil {
+		f.fail(w, r, web.Internal, err)
+		return
 	}
 	if !f.Now().Before(st.Expiry) {
 		f.restart(w, r, q)
@@ -138,14 +117,7 @@ func (f *Front) openSAML(r *http.Request) (st samlState, err error) {
 	if err != nil {
 		return st, errOtherBrowser
 	}
-	if len(c.Value) > maxCookie {
-		return st, seal.ErrInvalid
-	}
-	b, err := f.Ring.Open(nil, PurposeUpstream, samlCookie, c.Value)
-	if err != nil {
-		return st, err
-	}
-	if err := json.Unmarshal(b, &st); err != nil {
+	if err := f.unseal(PurposeSAML, c.Value, &st); err != nil {
 		return st, err
 	}
 	if subtle.ConstantTimeCompare([]byte(st.Request), []byte(r.PostForm.Get("RelayState"))) != 1 {

@@ -2,7 +2,6 @@ package front
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -10,7 +9,6 @@ import (
 
 	"gatehouse/connectors"
 	"gatehouse/internal/handoff"
-	"gatehouse/internal/seal"
 	"gatehouse/provider/identity"
 	"gatehouse/web"
 )
@@ -58,48 +56,44 @@ func (f *Front) startUpstream(w http.ResponseWriter, r *http.Request, q *request
 
 // sealUpstream seals u; a return path that makes it too long gives way to a shorter one.
 func (f *Front) sealUpstream(u upstreamState) string {
-	seal := func() string {
-		b, err := json.Marshal(u)
-		if err != nil {
-			panic(err) // strings, bytes and times
-		}
-		return f.Ring.Seal(PurposeUpstream, "", b)
-	}
-	s := seal()
-	if len(s) > maxUpstreamState && u.Gateway != nil {
-		g := *u.Gateway
-		g.Return = "/"
-		u.Gateway = &g
-		s = seal()
+	s := f.seal(PurposeUpstream, u)
+	if len(s) > maxUpstreamState && u.toFront() {
+		s = f.seal(PurposeUpstream, u)
 	}
 	return s
 }
 
-func (f *Front) openUpstream(sealed string) (u upstreamState, err error) {
-	if len(sealed) > 4*maxQuery {
-		return u, seal.ErrInvalid
+// toFront makes the sign-in return to the app's front page, if it is the gateway's.
+func (u *upstreamState) toFront() bool {
+	if u.Gateway == nil {
+		return false
 	}
-	b, err := f.Ring.Open(nil, PurposeUpstream, "", sealed)
-	if err != nil {
-		return u, err
+	g := *u.Gateway
+	g.Return = "/"
+	u.Gateway = &g
+	return true
+}
+
+// request is what the sign-in is for.
+func (u *upstreamState) request() (*request, error) {
+	if u.Gateway != nil {
+		return &request{gateway: u.Gateway}, nil
 	}
-	err = json.Unmarshal(b, &u)
-	return u, err
+	q, err := url.ParseQuery(u.Query)
+	return &request{query: q}, err
 }
 
 // upstreamCallback is the redirect URI that identity providers know.
 func (f *Front) upstreamCallback(w http.ResponseWriter, r *http.Request) {
-	u, err := f.openUpstream(r.URL.Query().Get("state"))
-	if err != nil {
+	var u upstreamState
+	if err := f.unseal(PurposeUpstream, r.URL.Query().Get("state"), &u); err != nil {
 		f.fail(w, r, web.ExpiredLink, err)
 		return
 	}
-	q := &request{gateway: u.Gateway}
-	if u.Gateway == nil {
-		if q.query, err = url.ParseQuery(u.Query); err != nil {
-			f.fail(w, r, web.Internal, err)
-			return
-		}
+	q, err := u.request()
+	if err != nil {
+		f.fail(w, r, web.Internal, err)
+		return
 	}
 	switch {
 	case !f.fromThisBrowser(r, u.Bind):
