@@ -769,6 +769,9 @@ func TestDiscoveryNamesWhatIsOpen(t *testing.T) {
 	if err := json.Unmarshal([]byte(b.page), &doc); err != nil {
 		t.Fatal(err)
 	}
+	if strings.Contains(b.page, "device") {
+		t.Errorf("the document offers what is closed: %s", b.page)
+	}
 	if doc.Issuer != issuer || fmt.Sprint(doc.Algs) != "[RS256]" || fmt.Sprint(doc.Grants) != "[authorization_code password refresh_token]" {
 		t.Errorf("%+v", doc)
 	}

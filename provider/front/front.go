@@ -178,12 +178,13 @@ func (f *Front) routes() *http.ServeMux {
 		m.HandleFunc("POST "+f.base+"/device/code", f.api)
 	}
 	for _, p := range []string{
-		"GET /.well-known/openid-configuration", "OPTIONS /.well-known/openid-configuration", "GET /keys", "OPTIONS /keys",
+		"OPTIONS /.well-known/openid-configuration", "GET /keys", "OPTIONS /keys",
 		"POST /token", "OPTIONS /token",
 	} {
 		method, path, _ := strings.Cut(p, " ")
 		m.HandleFunc(method+" "+f.base+path, f.api)
 	}
+	m.HandleFunc("GET "+f.base+"/.well-known/openid-configuration", f.discovery)
 	m.HandleFunc(f.base+"/userinfo", f.userinfo)
 	m.HandleFunc("POST "+f.base+"/token/introspect", f.introspect)
 	page("GET /static/{file}", f.static)

@@ -5,8 +5,12 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"errors"
+	"maps"
 	"net/http"
 	"strings"
+
+	"gatehouse/internal/inproc"
+	"gatehouse/web"
 
 	"google.golang.org/protobuf/encoding/protowire"
 
@@ -124,4 +128,27 @@ func parseSubject(sub string) (userID, connectorID string, ok bool) {
 	}
 	again, err := tokens.GenSubject(userID, connectorID)
 	return userID, connectorID, err == nil && again == sub
+}
+
+// discovery is Dex's discovery document (OpenID Connect Discovery 1.0 section 4.2) without what is closed here.
+func (f *Front) discovery(w http.ResponseWriter, r *http.Request) {
+	resp, err := inproc.Serve(f.Dex, r)
+	if err != nil {
+		f.fail(w, r, web.Internal, err)
+		return
+	}
+	defer resp.Body.Close()
+	var doc map[string]json.RawMessage
+	if err := json.NewDecoder(resp.Body).Decode(&doc); err != nil || resp.StatusCode != http.StatusOK {
+		f.fail(w, r, web.Unavailable, err)
+		return
+	}
+	if !f.Routes.Device {
+		delete(doc, "device_authorization_endpoint")
+	}
+	maps.Copy(w.Header(), resp.Header)
+	w.Header().Del("Content-Length")
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	_ = enc.Encode(doc) // the client may be gone
 }
