@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -183,6 +184,7 @@ func serveShipped(t *testing.T, image *imageFS) {
 		return code == http.StatusOK
 	})
 	checkRunning(t, image, "http://"+telemetry, "http://"+issuer)
+	checkMemory(t, p.cmd.Process.Pid)
 
 	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
@@ -191,6 +193,29 @@ func serveShipped(t *testing.T, image *imageFS) {
 	peers.Eventually(t, 30*time.Second, "end after SIGTERM", p.ended)
 	if p.err != nil {
 		t.Errorf("after SIGTERM: %v, want exit code 0\n%s", p.err, p.log.String())
+	}
+}
+
+// maxIdle is how much memory the idle process may have resident, in kB.
+const maxIdle = 50 << 10
+
+func checkMemory(t *testing.T, pid int) {
+	t.Helper()
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := regexp.MustCompile(`(?m)^VmRSS:\s+(\d+) kB$`).FindSubmatch(status)
+	if m == nil {
+		t.Fatalf("no VmRSS in\n%s", status)
+	}
+	kb, err := strconv.Atoi(string(m[1]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("idle: %d kB resident", kb)
+	if kb > maxIdle {
+		t.Errorf("idle: %d kB resident, want at most %d", kb, maxIdle)
 	}
 }
 
