@@ -30,6 +30,7 @@ func TestEnvoyConfigFailsClosed(t *testing.T) {
 		"failure_mode_allow: false", "status_on_error: {code: ServiceUnavailable}", "timeout: 2s", "clear_route_cache: false",
 		"include_peer_certificate: false", "normalize_path: true", "merge_slashes: true", "path_with_escaped_slashes_action: REJECT_REQUEST",
 		"headers_with_underscores_action: REJECT_REQUEST", "use_remote_address: true", "xff_num_trusted_hops: 0", `path_separated_prefix: "/dex"`,
+		"response_headers_to_remove: [service-worker-allowed]",
 	} {
 		if !strings.Contains(string(b), want) {
 			t.Errorf("config has no %q", want)
