@@ -272,5 +272,9 @@ func TestSameSite(t *testing.T) {
 		if got := r.headers["set-cookie"]; len(got) != 2 || got[0] != names.Session+"="+r.set(names.Session)+tt.want {
 			t.Errorf("%s: got %q, want the session cookie to end in %q", tt.host, got, tt.want)
 		}
+		// A redirect that began on another site would come without a Strict cookie, again and again.
+		if strict := strings.HasSuffix(tt.want, "Strict"); strict != (r.code == 200 && r.set("refresh") == "" && len(r.headers["refresh"]) == 1) {
+			t.Errorf("%s: got %d, refresh %q", tt.host, r.code, r.headers["refresh"])
+		}
 	}
 }

@@ -114,9 +114,17 @@ func (c *check) redeem(ctx context.Context) *authv3.CheckResponse {
 	}
 	c.who = c.g.principals.of(s, &c.g.headers, c.server.seed)
 	value := handoff.SealCookie(c.server.Ring, c.req.Host, s.ID, c.now)
-	return c.redirectTo(ownHandoff, back,
-		header{"set-cookie", setCookie(c.names.Session, value, c.https, c.g.SameSite)},
-		c.keepPreCookie(pre.Next(c.now, signedIn)))
+	cookies := []header{
+		{"set-cookie", setCookie(c.names.Session, value, c.https, c.g.SameSite)},
+		c.keepPreCookie(pre.Next(c.now, signedIn)),
+	}
+	if c.g.SameSite == http.SameSiteStrictMode {
+		origin, _ := c.g.Hosts.Origin(c.req.Host)
+		a := handoff.NewArrival(origin + back)
+		return c.reply(ownHandoff, http.StatusOK, a.Body, append(cookies, header{"refresh", a.Refresh},
+			header{"content-security-policy", a.Policy}, header{"content-type", "text/html; charset=utf-8"}))
+	}
+	return c.redirectTo(ownHandoff, back, cookies...)
 }
 
 // identifyUnblocked is identify, to which a blocked user is nobody: who is blocked may sign out or sign in as somebody else.

@@ -230,6 +230,36 @@ func TestSAML(t *testing.T) {
 	}
 }
 
+// A browser sends no SameSite=Lax cookie with a form that another site posts, not even where issuer and app share a host.
+func TestSAMLWhereIssuerAndAppShareAHost(t *testing.T) {
+	w, _ := variant(t, withSAML)
+	b := w.browser().get("https://sso.example.com/page?x=1")
+	b.get(b.link())
+	relay := relayRE.FindStringSubmatch(b.page)
+	if relay == nil {
+		t.Fatalf("got %d %s", b.code, b.page)
+	}
+	all := b.c.Jar
+	b.forget()
+	home, err := url.Parse(issuer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range all.Cookies(home) {
+		if strings.HasSuffix(c.Name, "-saml") {
+			b.c.Jar.SetCookies(home, []*http.Cookie{{Name: c.Name, Value: c.Value, Path: "/", Secure: true}})
+		}
+	}
+	b.c.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+	b.do(http.MethodPost, issuer+"/callback", url.Values{"RelayState": {relay[1]}, "SAMLResponse": {samlResponse(relay[1], "ida")}}, nil)
+	next := b.head.Get("Location")
+	b.c.CheckRedirect = nil
+	b.c.Jar = all
+	if b.get(next); b.page != "hello ida@example.org [] at /page?x=1" {
+		t.Errorf("got %d %q at %s", b.code, b.page, b.last)
+	}
+}
+
 func TestPasswordGrantIsNotLockedByItsClient(t *testing.T) {
 	w, _ := memoryWorld(t)
 	grant := func(user, password string) int {

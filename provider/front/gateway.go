@@ -126,7 +126,9 @@ func (f *Front) land(w http.ResponseWriter, r *http.Request, g handoff.Request, 
 		return
 	}
 	now := f.Now()
-	if g.Host != f.host {
+	// A form that another site posts, as in SAML, brings no Lax cookie: the browser has to come by itself.
+	posted := r.Method == http.MethodPost && r.URL.Path == f.base+"/callback"
+	if g.Host != f.host || posted {
 		t := handoff.Ticket{Session: sid, Host: g.Host, Return: g.Return, Bind: g.Bind, Expiry: now.Add(handoff.TicketLifetime)}
 		redirect(w, origin+f.Prefix+"/session?t="+url.QueryEscape(t.Seal(f.Ring)))
 		return
@@ -149,7 +151,15 @@ func (f *Front) land(w http.ResponseWriter, r *http.Request, g handoff.Request, 
 	}
 	f.setCookie(w, names.Login, pre.Next(now, f.alreadyIn(r, names.Session)).String(), https, http.SameSiteLaxMode)
 	f.setCookie(w, names.Session, handoff.SealCookie(f.Ring, f.host, sid, now), https, f.SameSite)
-	redirect(w, origin+g.Return)
+	if f.SameSite != http.SameSiteStrictMode {
+		redirect(w, origin+g.Return)
+		return
+	}
+	a := handoff.NewArrival(origin + g.Return)
+	for k, v := range map[string]string{"Refresh": a.Refresh, "Content-Security-Policy": a.Policy, "Content-Type": "text/html; charset=utf-8", "Cache-Control": "no-store"} {
+		w.Header().Set(k, v)
+	}
+	_, _ = w.Write([]byte(a.Body)) // the browser may be gone
 }
 
 // alreadyIn reports whether the browser shows a session cookie of a session that lives.

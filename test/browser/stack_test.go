@@ -34,6 +34,8 @@ type layout struct {
 
 	// secure says that browsers treat the app as a secure context, and so send Sec-Fetch-* headers.
 	secure bool
+
+	strict bool // cookie.sameSite is strict
 }
 
 func oneSite() layout {
@@ -56,7 +58,7 @@ func twoSitesOverTLS() layout {
 // names are all hosts of all layouts, as Chromium is to find them.
 func names() map[string]string {
 	all := map[string]string{}
-	for _, name := range []string{"auth.example.test", "app.other.test", "wiki.third.test", "evil.other.test", "evil.test"} {
+	for _, name := range []string{"auth.example.test", "app.other.test", "wiki.third.test", "evil.other.test", "evil.test", "auth.one.test", "app.one.test"} {
 		all[name] = "127.0.0.1"
 	}
 	return all
@@ -91,7 +93,7 @@ func serve(t *testing.T, l layout, connectors func(issuer string) string) *stack
 	if connectors != nil {
 		lines = connectors(s.issuer)
 	}
-	s.gatehouse = peers.Gatehouse(t, config(t, s.issuer, hosts, lines, web, grpc))
+	s.gatehouse = peers.Gatehouse(t, config(t, s.issuer, hosts, lines, web, grpc, l.strict))
 
 	app := httptest.NewServer(demo.SampleApp())
 	t.Cleanup(app.Close)
@@ -115,8 +117,12 @@ func virtualHosts(l layout, issuer, app string) []demo.VirtualHost {
 	}
 }
 
-func config(t *testing.T, issuer string, hosts []string, connectors, web, grpc string) string {
+func config(t *testing.T, issuer string, hosts []string, connectors, web, grpc string, strict bool) string {
 	t.Helper()
+	sameSite := "lax"
+	if strict {
+		sameSite = "strict"
+	}
 	hash, err := bcrypt.GenerateFromPassword([]byte(password), 10)
 	if err != nil {
 		t.Fatal(err)
@@ -134,9 +140,10 @@ gateway:
   grpc: %[8]q
   admin: %[9]q
   hosts: [%[10]s]
+  cookie: {sameSite: %[11]s}
   identity: {headers: {kubeflow-userid: email, kubeflow-groups: groups}}
   rules:
   - {name: admin, paths: ["/admin", "/admin/**"], groups: [admins]}
   default: signed-in
-`, issuer, web, peers.FreeAddr(t), connectors, adminUser, hash, plainUser, grpc, peers.FreeAddr(t), `"`+strings.Join(hosts, `", "`)+`"`)
+`, issuer, web, peers.FreeAddr(t), connectors, adminUser, hash, plainUser, grpc, peers.FreeAddr(t), `"`+strings.Join(hosts, `", "`)+`"`, sameSite)
 }
