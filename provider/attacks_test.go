@@ -18,6 +18,8 @@ import (
 	"gatehouse/internal/inproc"
 	"gatehouse/internal/seal"
 	"gatehouse/provider/front"
+
+	"github.com/dexidp/dex/storage"
 )
 
 const withTOTP = "mfa: {authenticators: [{id: totp, type: TOTP, config: {issuer: Test}}], defaultMFAChain: [totp]}\n"
@@ -315,36 +317,88 @@ func TestDexsOwnChooserIsOutOfReach(t *testing.T) {
 	}
 }
 
-func TestTokensEndWithTheSessionAndTheUser(t *testing.T) {
-	w, _ := memoryWorld(t)
-	b := w.browser()
-	tok, err := w.signInClient(b)
+// jsonForm rewraps a token in the JWS JSON serialization (RFC 7515 section 7.2.2), whose header anybody can fill.
+func jsonForm(raw string) string {
+	p := strings.Split(raw, ".")
+	return fmt.Sprintf(`{"protected":%q,"payload":%q,"signature":%q,"header":{"x":".%s..."}}`, p[0], p[1], p[2], p[1])
+}
+
+func TestTokensEndWithTheSession(t *testing.T) {
+	for name, tt := range map[string]struct {
+		scope, lifetime string
+		outlives        bool
+	}{
+		"of a client without refresh tokens":           {"openid email groups", "", false},
+		"of a client whose refresh tokens are its own": {"openid email groups offline_access", "", true},
+		"of a client bound to the session":             {"openid email groups offline_access", "refreshTokenLifetime: session, ", false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w, _ := variant(t, "", "{id: web, ", "{id: web, "+tt.lifetime)
+			b := w.browser()
+			verifier := oauth2.GenerateVerifier()
+			c := webClient()
+			c.Scopes = strings.Fields(tt.scope)
+			b.get(c.AuthCodeURL("state", oauth2.S256ChallengeOption(verifier), oauth2.SetAuthURLParam("nonce", "n")))
+			b.signIn("admin@example.com", "password")
+			tok, err := c.Exchange(w.direct(t.Context()), b.last.Query().Get("code"), oauth2.VerifierOption(verifier))
+			if err != nil {
+				t.Fatal(err)
+			}
+			good := func(when string, want bool) {
+				t.Helper()
+				for _, scheme := range []string{"Bearer", "bearer", "BEARER"} {
+					b.do(http.MethodGet, issuer+"/userinfo", nil, http.Header{"Authorization": {scheme + " " + tok.AccessToken}})
+					if (b.code == 200) != want {
+						t.Errorf("%s: userinfo by %q: %d", when, scheme, b.code)
+					}
+				}
+				for form, raw := range map[string]string{"compact": tok.AccessToken, "JSON": jsonForm(tok.AccessToken)} {
+					b.do(http.MethodPost, issuer+"/token/introspect", url.Values{"token": {raw}, "client_id": {"web"}, "client_secret": {"not-a-default-secret-5591"}}, nil)
+					if got := strings.Contains(b.page, `"active":true`); got != (want && form == "compact") {
+						t.Errorf("%s: introspection of the %s form: %s", when, form, b.page)
+					}
+				}
+			}
+			good("at first", true)
+			all, err := w.provider.Sessions(t.Context())
+			if err != nil || len(all) != 1 {
+				t.Fatal(all, err)
+			}
+			if _, err := w.provider.SignOut(t.Context(), all[0].ID); err != nil {
+				t.Fatal(err)
+			}
+			good("after the sign-out", tt.outlives)
+			if err := w.provider.Block(t.Context(), "local", "u1", w.now().Add(time.Hour)); err != nil {
+				t.Fatal(err)
+			}
+			good("of a blocked user", false)
+		})
+	}
+}
+
+// Who knows the password could else register a key of their own and pass.
+func TestSecurityKeyIsNotAddedByPassword(t *testing.T) {
+	w, _ := variant(t, "mfa: {authenticators: [{id: key, type: WebAuthn, config: {rpDisplayName: Test}}], defaultMFAChain: [key]}\n")
+	register := func() int {
+		b := w.browser().get("https://app.example.com/")
+		b.signIn("admin@example.com", "password")
+		if b.last.Path != "/dex/mfa/webauthn" {
+			t.Fatalf("at %s, %d", b.last, b.code)
+		}
+		return b.do(http.MethodPost, issuer+"/mfa/webauthn/register/begin?"+b.last.RawQuery, url.Values{}, nil).code
+	}
+	if got := register(); got != 200 {
+		t.Fatalf("the first key: %d", got)
+	}
+	err := w.store.UpdateUserIdentity(t.Context(), "u1", "local", func(u storage.UserIdentity) (storage.UserIdentity, error) {
+		u.WebAuthnCredentials = map[string][]storage.WebAuthnCredential{"key": {{CredentialID: []byte("owner's")}}}
+		return u, nil
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	userinfo := func() int {
-		b.do(http.MethodGet, issuer+"/userinfo", nil, http.Header{"Authorization": {"Bearer " + tok.AccessToken}})
-		return b.code
-	}
-	active := func() bool {
-		b.do(http.MethodPost, issuer+"/token/introspect", url.Values{"token": {tok.AccessToken}, "client_id": {"web"}, "client_secret": {"not-a-default-secret-5591"}}, nil)
-		return strings.Contains(b.page, `"active":true`)
-	}
-	if userinfo() != 200 || !active() {
-		t.Fatalf("a good token: %d %s", b.code, b.page)
-	}
-	all, err := w.provider.Sessions(t.Context())
-	if err != nil || len(all) != 1 {
-		t.Fatal(all, err)
-	}
-	if _, err := w.provider.SignOut(t.Context(), all[0].ID); err != nil {
-		t.Fatal(err)
-	}
-	if got := userinfo(); got != 401 {
-		t.Errorf("userinfo after the sign-out: %d", got)
-	}
-	if active() {
-		t.Error("introspection after the sign-out: active")
+	if got := register(); got != 403 {
+		t.Errorf("a second key: %d", got)
 	}
 }
 

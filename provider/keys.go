@@ -108,6 +108,7 @@ type IDToken struct {
 	Audience  []string
 	Nonce     string
 	SessionID string // "sid", OpenID Connect Back-Channel Logout 1.0 section 2.4
+	Client    string // "azp", or the only audience
 }
 
 // maxToken bounds what is parsed as a token, in bytes.
@@ -132,6 +133,9 @@ func (s *KeySet) Verify(ctx context.Context, raw, audience string) (IDToken, err
 	out := IDToken{Subject: tok.Subject(), Audience: tok.Audience()}
 	out.Nonce, _ = claim(tok, "nonce")
 	out.SessionID, _ = claim(tok, "sid")
+	if out.Client, _ = claim(tok, "azp"); out.Client == "" && len(out.Audience) == 1 {
+		out.Client = out.Audience[0]
+	}
 	if out.Subject == "" {
 		return IDToken{}, errors.New("id token: no subject")
 	}

@@ -130,7 +130,7 @@ func (p *Provider) Ready(ctx context.Context) error {
 
 func (p *Provider) verify(ctx context.Context, raw, audience string) (front.Token, error) {
 	t, err := p.keys.Verify(ctx, raw, audience)
-	return front.Token{Subject: t.Subject, Nonce: t.Nonce, SessionID: t.SessionID}, err
+	return front.Token{Subject: t.Subject, Nonce: t.Nonce, SessionID: t.SessionID, Client: t.Client}, err
 }
 
 func (p *Provider) newKeyCache() *keyCache {

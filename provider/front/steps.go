@@ -87,6 +87,10 @@ func (f *Front) stepTargets(a *storage.AuthRequest) []string {
 // secondFactor passes a code to Dex, which does not count wrong ones. They are limited as passwords are, by user:
 // whoever knows the password can have as many sign-ins as they like.
 func (f *Front) secondFactor(w http.ResponseWriter, r *http.Request, a *storage.AuthRequest) {
+	if strings.HasPrefix(r.URL.Path, f.base+"/mfa/webauthn/register/") && !f.firstKey(r, a) {
+		f.oauthError(w, http.StatusForbidden, "access_denied", "a security key is registered already: sign in with it")
+		return
+	}
 	begin := strings.HasSuffix(r.URL.Path, "/begin")
 	if begin {
 		f.Dex.ServeHTTP(w, r)
@@ -111,6 +115,13 @@ func (f *Front) secondFactor(w http.ResponseWriter, r *http.Request, a *storage.
 	if failed {
 		f.result(r, nil, a.ConnectorID, a.Claims.Email, "wrong-second-factor", nil, slog.String("user_id", a.Claims.UserID))
 	}
+}
+
+// firstKey reports whether the user has no security key at this authenticator yet. Dex would register another one for whoever knows the
+// password, and take that for the second factor.
+func (f *Front) firstKey(r *http.Request, a *storage.AuthRequest) bool {
+	u, err := f.Storage.GetUserIdentity(r.Context(), a.Claims.UserID, a.ConnectorID)
+	return err == nil && a.LoggedIn && len(u.WebAuthnCredentials[r.FormValue("authenticator")]) == 0
 }
 
 // statusWriter remembers the status.

@@ -19,7 +19,7 @@ import (
 )
 
 // A Token is what is known of a verified token of this issuer.
-type Token struct{ Subject, Nonce, SessionID string }
+type Token struct{ Subject, Nonce, SessionID, Client string }
 
 // errRevoked means that a token was good once: its session has ended, or its user is blocked.
 var errRevoked = errors.New("the token's session has ended, or its user is blocked")
@@ -47,12 +47,9 @@ func (f *Front) userinfo(w http.ResponseWriter, r *http.Request) {
 		f.Dex.ServeHTTP(w, r)
 		return
 	}
-	raw, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
-	if !ok {
-		f.Dex.ServeHTTP(w, r) // which refuses
-		return
-	}
-	if err := f.good(r.Context(), raw); err != nil {
+	// The scheme's name is in any case (RFC 9110 section 11.1).
+	scheme, raw, _ := strings.Cut(r.Header.Get("Authorization"), " ")
+	if !strings.EqualFold(scheme, "Bearer") || f.good(r.Context(), raw) != nil {
 		w.Header().Set("WWW-Authenticate", `Bearer error="invalid_token"`)
 		f.oauthError(w, http.StatusUnauthorized, "invalid_token", "the token is not valid, or not any more")
 		return
@@ -79,7 +76,8 @@ func (f *Front) introspect(w http.ResponseWriter, r *http.Request) {
 		f.oauthError(w, http.StatusUnauthorized, "invalid_client", "introspection needs the credentials of a confidential client")
 		return
 	}
-	if raw := r.Form.Get("token"); strings.Count(raw, ".") == 2 && f.good(r.Context(), raw) != nil {
+	// A refresh token of Dex has no dot; a JWT is taken in the compact form only.
+	if raw := r.Form.Get("token"); strings.Contains(raw, ".") && f.good(r.Context(), raw) != nil {
 		w.Header().Set("Content-Type", "application/json")
 		w.Header().Set("Cache-Control", "no-store")
 		_ = json.NewEncoder(w).Encode(map[string]bool{"active": false}) // the client may be gone
@@ -98,13 +96,24 @@ func (f *Front) good(ctx context.Context, raw string) error {
 	if !ok {
 		return nil // of a client for itself: no user stands behind it
 	}
-	if t.SessionID != "" && !f.Sessions.Alive(ctx, t.SessionID) {
+	if t.SessionID != "" && !f.Sessions.Alive(ctx, t.SessionID) && !f.outlives(ctx, t.Client, userID, connectorID) {
 		return errRevoked
 	}
 	if _, err := f.Storage.GetUserIdentity(ctx, userID, connectorID); err != nil && !errors.Is(err, storage.ErrNotFound) {
 		return errors.Join(errRevoked, err)
 	}
 	return nil
+}
+
+// outlives reports whether a client's tokens go on without the session: it has a refresh token for the user, and its
+// configuration does not bind that to the session (refreshTokenLifetime).
+func (f *Front) outlives(ctx context.Context, client, userID, connectorID string) bool {
+	c, err := f.Storage.GetClient(ctx, client)
+	if err != nil || c.RefreshBoundToSession() {
+		return false
+	}
+	o, err := f.Storage.GetOfflineSessions(ctx, userID, connectorID)
+	return err == nil && o.Refresh[client] != nil
 }
 
 // parseSubject reads Dex's "sub": the base64 of a message of two strings, user and connector.
