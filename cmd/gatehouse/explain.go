@@ -118,29 +118,11 @@ func explain(ctx context.Context, cfg *config.Config, method, target string, id 
 	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
 		return nil, fmt.Errorf("explain: %q: want a whole URL, such as https://app.example.com/path", target)
 	}
-	ring, err := seal.NewRing([][]byte{seal.NewKey()}, slices.Concat(front.Purposes(), authz.Purposes())...)
+	srv, ring, err := explainer(cfg, oneSession{id})
 	if err != nil {
 		return nil, err
 	}
-	pages, err := web.New(web.Options{})
-	if err != nil {
-		return nil, err
-	}
-	one := oneSession{id}
-	srv, err := authz.NewServer(authz.Options{Ring: ring, Sessions: one, Ender: one, Pages: gatewayPages{pages, ""}, Logger: slog.New(slog.DiscardHandler)})
-	if err != nil {
-		return nil, err
-	}
-	if err := srv.Apply(gatewayConfig(cfg, pages, "/auth")); err != nil {
-		return nil, err
-	}
-	// The part behind the host as it was written: url.URL would make it canonical.
-	_, raw, _ := strings.Cut(target, "://")
-	if i := strings.IndexAny(raw, "/?#"); i >= 0 {
-		raw = raw[i:]
-	} else {
-		raw = "/"
-	}
+	raw := rawPath(target)
 	headers := map[string]string{
 		":method": method, ":path": raw, ":authority": u.Host, "accept": "text/html", "sec-fetch-mode": "navigate", "sec-fetch-dest": "document", "sec-fetch-site": "none",
 	}
@@ -175,6 +157,32 @@ func explain(ctx context.Context, cfg *config.Config, method, target string, id 
 		e.Rule = "built-in"
 	}
 	return e, nil
+}
+
+// explainer is an authorizer with the file's configuration that knows one session, and the ring for its cookie.
+func explainer(cfg *config.Config, one oneSession) (*authz.Server, *seal.Ring, error) {
+	ring, err := seal.NewRing([][]byte{seal.NewKey()}, slices.Concat(front.Purposes(), authz.Purposes())...)
+	if err != nil {
+		return nil, nil, err
+	}
+	pages, err := web.New(web.Options{})
+	if err != nil {
+		return nil, nil, err
+	}
+	srv, err := authz.NewServer(authz.Options{Ring: ring, Sessions: one, Ender: one, Pages: gatewayPages{pages, ""}, Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		return nil, nil, err
+	}
+	return srv, ring, srv.Apply(gatewayConfig(cfg, pages, "/auth"))
+}
+
+// rawPath is what stands behind the host of a URL, as it was written: url.URL would make it canonical.
+func rawPath(target string) string {
+	_, rest, _ := strings.Cut(target, "://")
+	if i := strings.IndexAny(rest, "/?#"); i >= 0 {
+		return rest[i:]
+	}
+	return "/"
 }
 
 // explained reads the authorizer's answer.

@@ -23,31 +23,13 @@ func sessionsCommand() *cobra.Command {
 	}
 	c.PersistentFlags().StringVar(&path, "config", "", "the configuration file of the running gatehouse")
 	c.PersistentFlags().StringVar(&address, "admin", "", "its admin listener: host:port or unix:/path")
-	connect := func(c *cobra.Command) (*admin.Client, error) {
-		if address != "" {
-			if p, ok := strings.CutPrefix(address, "unix:"); ok {
-				return admin.NewClient("unix", p), nil
-			}
-			if _, _, err := net.SplitHostPort(address); err != nil {
-				return nil, fmt.Errorf("--admin %q: want host:port or unix:/path", address)
-			}
-			return admin.NewClient("tcp", address), nil
-		}
-		if path == "" {
-			return nil, errors.New("sessions: say which gatehouse: --config FILE or --admin ADDRESS")
-		}
-		cfg, _, err := load(c, path)
-		if err != nil {
-			return nil, err
-		}
-		if cfg.Gateway == nil {
-			return nil, errors.New("sessions: the file has no gateway block, so there is no admin listener")
-		}
-		return admin.NewClient(cfg.Gateway.AdminListener()), nil
-	}
+	connect := func(c *cobra.Command) (*admin.Client, error) { return adminClient(c, path, address) }
 	list := &cobra.Command{
 		Use: "list", Short: "List sessions", Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
+			if output != "" && output != "json" {
+				return fmt.Errorf("sessions list: -o %q: want json, or nothing", output)
+			}
 			client, err := connect(c)
 			if err != nil {
 				return err
@@ -55,9 +37,6 @@ func sessionsCommand() *cobra.Command {
 			all, err := client.List(c.Context())
 			if err != nil {
 				return err
-			}
-			if output != "" && output != "json" {
-				return fmt.Errorf("sessions list: -o %q: want json, or nothing", output)
 			}
 			if output == "json" {
 				return json.NewEncoder(c.OutOrStdout()).Encode(all)
@@ -78,6 +57,30 @@ func sessionsCommand() *cobra.Command {
 	}
 	c.AddCommand(list, revoke)
 	return c
+}
+
+// adminClient returns a client of the listener at address, or of the one that the file at path names.
+func adminClient(c *cobra.Command, path, address string) (*admin.Client, error) {
+	if address != "" {
+		if p, ok := strings.CutPrefix(address, "unix:"); ok {
+			return admin.NewClient("unix", p), nil
+		}
+		if _, _, err := net.SplitHostPort(address); err != nil {
+			return nil, fmt.Errorf("--admin %q: want host:port or unix:/path", address)
+		}
+		return admin.NewClient("tcp", address), nil
+	}
+	if path == "" {
+		return nil, errors.New("sessions: say which gatehouse: --config FILE or --admin ADDRESS")
+	}
+	cfg, _, err := load(c, path)
+	if err != nil {
+		return nil, err
+	}
+	if cfg.Gateway == nil {
+		return nil, errors.New("sessions: the file has no gateway block, so there is no admin listener")
+	}
+	return admin.NewClient(cfg.Gateway.AdminListener()), nil
 }
 
 // printable quotes what would disturb a terminal.
