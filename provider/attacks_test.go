@@ -88,6 +88,7 @@ func TestSecondFactorOfAnotherUserDoesNotCount(t *testing.T) {
 		own.c.Jar.SetCookies(home, []*http.Cookie{{Name: c.Name, Value: c.Value, Path: "/", Secure: true}})
 	}
 	own.c.CheckRedirect = nil
+
 	own.get(next.String())
 	if own.code != http.StatusBadRequest {
 		t.Errorf("the step went on: %d %s", own.code, own.page)
@@ -95,6 +96,25 @@ func TestSecondFactorOfAnotherUserDoesNotCount(t *testing.T) {
 	stolen.get("https://x.apps.example.com/secret")
 	if strings.HasPrefix(stolen.page, "hello") {
 		t.Errorf("the victim's session passes without its second factor: %s", stolen.page)
+	}
+
+	// Even a code that Dex made of the mixture, past our check of the step, is worth nothing.
+	r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, next.String(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.AddCookie(&http.Cookie{Name: "gatehouse-sso", Value: stolen.ssoCookies()[0].Value})
+	mixed, err := inproc.Serve(w.provider.dex, r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer mixed.Body.Close()
+	callback := mixed.Header.Get("Location")
+	if !strings.HasPrefix(callback, issuer+front.CallbackPath+"?code=") {
+		t.Fatalf("dex answered %d, %q", mixed.StatusCode, callback)
+	}
+	if own.get(callback); own.code != http.StatusBadRequest {
+		t.Errorf("a code of one user with the session of another: %d %s", own.code, own.page)
 	}
 }
 
@@ -326,14 +346,17 @@ func jsonForm(raw string) string {
 func TestTokensEndWithTheSession(t *testing.T) {
 	for name, tt := range map[string]struct {
 		scope, lifetime string
+		expires         bool // the session, instead of being signed out
 		outlives        bool
 	}{
-		"of a client without refresh tokens":           {"openid email groups", "", false},
-		"of a client whose refresh tokens are its own": {"openid email groups offline_access", "", true},
-		"of a client bound to the session":             {"openid email groups offline_access", "refreshTokenLifetime: session, ", false},
+		"of a client without refresh tokens":              {"openid email groups", "", false, false},
+		"of a client whose refresh tokens are its own":    {"openid email groups offline_access", "", false, true},
+		"of a client bound to the session":                {"openid email groups offline_access", "refreshTokenLifetime: session, ", false, false},
+		"of a client bound to a session that expires":     {"openid email groups offline_access", "refreshTokenLifetime: session, ", true, false},
+		"of a client of its own when the session expires": {"openid email groups offline_access", "", true, true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			w, _ := variant(t, "", "{id: web, ", "{id: web, "+tt.lifetime)
+			w, clk := variant(t, "", "{id: web, ", "{id: web, "+tt.lifetime)
 			b := w.browser()
 			verifier := oauth2.GenerateVerifier()
 			c := webClient()
@@ -364,10 +387,12 @@ func TestTokensEndWithTheSession(t *testing.T) {
 			if err != nil || len(all) != 1 {
 				t.Fatal(all, err)
 			}
-			if _, err := w.provider.SignOut(t.Context(), all[0].ID); err != nil {
+			if tt.expires {
+				clk.add(13 * time.Hour)
+			} else if _, err := w.provider.SignOut(t.Context(), all[0].ID); err != nil {
 				t.Fatal(err)
 			}
-			good("after the sign-out", tt.outlives)
+			good("after the session's end", tt.outlives)
 			if err := w.provider.Block(t.Context(), "local", "u1", w.now().Add(time.Hour)); err != nil {
 				t.Fatal(err)
 			}
