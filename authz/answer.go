@@ -68,73 +68,64 @@ type Pages interface {
 
 type header struct{ name, value string }
 
-// An allowed is a whole answer in one allocation.
-type allowed struct {
-	response authv3.CheckResponse
-	oneof    authv3.CheckResponse_OkResponse
-	ok       authv3.OkHttpResponse
-	status   status.Status
-	list     [1]*corev3.HeaderValueOption // of cookie
-	option   corev3.HeaderValueOption
-	cookie   corev3.HeaderValue
-}
+// An answer is a CheckResponse as it goes on the wire.
+type answer []byte
 
-// allowance lets a request pass. What is the same for many requests is encoded already and goes on the wire as it is,
-// as the unknown fields of a message do. The request's own are the aliases to remove and, if it is not "", the Cookie header.
-func (c *check) allowance(k kind, ready []byte, cookie string) *authv3.CheckResponse {
+// dropCookie is a part of an OkHttpResponse: it removes the header Cookie.
+const dropCookie = "\x2a\x06cookie"
+
+// allowance lets a request pass. ready, a part of an OkHttpResponse, is the same for many requests: encoding it for each would
+// cost more than all the rest of a check. The request's own are more of them: to set its Cookie header, or to remove it, and the aliases.
+func (c *check) allowance(k kind, ready []byte, cookie string, drop bool) answer {
 	c.out.kind, c.out.status = k, 200
-	a := &allowed{}
-	a.ok.ProtoReflect().SetUnknown(ready)
-	a.ok.HeadersToRemove = c.aliases
-	if cookie != "" {
-		a.cookie.Key, a.cookie.Value = "cookie", cookie
-		a.option.Header, a.option.AppendAction = &a.cookie, corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD
-		a.list[0] = &a.option
-		a.ok.Headers = a.list[:]
+	size := len(ready)
+	if drop {
+		size += len(dropCookie)
+	} else if cookie != "" {
+		size += optionSize("cookie", cookie)
 	}
-	a.oneof.OkResponse = &a.ok
-	a.response.Status, a.response.HttpResponse = &a.status, &a.oneof
-	if k == allowedIdentity && !c.newID {
-		c.report = c.reported()
-		a.response.DynamicMetadata = c.report.metadata
-	} else {
-		a.response.DynamicMetadata = c.metadata()
+	for _, name := range c.aliases {
+		size += sized(len(name))
 	}
-	return &a.response
+	m := c.metadata()
+	e := make(encoder, 0, sized(0)+sized(size)+sized(m.size()))
+	e = append(e.tag(responseStatus, 0).tag(responseOK, size), ready...)
+	if drop {
+		e = append(e, dropCookie...)
+	} else if cookie != "" {
+		e = e.option("cookie", cookie)
+	}
+	for _, name := range c.aliases {
+		e = e.text(okHeadersToRemove, name)
+	}
+	return answer(m.write(e))
 }
 
 // allowIssuer lets a request pass to the issuer: nobody is who a header says, and all else is unchanged.
-func (c *check) allowIssuer() *authv3.CheckResponse {
-	return c.allowance(allowedIssuer, c.g.headers.issuer, "")
+func (c *check) allowIssuer() answer {
+	return c.allowance(allowedIssuer, c.g.headers.issuer, "", false)
 }
 
-// allow lets a request pass to an app: as who, or as nobody.
-func (c *check) allow(k kind) *authv3.CheckResponse {
-	ready := &c.g.headers.anonymous
+// allow lets a request pass to an app: as who, or as nobody. Our cookies stay here.
+func (c *check) allow(k kind) answer {
+	ready, kept := c.g.headers.anonymous, ""
 	if c.who != nil {
-		ready = &c.who.headers
+		ready = c.who.headers
 	}
-	if !c.jar.ours {
-		return c.allowance(k, ready.keep, "")
+	if c.jar.ours && c.jar.others {
+		kept = strings.ToValidUTF8(cutCookies(c.head.get("cookie"), c.g.cookies), "!")
 	}
-	kept := ""
-	if c.jar.others {
-		kept = strings.ToValidUTF8(cutCookies(c.head["cookie"], c.g.cookies), "!")
-	}
-	if kept == "" {
-		return c.allowance(k, ready.cut, "")
-	}
-	return c.allowance(k, ready.keep, kept)
+	return c.allowance(k, ready, kept, c.jar.ours && kept == "")
 }
 
 // authenticate answers a caller who must sign in first, by the kind of client.
-func (c *check) authenticate() *authv3.CheckResponse {
+func (c *check) authenticate() answer {
 	if c.bearer {
 		return c.unauthenticated(unauthenticatedBearer, ProblemBearer)
 	}
 	switch c.client() {
 	case clientNavigation:
-		return c.startSignIn(signInNavigation, c.http.GetPath())
+		return c.startSignIn(signInNavigation, c.msg.path)
 	case clientScript:
 		return c.unauthenticated(unauthenticatedNone, ProblemSession)
 	case clientUnknown:
@@ -143,7 +134,7 @@ func (c *check) authenticate() *authv3.CheckResponse {
 		return c.unauthenticated(unauthenticatedNone, ProblemSession)
 	}
 	if c.reads() {
-		return c.startSignIn(signInNavigation, c.http.GetPath())
+		return c.startSignIn(signInNavigation, c.msg.path)
 	}
 	return c.refuse(deniedClient, ProblemSession, 403)
 }
@@ -153,7 +144,7 @@ const maxSealedRequest = 7 << 10
 
 // startSignIn sends the browser to the issuer, to return to target or else to /. Nothing is stored: the browser
 // carries the request, bound to its pre-cookie. A browser that has one keeps it, so that many tabs can sign in at once.
-func (c *check) startSignIn(k kind, target string) *authv3.CheckResponse {
+func (c *check) startSignIn(k kind, target string) answer {
 	pre, known := c.jar.preCookie()
 	if known && pre.Looping(c.now) {
 		return c.refuse(invalidLoop, ProblemLoop, 400, c.clearPreCookie())
@@ -185,18 +176,18 @@ func (c *check) clearPreCookie() header {
 }
 
 // redirect sends the browser to a URL that was built from listed hosts or by the issuer.
-func (c *check) redirect(k kind, code int, location string, headers ...header) *authv3.CheckResponse {
+func (c *check) redirect(k kind, code int, location string, headers ...header) answer {
 	return c.reply(k, code, "", append(headers, header{"location", location}))
 }
 
 // redirectTo sends the browser to a path of the request's host.
-func (c *check) redirectTo(k kind, path string, headers ...header) *authv3.CheckResponse {
+func (c *check) redirectTo(k kind, path string, headers ...header) answer {
 	origin, _ := c.g.Hosts.Origin(c.req.Host)
 	return c.redirect(k, 303, origin+path, headers...)
 }
 
 // unauthenticated is 401 with a challenge (RFC 9110 section 11.6.1, RFC 6750 section 3).
-func (c *check) unauthenticated(k kind, p Problem) *authv3.CheckResponse {
+func (c *check) unauthenticated(k kind, p Problem) answer {
 	challenge := `Bearer realm="gatehouse"`
 	if k == unauthenticatedBearer {
 		challenge += `, error="invalid_token", error_description="this gateway accepts no bearer tokens"`
@@ -205,7 +196,7 @@ func (c *check) unauthenticated(k kind, p Problem) *authv3.CheckResponse {
 }
 
 // refuse answers with a page for a person and JSON for a program. Both have the request's id.
-func (c *check) refuse(k kind, p Problem, code int, headers ...header) *authv3.CheckResponse {
+func (c *check) refuse(k kind, p Problem, code int, headers ...header) answer {
 	if code == 503 {
 		headers = append(headers, header{"retry-after", "5"})
 	}
@@ -249,7 +240,7 @@ func (c *check) signInPath() string {
 	return c.g.Prefix + pathSignIn
 }
 
-func (c *check) page(k kind, page PageKind, code int, d PageData, headers ...header) *authv3.CheckResponse {
+func (c *check) page(k kind, page PageKind, code int, d PageData, headers ...header) answer {
 	d.Status, d.Host, d.RequestID = code, c.req.Host, c.requestID()
 	if c.who != nil && page != PageSignedOut {
 		d.User = c.who.user
@@ -259,11 +250,11 @@ func (c *check) page(k kind, page PageKind, code int, d PageData, headers ...hea
 		policy = c.g.signOutPolicy
 	}
 	headers = append(headers, header{"content-type", "text/html; charset=utf-8"}, header{"content-security-policy", policy})
-	body := c.server.Pages.Page(page, d, c.head["accept-language"])
+	body := c.server.Pages.Page(page, d, c.head.get("accept-language"))
 	return c.reply(k, code, strings.ToValidUTF8(string(body), "?"), headers)
 }
 
-func (c *check) json(k kind, code int, body any, headers ...header) *authv3.CheckResponse {
+func (c *check) json(k kind, code int, body any, headers ...header) answer {
 	b, err := json.Marshal(body)
 	if err != nil {
 		panic(err) // plain structs of strings and times
@@ -272,31 +263,31 @@ func (c *check) json(k kind, code int, body any, headers ...header) *authv3.Chec
 }
 
 // reply is every answer of our own.
-func (c *check) reply(k kind, code int, body string, headers []header) *authv3.CheckResponse {
+func (c *check) reply(k kind, code int, body string, headers []header) answer {
 	c.out.kind, c.out.status = k, code
-	r := denied(code, body, append(headers,
+	e := encoder(denied(code, body, append(headers,
 		header{"cache-control", "no-store"},
 		header{"x-content-type-options", "nosniff"},
 		header{"referrer-policy", "same-origin"},
-		header{"x-request-id", c.requestID()}))
-	r.DynamicMetadata = c.metadata()
-	return r
+		header{"x-request-id", c.requestID()})))
+	m := c.metadata()
+	return answer(m.write(e))
 }
 
 // denied makes Envoy answer by itself. A header that stands here twice is sent twice. It is never an error_response,
 // which a proxy that fails open would let pass.
-func denied(code int, body string, headers []header) *authv3.CheckResponse {
+func denied(code int, body string, headers []header) answer {
 	options := make([]*corev3.HeaderValueOption, len(headers))
 	for i, h := range headers {
 		options[i] = &corev3.HeaderValueOption{Header: &corev3.HeaderValue{Key: h.name, Value: h.value}}
 	}
-	return &authv3.CheckResponse{
+	return marshal(&authv3.CheckResponse{
 		Status: &status.Status{Code: rpcCode(code)},
 		HttpResponse: &authv3.CheckResponse_DeniedResponse{DeniedResponse: &authv3.DeniedHttpResponse{
 			Status:  &typev3.HttpStatus{Code: typev3.StatusCode(code)}, //nolint:gosec // G115: a status of three digits
 			Headers: options, Body: body,
 		}},
-	}
+	})
 }
 
 // rpcCode returns a gRPC status for an answer of our own. Every one but OK makes Envoy refuse.
@@ -313,14 +304,14 @@ func rpcCode(code int) int32 {
 }
 
 // bareUnavailable is the answer where nothing else can be relied on.
-func bareUnavailable() *authv3.CheckResponse {
+func bareUnavailable() answer {
 	return denied(503, `{"error":"`+string(ProblemUnavailable)+`"}`, []header{
 		{"content-type", "application/json"}, {"cache-control", "no-store"}, {"retry-after", strconv.Itoa(5)},
 	})
 }
 
 // refuseFailure answers a session that could not be looked up.
-func (c *check) refuseFailure(ctx context.Context, err error) *authv3.CheckResponse {
+func (c *check) refuseFailure(ctx context.Context, err error) answer {
 	if errors.Is(err, session.ErrBlocked) {
 		return c.refuse(deniedBlocked, ProblemBlocked, 403)
 	}

@@ -3,6 +3,7 @@ package authz
 import (
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"net/http"
 	"slices"
 	"strings"
@@ -87,13 +88,13 @@ type generation struct {
 	cookies       []string // names that no app may see
 	signIn        string   // URL
 	own           map[string]ownPath
-	principals    principalCache
+	large         largeCache
 	pagePolicy    string // Content-Security-Policy of pages
 	signOutPolicy string // and of the page that asks before signing out
 }
 
 func compile(cfg *Config, drops *dropCounters) (*generation, error) {
-	g := &generation{Config: *cfg}
+	g := &generation{Config: *cfg, large: largeCache{seed: maphash.MakeSeed()}}
 	if g.MaxHeader == 0 {
 		g.MaxHeader = DefaultMaxHeader
 	}

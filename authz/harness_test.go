@@ -117,7 +117,7 @@ func newFixture(t testing.TB, change ...func(*Config)) *fixture {
 	}
 	f.Server, err = NewServer(Options{
 		Ring: ring, Sessions: f.sessions, Ender: f.sessions, Pages: textPages{}, Registerer: f.registry,
-		Audit:  slog.New(slog.NewJSONHandler(f.audit, nil)),
+		Audit:  f.audit,
 		Logger: slog.New(slog.NewJSONHandler(f.log, nil)), Now: func() time.Time { return f.now },
 	})
 	if err != nil {

@@ -2,7 +2,6 @@ package authz
 
 import (
 	"hash/maphash"
-	"slices"
 	"strings"
 	"sync/atomic"
 
@@ -28,20 +27,9 @@ type hygiene struct {
 	max     int
 	drops   *dropCounters
 	// anonymous removes every name and its usual aliases, and Authorization.
-	anonymous encoded
+	anonymous []byte // a part of an OkHttpResponse, as is issuer
 	issuer    []byte // as anonymous, but without Authorization
 	anyLength uint64 // bit n: a name has length n, for n below 64
-}
-
-// encoded is the part of an OkHttpResponse that is the same for many requests, in wire format: encoding it for each
-// would cost more than all the rest of a check.
-type encoded struct {
-	keep []byte // headers to set and to remove
-	cut  []byte // and Cookie to remove, for requests that have no other cookies than ours
-}
-
-func encode(set []*corev3.HeaderValueOption, remove []string) encoded {
-	return encoded{keep: encodeOK(set, remove), cut: encodeOK(set, append(slices.Clip(remove), "cookie"))}
 }
 
 func encodeOK(set []*corev3.HeaderValueOption, remove []string) []byte {
@@ -75,7 +63,7 @@ func newHygiene(list []IdentityHeader, limit int, drops *dropCounters) hygiene {
 		names = append(append(names, name), usualAliases(name)...)
 	}
 	h.issuer = encodeOK(nil, names)
-	h.anonymous = encode(nil, append(names, authorization))
+	h.anonymous = encodeOK(nil, append(names, authorization))
 	return h
 }
 
@@ -147,17 +135,17 @@ func foldEqual(a, b string) bool {
 	return true
 }
 
-// A principal is a session and what is made of it for one generation. It is immutable but for last.
+// A principal is a session and what is made of it for one generation. It is immutable.
 type principal struct {
 	session *session.Session
-	headers encoded // sets those that the identity has a value for, removes the others, aliases and Authorization
-	hash    string  // of the session id, for logs
-	user    string  // userName
-	last    atomic.Pointer[report]
+	of      *hygiene // that made it
+	headers []byte   // a part of an OkHttpResponse: sets those that the identity has a value for, removes the others, aliases and Authorization
+	hash    string   // of the session id, for logs
+	user    string   // userName
 }
 
 func (h *hygiene) principal(s *session.Session) *principal {
-	p := &principal{session: s, hash: audit.Hash(s.ID), user: userName(&s.Identity)}
+	p := &principal{session: s, of: h, hash: audit.Hash(s.ID), user: userName(&s.Identity)}
 	var set []*corev3.HeaderValueOption
 	var remove []string
 	for i := range h.headers {
@@ -169,7 +157,7 @@ func (h *hygiene) principal(s *session.Session) *principal {
 		}
 		remove = append(remove, e.aliases...)
 	}
-	p.headers = encode(set, append(remove, authorization))
+	p.headers = encodeOK(set, append(remove, authorization))
 	return p
 }
 
@@ -267,31 +255,34 @@ func userName(id *policy.Identity) string {
 	return strings.ToValidUTF8(id.Connector+":"+id.UserID, "?")
 }
 
-// What the cache of principals may hold.
+// How principals are remembered: those with few headers for as long as the session is in memory, longer ones in a
+// cache of fixed size, so that the memory stays bounded (large 48 KiB each at most).
 const (
-	principalSlots   = 4096
-	maxCachedHeaders = 2 << 10 // bytes; longer ones are made anew, so that the cache stays below 20 MB
+	maxMemo    = 2 << 10 // bytes of headers
+	largeSlots = 256
 )
 
-// A principalCache remembers what was made of sessions. Each session has two slots, which it shares with others: a
-// miss costs some allocations, nothing else. Its zero value is ready.
-type principalCache struct {
-	slots [principalSlots]atomic.Pointer[principal]
+// A largeCache remembers principals with long headers. Sessions share its slots: a miss costs the making of a principal, nothing
+// else. Its zero value is ready.
+type largeCache struct {
+	seed  maphash.Seed
+	slots [largeSlots]atomic.Pointer[principal]
 }
 
-// of returns the principal of s, made by h.
-func (c *principalCache) of(s *session.Session, h *hygiene, seed maphash.Seed) *principal {
-	i := maphash.Comparable(seed, s) % principalSlots
-	first, second := &c.slots[i], &c.slots[i^1]
-	if p := first.Load(); p != nil && p.session == s {
+// principal returns what is made of s in this generation.
+func (g *generation) principal(s *session.Session) *principal {
+	if p, ok := s.Memo.Load().(*principal); ok && p.of == &g.headers && p.session == s {
 		return p
 	}
-	if p := second.Load(); p != nil && p.session == s {
+	slot := &g.large.slots[maphash.Comparable(g.large.seed, s)%largeSlots]
+	if p := slot.Load(); p != nil && p.session == s {
 		return p
 	}
-	p := h.principal(s)
-	if len(p.headers.keep) <= maxCachedHeaders && !second.CompareAndSwap(nil, p) {
-		first.Store(p)
+	p := g.headers.principal(s)
+	if len(p.headers) <= maxMemo {
+		s.Memo.Store(p)
+	} else {
+		slot.Store(p)
 	}
 	return p
 }

@@ -1,14 +1,9 @@
 package authz
 
 import (
-	"context"
 	"errors"
-	"log/slog"
-	"strings"
-	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"google.golang.org/protobuf/types/known/structpb"
 
 	"gatehouse/authz/policy"
 )
@@ -147,116 +142,4 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 		errs = append(errs, r.Register(c))
 	}
 	return m, errors.Join(errs...)
-}
-
-// Limits of what a client can write into one audit event, in bytes.
-const (
-	maxAuditPath = 1 << 10
-	maxAuditWord = 256
-)
-
-// count counts the check.
-func (c *check) count() {
-	c.server.metrics.checks[c.out.kind].Inc()
-	c.server.metrics.duration.Observe(time.Since(c.start).Seconds())
-}
-
-// audit writes the event of the decision.
-func (c *check) audit(ctx context.Context) {
-	h := c.server.Audit.Handler()
-	if !h.Enabled(ctx, slog.LevelInfo) {
-		return
-	}
-	r := slog.NewRecord(time.Now(), slog.LevelInfo, "decision", 0) // no source line: it is always this one
-	if c.report != nil {
-		h = c.report.audit
-	} else {
-		r.AddAttrs(c.decisionAttrs()...)
-	}
-	method, host, path := c.auditRequest()
-	r.AddAttrs(
-		slog.String("method", method),
-		slog.String("host", host),
-		slog.String("path", path),
-		slog.String("request_id", c.requestID()),
-		slog.String("source", c.source),
-		slog.Int64("duration_us", time.Since(c.start).Microseconds()),
-	)
-	if err := h.Handle(ctx, r); err != nil {
-		c.server.metrics.auditErrors.Inc()
-	}
-}
-
-func (c *check) decisionAttrs() []slog.Attr {
-	o := outcomes[c.out.kind]
-	var user, connector, hash string
-	if c.who != nil {
-		user, connector, hash = c.who.user, c.who.session.Identity.Connector, c.who.hash
-	}
-	return []slog.Attr{
-		slog.String("decision", o.decision),
-		slog.Int("status", c.out.status),
-		slog.String("reason", o.reason),
-		slog.String("rule", c.out.rule),
-		slog.String("rule_reason", string(c.out.reason)),
-		slog.String("user", user),
-		slog.String("connector", connector),
-		slog.String("session", hash),
-	}
-}
-
-// auditRequest returns the request as it was decided on, or, where it could not be parsed, as it was sent. The
-// query is never part of it: hand-offs travel there.
-func (c *check) auditRequest() (method, host, path string) {
-	if c.req.Method != "" {
-		return c.req.Method, c.req.Host, clip(c.req.Path, maxAuditPath)
-	}
-	path, _, _ = strings.Cut(c.http.GetPath(), "?")
-	return clip(c.http.GetMethod(), maxAuditWord), clip(c.http.GetHost(), maxAuditWord), clip(path, maxAuditPath)
-}
-
-func clip(s string, limit int) string {
-	if len(s) <= limit {
-		return s
-	}
-	return strings.ToValidUTF8(s[:limit], "") + "…"
-}
-
-// A report is what is told of every allow of one user by one rule. Most requests of a user are alike: it is kept with the
-// principal, as it goes to the proxy and to the audit log.
-type report struct {
-	out      outcome
-	metadata *structpb.Struct // encoded, see allowance
-	audit    slog.Handler     // with decisionAttrs
-}
-
-// reported returns the report for this check, which is an allow of somebody.
-func (c *check) reported() *report {
-	if r := c.who.last.Load(); r != nil && r.out == c.out {
-		return r
-	}
-	r := &report{out: c.out, metadata: &structpb.Struct{}, audit: c.server.Audit.Handler().WithAttrs(c.decisionAttrs())}
-	r.metadata.ProtoReflect().SetUnknown(marshal(c.metadata()))
-	c.who.last.Store(r)
-	return r
-}
-
-// metadata returns what the access log of Envoy can show of a check, as
-// %DYNAMIC_METADATA(envoy.filters.http.ext_authz)%. The request id stands in it where Envoy does not know it.
-func (c *check) metadata() *structpb.Struct {
-	o := outcomes[c.out.kind]
-	fields := map[string]*structpb.Value{
-		"decision": structpb.NewStringValue(o.decision),
-		"reason":   structpb.NewStringValue(o.reason),
-	}
-	if c.out.rule != "" {
-		fields["rule"] = structpb.NewStringValue(strings.ToValidUTF8(c.out.rule, "?"))
-	}
-	if c.who != nil {
-		fields["user"] = structpb.NewStringValue(c.who.user)
-	}
-	if c.newID {
-		fields["request_id"] = structpb.NewStringValue(c.rid)
-	}
-	return &structpb.Struct{Fields: fields}
 }

@@ -10,8 +10,6 @@ import (
 	"strings"
 	"time"
 
-	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
-
 	"gatehouse/authz/session"
 	"gatehouse/internal/handoff"
 	"gatehouse/internal/seal"
@@ -44,7 +42,7 @@ const purposeSignOut seal.Purpose = "sign-out form"
 const signOutFormLifetime = time.Hour
 
 // own answers a request for one of our own paths. No body is ever read.
-func (c *check) own(ctx context.Context, path ownPath) *authv3.CheckResponse {
+func (c *check) own(ctx context.Context, path ownPath) answer {
 	read := c.reads()
 	switch {
 	case path == ownSession && c.req.Method == http.MethodGet:
@@ -69,7 +67,7 @@ func (c *check) own(ctx context.Context, path ownPath) *authv3.CheckResponse {
 
 // parameter returns a query parameter that is there exactly once.
 func (c *check) parameter(name string) string {
-	_, query, _ := strings.Cut(c.http.GetPath(), "?")
+	_, query, _ := strings.Cut(c.msg.path, "?")
 	query, _, _ = strings.Cut(query, "#")
 	values, err := url.ParseQuery(query)
 	if err != nil || len(values[name]) != 1 {
@@ -80,7 +78,7 @@ func (c *check) parameter(name string) string {
 
 // redeem makes a session cookie of a hand-off that the issuer sealed for this host and this browser. A hand-off that is ours but
 // is too old, was redeemed already or belongs to another browser starts the sign-in anew, where it would have led.
-func (c *check) redeem(ctx context.Context) *authv3.CheckResponse {
+func (c *check) redeem(ctx context.Context) answer {
 	t, err := handoff.OpenTicket(c.server.Ring, c.parameter("t"), c.now)
 	expired := errors.Is(err, handoff.ErrExpired)
 	if err != nil && !expired || t.Host != c.req.Host {
@@ -112,7 +110,7 @@ func (c *check) redeem(ctx context.Context) *authv3.CheckResponse {
 	case s == nil: // signed out within the minute
 		return c.redirectTo(ownHandoffAgain, back, c.keepPreCookie(countRound(pre, c.now)))
 	}
-	c.who = c.g.principals.of(s, &c.g.headers, c.server.seed)
+	c.who = c.g.principal(s)
 	value := handoff.SealCookie(c.server.Ring, c.req.Host, s.ID, c.now)
 	cookies := []header{
 		{"set-cookie", setCookie(c.names.Session, value, c.https, c.g.SameSite)},
@@ -136,7 +134,7 @@ func (c *check) identifyUnblocked(ctx context.Context) error {
 }
 
 // askedSignIn starts a sign-in that the user or an app asked for, and returns to the parameter rd.
-func (c *check) askedSignIn(ctx context.Context) *authv3.CheckResponse {
+func (c *check) askedSignIn(ctx context.Context) answer {
 	target := c.parameter("rd")
 	if err := c.identifyUnblocked(ctx); err != nil {
 		return c.refuseFailure(ctx, err)
@@ -152,8 +150,8 @@ func (c *check) askedSignIn(ctx context.Context) *authv3.CheckResponse {
 }
 
 // whoAmI tells a program who is signed in.
-func (c *check) whoAmI(ctx context.Context) *authv3.CheckResponse {
-	if c.bearer = hasBearer(c.head[authorization]); c.bearer {
+func (c *check) whoAmI(ctx context.Context) answer {
+	if c.bearer = hasBearer(c.head.get(authorization)); c.bearer {
 		return c.unauthenticated(unauthenticatedBearer, ProblemBearer)
 	}
 	if err := c.identify(ctx); err != nil {
@@ -191,12 +189,12 @@ func expiry(s *session.Session) time.Time {
 }
 
 // askSignOut shows the page that asks, or signs out at once if a page of this very origin led the tab here.
-func (c *check) askSignOut(ctx context.Context) *authv3.CheckResponse {
+func (c *check) askSignOut(ctx context.Context) answer {
 	if err := c.identifyUnblocked(ctx); err != nil {
 		return c.refuseFailure(ctx, err)
 	}
-	direct := c.req.Method == http.MethodGet && c.head["sec-fetch-site"] == "same-origin" &&
-		c.head["sec-fetch-mode"] == "navigate" && c.head["sec-fetch-dest"] == "document"
+	direct := c.req.Method == http.MethodGet && c.head.get("sec-fetch-site") == "same-origin" &&
+		c.head.get("sec-fetch-mode") == "navigate" && c.head.get("sec-fetch-dest") == "document"
 	if c.who == nil || direct {
 		return c.signOut(ctx)
 	}
@@ -206,7 +204,7 @@ func (c *check) askSignOut(ctx context.Context) *authv3.CheckResponse {
 }
 
 // postSignOut takes the form of askSignOut. A page of another origin cannot send it.
-func (c *check) postSignOut(ctx context.Context) *authv3.CheckResponse {
+func (c *check) postSignOut(ctx context.Context) answer {
 	if !c.sameOrigin() {
 		return c.refuse(invalidForm, ProblemForm, 403)
 	}
@@ -222,10 +220,10 @@ func (c *check) postSignOut(ctx context.Context) *authv3.CheckResponse {
 // sameOrigin reports whether a POST comes from a page of this origin, or from no page at all.
 func (c *check) sameOrigin() bool {
 	own, _ := c.g.Hosts.Origin(c.req.Host)
-	if origin, present := c.head["origin"]; present {
+	if origin, present := c.head.find("origin"); present {
 		return origin == own
 	}
-	switch c.head["sec-fetch-site"] {
+	switch c.head.get("sec-fetch-site") {
 	case "", "none", "same-origin":
 		return true
 	}
@@ -247,7 +245,7 @@ func (c *check) formOf(id string) bool {
 }
 
 // signOut ends the session, if there is one, and clears our cookies.
-func (c *check) signOut(ctx context.Context) *authv3.CheckResponse {
+func (c *check) signOut(ctx context.Context) answer {
 	next := ""
 	if c.who != nil {
 		var err error

@@ -3,49 +3,53 @@ package authz
 import (
 	"crypto/rand"
 	"net/http"
+	"slices"
 	"strings"
 	"unicode/utf8"
-
-	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 )
 
-// read takes from a CheckRequest what a check looks at. It returns false for a request that is none.
-func (c *check) read(in *authv3.CheckRequest) bool {
-	attrs := in.GetAttributes()
-	c.http = attrs.GetRequest().GetHttp()
-	c.source = attrs.GetSource().GetAddress().GetSocketAddress().GetAddress()
-	if c.http == nil {
-		return false
-	}
-	c.head = c.http.GetHeaders()
-	if m := c.http.GetHeaderMap(); len(m.GetHeaders()) > 0 { // encode_raw_headers
-		c.head = make(map[string]string, len(m.GetHeaders()))
-		for _, h := range m.GetHeaders() {
-			v := h.GetValue()
-			if raw := h.GetRawValue(); len(raw) > 0 {
-				v = string(raw)
-			}
-			addHeader(c.head, h.GetKey(), v)
+// headers are those of a request; of several with one name the last counts.
+type headers []header
+
+// get returns the value of a header, by its lower-case name; "" if there is none.
+func (h headers) get(name string) string {
+	v, _ := h.find(name)
+	return v
+}
+
+func (h headers) find(name string) (value string, ok bool) {
+	for i := len(h) - 1; i >= 0; i-- {
+		if h[i].name == name {
+			return h[i].value, true
 		}
 	}
-	return c.http.GetMethod() != "" && c.http.GetPath() != ""
+	return "", false
 }
 
-func lowerKeys(in map[string]string) map[string]string {
-	out := make(map[string]string, len(in))
-	for k, v := range in {
-		addHeader(out, k, v)
+// joined makes all names lower case and joins the values of one name, as a proxy does (RFC 9110 section 5.3). Unless
+// several of one name are several headers, the last of them counts.
+func (h headers) joined(several bool) headers {
+	last := make(map[string]int, len(h))
+	for i := range h {
+		last[h[i].name] = i
+	}
+	var order []string
+	values := make(map[string][]string, len(h))
+	for i := range h {
+		if !several && last[h[i].name] != i {
+			continue
+		}
+		name := strings.ToLower(h[i].name)
+		if values[name] == nil {
+			order = append(order, name)
+		}
+		values[name] = append(values[name], h[i].value)
+	}
+	out := make(headers, 0, len(order))
+	for _, name := range order {
+		out = append(out, header{name, strings.Join(values[name], ",")})
 	}
 	return out
-}
-
-// addHeader joins the values of one name as a proxy does (RFC 9110 section 5.3).
-func addHeader(head map[string]string, key, value string) {
-	key = strings.ToLower(key)
-	if old, ok := head[key]; ok {
-		value = old + "," + value
-	}
-	head[key] = value
 }
 
 func hasUpper(s string) bool {
@@ -57,25 +61,27 @@ func hasUpper(s string) bool {
 	return false
 }
 
-// scanHeaders makes all names lower case and finds the headers that an app could read as an identity header. It returns false if one of them has a name
-// that no answer could carry, or if the Connection header names an identity header: the next hop would drop it
-// (RFC 9110 section 7.6.1).
+// scanHeaders takes the headers of the message, with names in lower case, and finds those that an app could read as an
+// identity header. It returns false if one of them has a name that no answer could carry, or if the Connection header names
+// an identity header: the next hop would drop it (RFC 9110 section 7.6.1).
 func (c *check) scanHeaders() bool {
-	h := &c.g.headers
-	for key := range c.head {
-		if hasUpper(key) { // Envoy sends lower case
-			c.head, c.aliases = lowerKeys(c.head), nil
-			return c.scanHeaders()
-		}
-		if h.alias(key) {
-			if !utf8.ValidString(key) {
+	c.head = c.msg.list
+	if len(c.msg.raw) > 0 {
+		c.head = headers(c.msg.raw).joined(true)
+	} else if slices.ContainsFunc(c.msg.list, func(h header) bool { return hasUpper(h.name) }) { // Envoy sends lower case
+		c.head = headers(c.msg.list).joined(false)
+	}
+	g := &c.g.headers
+	for i := range c.head {
+		if name := c.head[i].name; g.alias(name) {
+			if !utf8.ValidString(name) {
 				return false
 			}
-			c.aliases = append(c.aliases, key)
+			c.aliases = append(c.aliases, name)
 		}
 	}
-	for name := range strings.SplitSeq(c.head["connection"], ",") {
-		if name = trimBlanks(name); name != "" && h.owns(name) {
+	for name := range strings.SplitSeq(c.head.get("connection"), ",") {
+		if name = trimBlanks(name); name != "" && g.owns(name) {
 			return false
 		}
 	}
@@ -85,7 +91,7 @@ func (c *check) scanHeaders() bool {
 // requestID returns the proxy's id of the request, or a new one if that cannot stand in a log and a header.
 func (c *check) requestID() string {
 	if c.rid == "" {
-		if id := c.head["x-request-id"]; saneID(id) {
+		if id := c.head.get("x-request-id"); saneID(id) {
 			c.rid = id
 		} else {
 			c.rid, c.newID = rand.Text(), true
@@ -132,15 +138,15 @@ const (
 // client tells a person's navigation from a script. Nothing but the form of a refusal depends on it.
 func (c *check) client() client {
 	read := c.reads()
-	mode, accept := c.head["sec-fetch-mode"], c.head["accept"]
+	mode, accept := c.head.get("sec-fetch-mode"), c.head.get("accept")
 	switch {
 	case mode == "navigate" && read:
 		return clientNavigation
 	case mode != "":
 		return clientScript
-	case c.head["x-requested-with"] != "",
-		containsFold(c.head["upgrade"], "websocket"),
-		strings.HasPrefix(c.head["content-type"], "application/grpc"):
+	case c.head.get("x-requested-with") != "",
+		containsFold(c.head.get("upgrade"), "websocket"),
+		strings.HasPrefix(c.head.get("content-type"), "application/grpc"):
 		return clientScript
 	case containsFold(accept, "text/html"):
 		if read {
@@ -161,10 +167,10 @@ func (c *check) reads() bool {
 // person reports whether a refusal is read by a person: a form that was posted is no navigation that could go
 // on after a sign-in, but its answer is shown.
 func (c *check) person() bool {
-	if mode := c.head["sec-fetch-mode"]; mode != "" {
+	if mode := c.head.get("sec-fetch-mode"); mode != "" {
 		return mode == "navigate"
 	}
-	return c.head["x-requested-with"] == "" && containsFold(c.head["accept"], "text/html")
+	return c.head.get("x-requested-with") == "" && containsFold(c.head.get("accept"), "text/html")
 }
 
 func containsFold(s, lower string) bool {

@@ -4,7 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"hash/maphash"
+	"io"
 	"log/slog"
 	"runtime/debug"
 	"sync"
@@ -13,6 +13,7 @@ import (
 
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/protobuf/proto"
 
 	"gatehouse/authz/policy"
 	"gatehouse/authz/session"
@@ -23,7 +24,7 @@ import (
 // Sessions knows which sessions are live. *session.View is one.
 type Sessions interface {
 	// Lookup returns a session that is live at now, session.ErrNotFound, session.ErrBlocked for a user who is refused
-	// now, or another error, such as *session.UnavailableError, if it cannot find out.
+	// now, or another error, such as *session.UnavailableError, if it cannot find out. id is good during the call only.
 	Lookup(ctx context.Context, id string, now time.Time) (*session.Session, error)
 }
 
@@ -40,7 +41,7 @@ type Options struct {
 	Sessions   Sessions
 	Ender      Ender
 	Pages      Pages
-	Audit      *slog.Logger // one event per decision; nil writes none
+	Audit      io.Writer    // one line of JSON per decision; it must not wait; nil writes none
 	Logger     *slog.Logger // faults
 	Registerer prometheus.Registerer
 	Now        func() time.Time
@@ -57,7 +58,6 @@ type Server struct {
 	Options
 	current atomic.Pointer[generation]
 	metrics *metrics
-	seed    maphash.Seed
 	checks  sync.Pool // of *check
 
 	lastFault atomic.Int64 // when a fault was logged, in nanoseconds since 1970
@@ -71,9 +71,6 @@ func NewServer(o Options) (*Server, error) {
 	for _, p := range Purposes() {
 		_ = o.Ring.Seal(p, "", nil)
 	}
-	if o.Audit == nil {
-		o.Audit = slog.New(slog.DiscardHandler)
-	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -84,7 +81,7 @@ func NewServer(o Options) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Server{Options: o, metrics: m, seed: maphash.MakeSeed()}, nil
+	return &Server{Options: o, metrics: m}, nil
 }
 
 // fault logs why a session could not be verified, at most once a second: while a store is down it is every request.
@@ -106,19 +103,35 @@ func (s *Server) Apply(cfg *Config) error {
 	return nil
 }
 
-// Check implements envoy.service.auth.v3.Authorization. Its error is always nil: what goes wrong is answered with 503. The
-// answer is meant for the wire: parts of it are encoded already, so its fields are all there only once it was sent and received.
+// Check implements envoy.service.auth.v3.Authorization. Its error is always nil: what goes wrong is answered with 503. It is for
+// callers in the same process; what comes over the network is not made a message first (NewGRPCServer).
 func (s *Server) Check(ctx context.Context, in *authv3.CheckRequest) (*authv3.CheckResponse, error) {
+	b, err := proto.Marshal(in)
+	if err != nil {
+		b = nil // not UTF-8: no message at all
+	}
+	out := &authv3.CheckResponse{}
+	if err := proto.Unmarshal(s.check(ctx, b), out); err != nil {
+		return nil, fmt.Errorf("authz: an answer that cannot be read: %w", err)
+	}
+	return out, nil
+}
+
+// check answers a CheckRequest in wire format, which must not change meanwhile. Nothing refers to it afterwards.
+func (s *Server) check(ctx context.Context, in []byte) answer {
 	c, ok := s.checks.Get().(*check)
 	if !ok {
-		c = &check{}
+		c = &check{opened: make([]byte, 0, maxOpened)}
 	}
-	*c = check{server: s, g: s.current.Load(), start: time.Now(), now: s.Now()}
-	answer := c.run(ctx, in)
-	*c = check{} // a pool keeps no request alive; an answer refers to nothing in c
+	c.server, c.g, c.start, c.now = s, s.current.Load(), time.Now(), s.Now()
+	out := c.run(ctx, in)
+	c.reset() // a pool keeps no request alive
 	s.checks.Put(c)
-	return answer, nil
+	return out
 }
+
+// maxOpened is what opening a cookie of the longest accepted length on the longest host name needs, in bytes.
+const maxOpened = 1 << 10
 
 // A check is one request on its way through.
 type check struct {
@@ -126,47 +139,53 @@ type check struct {
 	g       *generation
 	start   time.Time // for the duration
 	now     time.Time // for decisions
-	http    *authv3.AttributeContext_HttpRequest
-	head    map[string]string // lower-case names
-	source  string            // address of the peer that Envoy saw
-	rid     string            // request id
-	newID   bool              // rid is ours, since the proxy sent none
-	req     policy.Request    // zero until parsed
-	https   bool              // req.Host is served over https
+	msg     message
+	head    headers        // lower-case names
+	rid     string         // request id
+	newID   bool           // rid is ours, since the proxy sent none
+	req     policy.Request // zero until parsed
+	https   bool           // req.Host is served over https
 	names   handoff.CookieNames
 	jar     jar
 	bearer  bool
-	scratch [128]byte  // for opened cookies
 	aliases []string   // headers of the request that could be read as identity headers
 	who     *principal // nil for an anonymous caller
 	out     outcome
-	report  *report // of an allow of who; nil otherwise
+	opened  []byte // memory for an opened cookie
+	line    []byte // and for the line of the audit log
+}
+
+// reset leaves nothing of the request but memory for the next.
+func (c *check) reset() {
+	c.msg.reset()
+	clear(c.aliases)
+	*c = check{msg: c.msg, aliases: c.aliases[:0], opened: c.opened, line: c.line}
 }
 
 // run answers and records. Should either panic, it refuses.
-func (c *check) run(ctx context.Context, in *authv3.CheckRequest) (answer *authv3.CheckResponse) {
+func (c *check) run(ctx context.Context, in []byte) (out answer) {
 	defer func() {
 		if p := recover(); p != nil {
-			answer = c.panicked(ctx, p)
+			out = c.panicked(ctx, p)
 		}
 	}()
-	answer = c.answer(ctx, in)
-	c.audit(ctx)
-	c.count()
-	return answer
+	out = c.answer(ctx, in)
+	c.record()
+	return out
 }
 
 // panicked counts and logs a panic. Its value is not logged: it may hold what a client sent.
-func (c *check) panicked(ctx context.Context, value any) *authv3.CheckResponse {
+func (c *check) panicked(ctx context.Context, value any) answer {
 	stack := debug.Stack()
-	c.out, c.report = outcome{kind: failedPanic, status: 503}, nil
+	c.out = outcome{kind: failedPanic, status: 503}
 	c.server.metrics.panics.Inc()
-	c.count()
+	end := time.Now()
+	c.count(end)
 	quietly(func() {
 		c.server.Logger.LogAttrs(ctx, slog.LevelError, "panic in a check", slog.String("type", fmt.Sprintf("%T", value)),
 			slog.String("request_id", c.requestID()), slog.String("stack", string(stack)))
 	})
-	quietly(func() { c.audit(ctx) })
+	quietly(func() { c.audit(end) })
 	return bareUnavailable()
 }
 
@@ -177,16 +196,20 @@ func quietly(f func()) {
 }
 
 // answer decides in the order of the package comment.
-func (c *check) answer(ctx context.Context, in *authv3.CheckRequest) *authv3.CheckResponse {
+func (c *check) answer(ctx context.Context, in []byte) answer {
 	switch {
 	case c.g == nil:
 		c.out = outcome{kind: failedNoConfig, status: 503}
 		return bareUnavailable()
-	case !c.read(in):
+	case !c.msg.read(in):
+		c.msg.reset() // half a message says nothing
 		return c.refuse(invalidMalformed, ProblemBadRequest, 400)
 	}
 	clean := c.scanHeaders()
-	req, err := policy.ParseRequest(c.http.GetMethod(), c.http.GetHost(), c.http.GetPath())
+	if c.msg.method == "" || c.msg.path == "" {
+		return c.refuse(invalidMalformed, ProblemBadRequest, 400)
+	}
+	req, err := policy.ParseRequest(c.msg.method, c.msg.host, c.msg.path)
 	if err != nil {
 		return c.refuse(invalidAmbiguous, ProblemBadRequest, 400)
 	}
@@ -203,7 +226,7 @@ func (c *check) answer(ctx context.Context, in *authv3.CheckRequest) *authv3.Che
 	}
 	if listed {
 		if op := c.g.ownPath(req.Path); op != ownNone {
-			c.jar.scan(c.head["cookie"], c.names, c.g.cookies)
+			c.jar.scan(c.head.get("cookie"), c.names, c.g.cookies)
 			return c.own(ctx, op)
 		}
 	}
@@ -213,13 +236,13 @@ func (c *check) answer(ctx context.Context, in *authv3.CheckRequest) *authv3.Che
 	if !listed {
 		return c.refuse(deniedHost, ProblemUnlistedHost, 403)
 	}
-	c.jar.scan(c.head["cookie"], c.names, c.g.cookies)
+	c.jar.scan(c.head.get("cookie"), c.names, c.g.cookies)
 	return c.decide(ctx)
 }
 
 // decide finds out who the caller is and asks the policy.
-func (c *check) decide(ctx context.Context) *authv3.CheckResponse {
-	c.bearer = hasBearer(c.head[authorization])
+func (c *check) decide(ctx context.Context) answer {
+	c.bearer = hasBearer(c.head.get(authorization))
 	var failure error
 	if !c.bearer {
 		failure = c.identify(ctx)
@@ -249,11 +272,11 @@ func (c *check) identify(ctx context.Context) error {
 	var found *session.Session
 	live := 0
 	for _, v := range c.jar.session.values() {
-		id, _, err := handoff.OpenCookie(c.scratch[:0], c.server.Ring, c.req.Host, v)
+		id, _, err := handoff.OpenCookie(c.opened[:0], c.server.Ring, c.req.Host, v)
 		if err != nil {
 			continue
 		}
-		s, err := c.lookup(ctx, string(id))
+		s, err := c.lookup(ctx, alias(id))
 		if err != nil {
 			return err
 		}
@@ -263,7 +286,7 @@ func (c *check) identify(ctx context.Context) error {
 		}
 	}
 	if live == 1 {
-		c.who = c.g.principals.of(found, &c.g.headers, c.server.seed)
+		c.who = c.g.principal(found)
 	}
 	return nil
 }
@@ -272,7 +295,7 @@ func (c *check) identify(ctx context.Context) error {
 func (c *check) lookup(ctx context.Context, id string) (*session.Session, error) {
 	s, err := c.server.Sessions.Lookup(ctx, id, c.now)
 	switch {
-	case errors.Is(err, session.ErrNotFound):
+	case err != nil && errors.Is(err, session.ErrNotFound):
 		return nil, nil
 	case err != nil:
 		return nil, err

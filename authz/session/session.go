@@ -7,6 +7,7 @@ package session
 import (
 	"context"
 	"errors"
+	"sync/atomic"
 	"time"
 
 	"gatehouse/authz/policy"
@@ -33,7 +34,7 @@ func (e *UnavailableError) Unwrap() error { return e.Err }
 // A User is a user at a connector.
 type User struct{ Connector, ID string }
 
-// A Session is one signed-in browser. It is immutable.
+// A Session is one signed-in browser. It is immutable but for Memo.
 type Session struct {
 	ID             string
 	User           User
@@ -43,6 +44,9 @@ type Session struct {
 	IdleExpiry     time.Time // dead at this time, unless there is activity before; a zero time is dead
 	AbsoluteExpiry time.Time // dead at this time
 	BlockedUntil   time.Time // the user is refused before this time
+
+	// Memo is for whoever looks sessions up: what it has made of this one, kept as long as the session is in memory.
+	Memo atomic.Value
 }
 
 // A Change says that what is stored about a session or a user is no longer what it was. Activity alone is no change.

@@ -7,6 +7,7 @@ import (
 	"hash/maphash"
 	"log/slog"
 	"runtime/debug"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -120,12 +121,18 @@ func (v *View) shard(id string) *shard {
 //
 // While the store is unavailable, the sessions that the view knows go on: until their absolute expiry, and as
 // long as this view sees activity within the idle time.
+//
+// id is good during the call only: a caller need not copy it out of what it has read.
 func (v *View) Lookup(ctx context.Context, id string, now time.Time) (*Session, error) {
 	if id == "" || len(id) > maxID {
 		return nil, ErrNotFound
 	}
 	sh := v.shard(id)
 	s, err := sh.lookup(id, now)
+	if err == nil {
+		return s, nil
+	}
+	id = strings.Clone(id) // a read outlives the call
 	switch {
 	case errors.Is(err, errUnknown):
 		return v.read(ctx, sh, id, now)

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+	"unsafe"
 
 	"gatehouse/authz/policy"
 )
@@ -347,6 +348,26 @@ func TestReadGoesOnWhenAllGiveUp(t *testing.T) {
 		wantLive(t, v, "a")
 		if got := store.count("a"); got != 1 {
 			t.Errorf("got %d reads, want 1", got)
+		}
+	})
+}
+
+// TestIDIsGoodDuringTheCallOnly pins that a read which outlives its caller does not refer to the caller's memory.
+func TestIDIsGoodDuringTheCallOnly(t *testing.T) {
+	inBubble(t, "a", func(t *testing.T, store *fake, v *View) {
+		store.gate = make(chan struct{})
+		memory := []byte("a")
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if _, err := v.Lookup(ctx, unsafe.String(&memory[0], 1), time.Now()); !errors.Is(err, context.DeadlineExceeded) {
+			t.Fatalf("got %v, want a deadline error", err)
+		}
+		memory[0] = 'b'
+		close(store.gate)
+		synctest.Wait()
+		wantLive(t, v, "a")
+		if a, b := store.count("a"), store.count("b"); a != 1 || b != 0 || v.Stats().ReadErrors != 0 {
+			t.Errorf("got %d reads of a, %d of b and %d errors, want 1, 0 and 0", a, b, v.Stats().ReadErrors)
 		}
 	})
 }

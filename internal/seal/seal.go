@@ -15,6 +15,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -29,6 +30,9 @@ const (
 	nonceSize = 12
 	tagSize   = 16
 )
+
+// encoding is strict: a value has one spelling only.
+var encoding = base64.RawURLEncoding.Strict()
 
 // A Purpose separates what is sealed with the same key: each has its own derived key.
 type Purpose string
@@ -107,30 +111,32 @@ func (r *Ring) Seal(p Purpose, ad string, value []byte) string {
 	copy(out, b.id[:])
 	nonce := out[idSize : idSize+nonceSize]
 	_, _ = rand.Read(nonce) // never fails (crypto/rand)
-	return base64.RawURLEncoding.EncodeToString(b.aead.Seal(out, nonce, value, []byte(ad)))
+	return encoding.EncodeToString(b.aead.Seal(out, nonce, value, []byte(ad)))
 }
 
-// Open returns what was sealed for p and ad, appended to dst, or ErrInvalid.
+// Open returns what was sealed for p and ad, appended to dst, or ErrInvalid. It does not allocate if dst has room for about
+// twice the length of sealed and for ad; what stands beyond the length of the result is overwritten.
 func (r *Ring) Open(dst []byte, p Purpose, ad, sealed string) ([]byte, error) {
-	if strings.ContainsAny(sealed, "\r\n") { // which base64 would pass over
+	if strings.IndexByte(sealed, '\n') >= 0 || strings.IndexByte(sealed, '\r') >= 0 { // which base64 would pass over
 		return nil, ErrInvalid
 	}
-	var buf [512]byte
-	raw := buf[:]
-	if n := base64.RawURLEncoding.DecodedLen(len(sealed)); n > len(raw) {
-		raw = make([]byte, n)
-	}
-	n, err := base64.RawURLEncoding.Strict().Decode(raw, []byte(sealed))
+	start, size := len(dst), encoding.DecodedLen(len(sealed))
+	dst = slices.Grow(dst, 2*size+len(ad))
+	free := dst[start:cap(dst)]
+	raw, free := free[:size:size], free[size:]
+	n, err := encoding.Decode(raw, []byte(sealed))
 	if err != nil || n < Overhead {
 		return nil, ErrInvalid
 	}
 	id, nonce, text := [idSize]byte(raw[:idSize]), raw[idSize:idSize+nonceSize], raw[idSize+nonceSize:n]
+	copy(free, ad)
+	data, free := free[:len(ad):len(ad)], free[len(ad):]
 	for _, b := range r.boxes[p] {
 		if b.id != id {
 			continue
 		}
-		if out, err := b.aead.Open(dst, nonce, text, []byte(ad)); err == nil {
-			return out, nil
+		if out, err := b.aead.Open(free[:0], nonce, text, data); err == nil {
+			return append(dst[:start], out...), nil
 		}
 	}
 	return nil, ErrInvalid

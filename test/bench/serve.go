@@ -112,7 +112,7 @@ func newGatehouse(rules int) (*authz.Server, []string, error) {
 	s, err := authz.NewServer(authz.Options{
 		Ring: ring, Sessions: session.NewView(store, session.Options{Idle: 12 * time.Hour}),
 		Ender: store, Pages: noPages{}, Registerer: prometheus.NewRegistry(),
-		Audit: slog.New(slog.NewJSONHandler(audit.NewWriter(null, 0), nil)), Logger: slog.New(slog.NewTextHandler(os.Stderr, nil)),
+		Audit: audit.NewWriter(null, 0), Logger: slog.New(slog.NewTextHandler(os.Stderr, nil)),
 	})
 	if err != nil {
 		return nil, nil, err
