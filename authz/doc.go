@@ -9,6 +9,10 @@
 // the policy decides, and the answer is 200 with identity headers, a redirect to sign in, 401, 403 or 503. Check never
 // returns a gRPC error, since the failure mode of the proxy would then decide.
 //
+// What comes over the network is not made a message: the few fields that a check needs are read from its bytes in place, with
+// the meaning that proto.Unmarshal gives them, and the answer is written by hand. A check allocates the answer and, where the
+// request has other cookies than ours, the Cookie header; a test holds it to that.
+//
 // # What an app sees
 //
 // On every allow each identity header is set from the session or removed, never left as the client sent it; so

@@ -13,6 +13,8 @@ import (
 
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/genproto/googleapis/rpc/status"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
 
 	"gatehouse/authz/policy"
@@ -111,8 +113,8 @@ func (s *Server) Check(ctx context.Context, in *authv3.CheckRequest) (*authv3.Ch
 		b = nil // not UTF-8: no message at all
 	}
 	out := &authv3.CheckResponse{}
-	if err := proto.Unmarshal(s.check(ctx, b), out); err != nil {
-		return nil, fmt.Errorf("authz: an answer that cannot be read: %w", err)
+	if proto.Unmarshal(s.check(ctx, b), out) != nil { // refused, should that ever be
+		return &authv3.CheckResponse{Status: &status.Status{Code: int32(codes.Unavailable)}}, nil
 	}
 	return out, nil
 }

@@ -14,7 +14,6 @@ import (
 
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	"github.com/spf13/cobra"
-	"google.golang.org/protobuf/proto"
 
 	"gatehouse/authz"
 	"gatehouse/authz/policy"
@@ -136,15 +135,7 @@ func explain(ctx context.Context, cfg *config.Config, method, target string, id 
 	if err != nil {
 		return nil, err
 	}
-	wire, err := proto.Marshal(resp)
-	if err != nil {
-		return nil, err
-	}
-	var seen authv3.CheckResponse // as Envoy reads it
-	if err := proto.Unmarshal(wire, &seen); err != nil {
-		return nil, err
-	}
-	e := explained(&seen)
+	e := explained(resp)
 	req, err := policy.ParseRequest(method, u.Host, raw)
 	switch {
 	case err != nil:
