@@ -11,6 +11,7 @@ import (
 	"io"
 	"strconv"
 	"sync"
+	"time"
 )
 
 // DefaultLimit is how many bytes of lines wait to be written at most, unless said otherwise.
@@ -19,6 +20,10 @@ const DefaultLimit = 4 << 20
 // chunkSize is how many bytes are written at once, as whole lines: what a pipe takes in one piece (PIPE_BUF),
 // so that lines stay whole where another program writes to the same pipe. A longer line goes alone.
 const chunkSize = 4 << 10
+
+// gatherTime is how long a line waits for others to be written with it: under load there is one write for many lines, and
+// nobody is woken for each. A process that is killed loses no more than this.
+const gatherTime = 5 * time.Millisecond
 
 // ErrClosed is returned by Write after Close.
 var ErrClosed = errors.New("audit: writer is closed")
@@ -34,6 +39,7 @@ type Writer struct {
 	out   io.Writer
 	limit int
 	wake  chan struct{} // has room for one: a wake-up is never lost
+	quit  chan struct{} // closed by Close
 	done  chan struct{} // closed when the goroutine has ended
 
 	mu       sync.Mutex
@@ -50,7 +56,7 @@ func NewWriter(out io.Writer, limit int) *Writer {
 	if limit <= 0 {
 		limit = DefaultLimit
 	}
-	w := &Writer{out: out, limit: limit, wake: make(chan struct{}, 1), done: make(chan struct{})}
+	w := &Writer{out: out, limit: limit, wake: make(chan struct{}, 1), quit: make(chan struct{}), done: make(chan struct{})}
 	go w.run()
 	return w
 }
@@ -98,8 +104,11 @@ func (w *Writer) Dropped() uint64 {
 // called more than once.
 func (w *Writer) Close(ctx context.Context) error {
 	w.mu.Lock()
-	w.closed = true
-	w.signal()
+	if !w.closed {
+		w.closed = true
+		close(w.quit)
+		w.signal()
+	}
 	w.mu.Unlock()
 	select {
 	case <-w.done:
@@ -120,7 +129,14 @@ func (w *Writer) Close(ctx context.Context) error {
 func (w *Writer) run() {
 	defer close(w.done)
 	torn := false // the last write ended inside a line
+	gather := time.NewTimer(0)
+	defer gather.Stop()
 	for range w.wake {
+		gather.Reset(gatherTime)
+		select {
+		case <-gather.C:
+		case <-w.quit:
+		}
 		lines, lost, closed := w.take()
 		var failed, unreported int
 		failed, torn = w.writeLines(lines, torn)

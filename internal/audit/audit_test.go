@@ -81,7 +81,7 @@ func TestBlockedLogNeverBlocksWriters(t *testing.T) {
 		w := NewWriter(out, 100)
 		line := strings.Repeat("x", 19) + "\n"
 		write(t, w, line)
-		synctest.Wait() // the goroutine is blocked with the first line
+		settle() // the goroutine is blocked with the first line
 		for range 7 {
 			write(t, w, line) // four fit, with room for a newline that one could lack
 		}
@@ -89,7 +89,7 @@ func TestBlockedLogNeverBlocksWriters(t *testing.T) {
 			t.Fatalf("got %d dropped, want 3", got)
 		}
 		close(out.gate)
-		synctest.Wait()
+		settle()
 		write(t, w, "after\n")
 		if err := w.Close(t.Context()); err != nil {
 			t.Fatal(err)
@@ -106,10 +106,10 @@ func TestDropsAreToldWithoutAnotherEvent(t *testing.T) {
 		out := &sink{gate: make(chan struct{})}
 		w := NewWriter(out, 10)
 		write(t, w, "first\n")
-		synctest.Wait()
+		settle()
 		write(t, w, "second is too long\n")
 		close(out.gate)
-		synctest.Wait()
+		settle()
 		want := "first\n" + `{"level":"WARN","msg":"audit events dropped","count":1}` + "\n"
 		if got := out.String(); got != want {
 			t.Errorf("got %q, want %q", got, want)
@@ -131,7 +131,7 @@ func TestFailedWritesAreDropsAndLinesStayWhole(t *testing.T) {
 		}}
 		w := NewWriter(out, 0)
 		write(t, w, "abcdefg\n")
-		synctest.Wait()
+		settle()
 		if got := w.Dropped(); got != 1 {
 			t.Fatalf("got %d dropped, want 1", got)
 		}
@@ -139,7 +139,7 @@ func TestFailedWritesAreDropsAndLinesStayWhole(t *testing.T) {
 		full = false
 		out.mu.Unlock()
 		write(t, w, "whole\n")
-		synctest.Wait()
+		settle()
 		if err := w.Close(t.Context()); err != nil {
 			t.Fatal(err)
 		}
@@ -156,7 +156,7 @@ func TestDeadLogIsNotHammered(t *testing.T) {
 		w := NewWriter(out, 0)
 		for range 3 {
 			write(t, w, "x\n")
-			synctest.Wait()
+			settle()
 		}
 		if got := len(out.writes); got > 5 { // three lines; the second and the third find drops to tell
 			t.Errorf("got %d writes for 3 lines, want at most 5", got)
@@ -183,12 +183,12 @@ func TestFailingReportIsTriedAtTheNextEvent(t *testing.T) {
 		}}
 		w := NewWriter(out, 10)
 		write(t, w, "a\n")
-		synctest.Wait()
+		settle()
 		write(t, w, "is dropped: too long\n")
 		close(out.gate)
-		synctest.Wait()
+		settle()
 		write(t, w, "b\n")
-		synctest.Wait()
+		settle()
 		write(t, w, "c\n")
 		if err := w.Close(t.Context()); err != nil {
 			t.Fatal(err)
@@ -205,7 +205,7 @@ func TestChunksAreWholeLines(t *testing.T) {
 		out := &sink{gate: make(chan struct{})}
 		w := NewWriter(out, 0)
 		write(t, w, "first\n")
-		synctest.Wait()
+		settle()
 		for range 10 {
 			write(t, w, strings.Repeat("x", 999)+"\n")
 		}
@@ -227,7 +227,7 @@ func TestCloseEnds(t *testing.T) {
 		out := &sink{gate: make(chan struct{})}
 		w := NewWriter(out, 0)
 		write(t, w, "first\n")
-		synctest.Wait()
+		settle()
 		write(t, w, "second\n")
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
@@ -336,4 +336,31 @@ func BenchmarkSlog(b *testing.B) {
 	if err := w.Close(b.Context()); err != nil {
 		b.Fatal(err)
 	}
+}
+
+// settle waits until what was written has been gathered and whoever goes on has gone on.
+func settle() {
+	time.Sleep(gatherTime)
+	synctest.Wait()
+}
+
+// TestLinesAreGathered pins that many lines cost one write, and that Close does not wait for more of them.
+func TestLinesAreGathered(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		writes := 0
+		out := &sink{fail: func(p []byte) (int, error) { writes++; return len(p), nil }}
+		w := NewWriter(out, 0)
+		for range 10 {
+			write(t, w, "line\n")
+		}
+		settle()
+		if writes != 1 {
+			t.Errorf("got %d writes of 10 lines, want 1", writes)
+		}
+		write(t, w, "last\n")
+		start := time.Now()
+		if err := w.Close(t.Context()); err != nil || writes != 2 || time.Since(start) != 0 {
+			t.Errorf("got %v, %d writes after %v, want 2 at once", err, writes, time.Since(start))
+		}
+	})
 }
