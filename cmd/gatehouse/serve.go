@@ -9,7 +9,6 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
-	"runtime/debug"
 	"slices"
 	"strings"
 	"syscall"
@@ -85,14 +84,9 @@ type service struct {
 	health *health.Server
 }
 
-// gcPercent trades a few megabytes for less work on the check path, which allocates little but often.
-const gcPercent = 200
-
 // serve runs until ctx ends or a part fails.
 func serve(ctx context.Context, cfg *config.Config, warnings config.Warnings, stdout, stderr io.Writer) error {
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(gcPercent)
-	}
+	tuneMemory()
 	s := &service{cfg: cfg, log: newLogger(cfg, stderr), audit: audit.NewWriter(stdout, auditQueue), registry: prometheus.NewRegistry()}
 	s.auditLog = slog.New(slog.NewJSONHandler(s.audit, nil)).With("log", "audit")
 	for _, w := range warnings {
