@@ -40,8 +40,8 @@ func FuzzOpenCookie(f *testing.F) {
 		cut := int(at) % len(v)
 		bad := map[string]string{
 			"cut": v[:cut], "with a blank": v + " ", "quoted": `"` + v + `"`, "garbage": garbage, "extended": v + garbage + "A",
-			"a ticket":  Ticket{Session: session, Host: host, Expiry: t0}.Seal(r),
-			"a request": Request{Host: host, Expiry: t0}.Seal(r),
+			"a ticket":                        Ticket{Session: session, Host: host, Expiry: t0}.Seal(r),
+			"a request":                       Request{Host: host, Expiry: t0}.Seal(r),
 			"of this session for any purpose": r.Seal(PurposeTicket, host, append(make([]byte, 8), session...)),
 		}
 		for name, value := range bad {
