@@ -2,6 +2,7 @@ package authz
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"math/rand/v2"
 	"net/http"
@@ -32,11 +33,13 @@ type stage struct {
 	fallback policy.Default
 	origins  map[string]bool // scheme://host[:port] where a redirect may lead
 	issued   map[string]issued
-	cookies  []string // parts of Cookie headers
+	cookies  []string            // parts of Cookie headers
+	at       map[string][]string // those of one host
 	paths    []string
 	hosts    []string
 	pre      handoff.PreCookie
 	tickets  map[string]string // host by sealed ticket
+	redeems  map[string]string // path that redeems one by host
 }
 
 // An issued is what a session cookie that was sealed in the set-up is good for.
@@ -56,14 +59,14 @@ func newStage(f *testing.F, rules []policy.Rule, fallback policy.Default, list [
 	x.Audit = slog.New(slog.DiscardHandler)
 	s := &stage{
 		fixture: x, rules: rules, fallback: fallback, origins: map[string]bool{x.config.Issuer.Origin: true}, issued: map[string]issued{},
-		pre: handoff.NewPreCookie(epoch), tickets: map[string]string{},
+		pre: handoff.NewPreCookie(epoch), tickets: map[string]string{}, redeems: map[string]string{}, at: map[string][]string{},
 	}
 	x.signIn("bob", func(b *session.Session) { b.Identity.Groups = []string{"admins", "", "a,b", "c\r\nx: y", "100%", "é"} })
 	x.signIn("odd", func(o *session.Session) {
 		o.Identity.Email, o.Identity.Name, o.Identity.Groups = "", " Zoë\r\n\x00\xff% ", nil
 	})
 	x.signIn("over", func(o *session.Session) { o.Identity.Expiry = epoch })
-	x.sessions.err["down"] = &session.UnavailableError{}
+	x.sessions.err["down"] = errors.New("the store is down")
 	s.hosts = []string{appHost, "a.apps.example.com", "b.a.apps.example.com", "plain.example.com", issuerHost, "open.example.com", "evil.com"}
 	s.prepare()
 	return s
@@ -80,14 +83,17 @@ func (s *stage) prepare() {
 		for _, id := range []string{"alice", "bob", "odd", "over", "down", "gone"} {
 			v := handoff.SealCookie(s.ring, host, id, epoch)
 			s.issued[v] = issued{host, id}
-			s.cookies = append(s.cookies, names.Session+"="+v)
+			s.at[host] = append(s.at[host], names.Session+"="+v)
 		}
 		if listed {
 			k := handoff.Ticket{Session: "alice", Host: host, Return: "/a", Bind: s.pre.Bind(), Expiry: epoch.Add(handoff.TicketLifetime)}.Seal(s.ring)
 			s.tickets[k] = host
-			s.paths = append(s.paths, "/_gatehouse/session?t="+k)
+			s.redeems[host] = "/_gatehouse/session?t=" + k
+			s.paths = append(s.paths, s.redeems[host])
 		}
-		s.cookies = append(s.cookies, names.Login+"="+s.pre.String(), names.Login+"="+handoff.NewPreCookie(epoch).String(), names.IssuerLogin+"="+s.pre.String(), names.Session+"=", names.Session)
+		s.at[host] = append(s.at[host], names.Login+"="+s.pre.String(), names.Login+"="+handoff.NewPreCookie(epoch).String(), names.IssuerLogin+"="+s.pre.String(),
+			names.Session+"=", names.Session, "a=1")
+		s.cookies = append(s.cookies, s.at[host]...)
 	}
 	s.cookies = append(s.cookies, "gatehouse-sso=x", "a=1", "__host-gatehouse=1", "__Host-gatehouse2=1", " __Host-gatehouse = x ", `"__Host-gatehouse=x"`, "=", "", "\t", "__Host-gatehouse-login=x")
 	s.paths = append(s.paths,
@@ -149,12 +155,20 @@ type shot struct {
 func (s *stage) shoot(c *chooser, host, path, name, value, cookie string) shot {
 	x := shot{headers: map[string]string{}}
 	x.method = c.of([]string{"GET", "POST", "HEAD", "OPTIONS", "PROPFIND", "get"}, "TRACE")
-	x.host = c.of(s.hosts, host) + []string{"", "", "", ":443", ".", ","}[c.pick(6)]
+	listed := c.of(s.hosts, host)
+	x.host = listed + []string{"", "", "", ":443", ".", ","}[c.pick(6)]
 	x.path = c.of(s.paths, path)
+	cookies := s.cookies
+	if at := s.at[listed]; at != nil && c.pick(2) == 0 {
+		cookies = at
+	}
+	if t := s.redeems[listed]; t != "" && c.pick(8) == 7 {
+		x.path = t
+	}
 	x.encoded = c.pick(3) == 0
 	var parts strings.Builder
 	for range c.pick(6) {
-		parts.WriteString(c.of(s.cookies, cookie) + []string{"; ", ";", ",", " , "}[c.pick(4)])
+		parts.WriteString(c.of(cookies, cookie) + []string{"; ", ";", ",", " , "}[c.pick(4)])
 	}
 	x.set("cookie", parts.String())
 	for range c.pick(5) {
@@ -384,6 +398,11 @@ func (s *stage) caller(x shot, req policy.Request) (id *policy.Identity, unknown
 			return nil, false
 		}
 	}
+	return s.bySession(x, req)
+}
+
+// bySession is caller by cookies alone, as it is on our own paths.
+func (s *stage) bySession(x shot, req policy.Request) (id *policy.Identity, unknown bool) {
 	name := "gatehouse-dev"
 	if https, _ := s.config.Hosts.Lookup(req.Host); https {
 		name = "__Host-gatehouse"
@@ -486,7 +505,7 @@ func (s *stage) checkRefusal(t *testing.T, x shot, r result) {
 	t.Helper()
 	req, err := policy.ParseRequest(x.method, x.host, x.path)
 	if r.code == 503 {
-		if _, unknown := s.caller(x, req); err != nil || !unknown {
+		if _, unknown := s.bySession(x, req); err != nil || !unknown {
 			t.Fatalf("%+v: 503, a panic: %s", x, s.log)
 		}
 		return
