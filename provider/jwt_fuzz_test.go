@@ -19,6 +19,7 @@ import (
 	"math/big"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -275,7 +276,7 @@ func judgeClaims(payload []byte, audience string) error {
 	var c struct {
 		Iss, Sub string
 		Aud      json.RawMessage
-		Exp, Nbf *float64
+		Exp, Nbf json.RawMessage
 	}
 	dec := json.NewDecoder(bytes.NewReader(payload))
 	if err := dec.Decode(&c); err != nil {
@@ -288,6 +289,8 @@ func judgeClaims(payload []byte, audience string) error {
 			return err
 		}
 	}
+	exp, expErr := numericDate(c.Exp)
+	nbf, nbfErr := numericDate(c.Nbf)
 	now := float64(tokenTime.Unix())
 	switch {
 	case c.Iss != issuer:
@@ -296,12 +299,17 @@ func judgeClaims(payload []byte, audience string) error {
 		return errors.New("no subject")
 	case audience != "" && !slices.Contains(aud, audience):
 		return fmt.Errorf("audience %q", aud)
-	case c.Exp == nil || *c.Exp <= now:
+	case expErr != nil || exp <= now:
 		return errors.New("expired")
-	case c.Nbf != nil && *c.Nbf > now:
+	case c.Nbf != nil && (nbfErr != nil || nbf > now):
 		return errors.New("not yet valid")
 	}
 	return nil
+}
+
+// numericDate reads a NumericDate (RFC 7519 section 2); jwx takes one in quotes too.
+func numericDate(raw json.RawMessage) (float64, error) {
+	return strconv.ParseFloat(strings.Trim(string(raw), `"`), 64)
 }
 
 // FuzzVerify holds that what verifies was signed by a key of ours with that key's algorithm, over these very bytes, for
