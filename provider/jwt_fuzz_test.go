@@ -253,10 +253,14 @@ func (m *mint) judge(raw, audience string) error {
 	var h struct {
 		Kid string `json:"kid"`
 	}
-	if err := json.Unmarshal(decoded[0], &h); err != nil {
+	var first json.RawMessage // jwx passes over what follows the header in its part
+	if err := json.NewDecoder(bytes.NewReader(decoded[0])).Decode(&first); err != nil {
 		return err
 	}
-	sum := sha256.Sum256([]byte(parts[0] + "." + parts[1]))
+	if err := json.Unmarshal(first, &h); err != nil {
+		return err
+	}
+	sum := sha256.Sum256([]byte(b64(string(first)) + "." + b64(string(decoded[1]))))
 	switch sig := decoded[2]; h.Kid {
 	case "current":
 		if len(sig) != 64 || !ecdsa.Verify(&m.current.PublicKey, sum[:], new(big.Int).SetBytes(sig[:32]), new(big.Int).SetBytes(sig[32:])) {
