@@ -201,9 +201,21 @@ func valid(in map[string]string) map[string]string {
 // header returns a header that attackers or browsers send: an identity header under one of its aliases, mostly.
 func (s *stage) header(c *chooser) IdentityHeader {
 	fixed := []IdentityHeader{
-		{"authorization", "Bearer x"}, {"authorization", "Basic YTpi"}, {"authorization", "Basic x,bearer y"}, {"sec-fetch-mode", "navigate"}, {"sec-fetch-mode", "cors"},
-		{"accept", "text/html"}, {"connection", "kubeflow-userid, x"}, {"connection", "X_EMAIL"}, {"x-forwarded-host", "evil.com"}, {"x-envoy-original-path", "/public/x"},
-		{"origin", "https://evil.com"}, {"sec-fetch-site", "same-origin"}, {"x-request-id", "rid-1"}, {"x-request-id", "a\r\nb"}, {"accept-language", "<script>"},
+		{"authorization", "Bearer x"},
+		{"authorization", "Basic YTpi"},
+		{"authorization", "Basic x,bearer y"},
+		{"sec-fetch-mode", "navigate"},
+		{"sec-fetch-mode", "cors"},
+		{"accept", "text/html"},
+		{"connection", "kubeflow-userid, x"},
+		{"connection", "X_EMAIL"},
+		{"x-forwarded-host", "evil.com"},
+		{"x-envoy-original-path", "/public/x"},
+		{"origin", "https://evil.com"},
+		{"sec-fetch-site", "same-origin"},
+		{"x-request-id", "rid-1"},
+		{"x-request-id", "a\r\nb"},
+		{"accept-language", "<script>"},
 	}
 	if i := c.pick(2 * len(fixed)); i < len(fixed) || len(s.config.IdentityHeaders) == 0 {
 		return fixed[i%len(fixed)]
@@ -234,7 +246,7 @@ func (x *shot) proto() *authv3.CheckRequest {
 // aliases, our cookies and Authorization; a redirect leads to a listed host; a session cookie is set for a hand-off only.
 func FuzzInvariants(f *testing.F) {
 	stages := newStages(f)
-	random := rand.New(rand.NewPCG(5, 6)) //nolint:gosec // G404: the same seeds each time
+	random := rand.New(rand.NewPCG(5, 6)) // the same seeds each time
 	for i := range 400 {
 		choices := make([]byte, 32)
 		for i := range choices {

@@ -222,8 +222,20 @@ func FuzzSignInForm(f *testing.F) {
 	s := newStall(f)
 	for i := range 12 {
 		for _, c := range [][]byte{
-			{}, {byte(i)}, {0, byte(i)}, {0, 0, byte(i)}, {0, 0, 7, byte(i)}, {0, 0, 0, byte(i)}, {0, 0, 0, 0, byte(i), byte(i)}, {0, 0, 0, 0, 6, byte(i)}, {0, 0, 0, 0, 9, 3, byte(i)},
-			{0, 0, 0, 0, 9, 0, byte(i)}, {0, 0, 0, 0, 0, 0, 0, byte(i)}, {0, 0, 0, 0, 0, 0, 0, byte(i), 11}, {11, byte(i)}, {0, 11, byte(i)},
+			{},
+			{byte(i)},
+			{0, byte(i)},
+			{0, 0, byte(i)},
+			{0, 0, 7, byte(i)},
+			{0, 0, 0, byte(i)},
+			{0, 0, 0, 0, byte(i), byte(i)},
+			{0, 0, 0, 0, 6, byte(i)},
+			{0, 0, 0, 0, 9, 3, byte(i)},
+			{0, 0, 0, 0, 9, 0, byte(i)},
+			{0, 0, 0, 0, 0, 0, 0, byte(i)},
+			{0, 0, 0, 0, 0, 0, 0, byte(i), 11},
+			{11, byte(i)},
+			{0, 11, byte(i)},
 		} {
 			f.Add(c, "remember_me=on", "x", "https://sso.example.com:443")
 		}
