@@ -18,6 +18,8 @@ func FuzzRules(f *testing.F) {
 	f.Add("", "/", "get", "", "a:b:c", "a:b", "c", uint8(0))
 	f.Add("*.[::ffff:1.2.3.4]", "/x y/ä", "*", "g\x00", "alice@EXAMPLE.com", "", "", uint8(2))
 	f.Add("[::1]", "/%2e", "G", " g", "\u212Aelvin@example.com", "local", "kelvin@example.com", uint8(3))
+	f.Add("", "", "", "g", "\u212Aelvin@example.com", "local", "kelvin@example.com", uint8(2))
+	f.Add("", "", "", "g", "kelvin@example.com", "local", "\u212Aelvin@example.com", uint8(2))
 	f.Add("A.example", "/**/a", "", "**", "a@b@c", "a", "", uint8(1))
 	f.Add("a.example.com", "/*", "GET", "*", "", "", "*", uint8(0))
 	f.Fuzz(func(t *testing.T, host, path, method, group, user, connector, userID string, kind uint8) {
