@@ -56,9 +56,10 @@ func FuzzSecrets(f *testing.F) {
 		f.Add(s, s, s, uint8(1))
 		f.Add(s, "", "1", uint8(2))
 		f.Add(s, "[]", "{a: b}", uint8(3))
+		f.Add(s, "a", "b", uint8(4))
 	}
 	opts := testOptions()
-	opts.Connector = func(_ string, block []byte) error { // as careless as a connector's validator may be
+	careless := func(_ string, block []byte) error { // as careless as a connector's validator may be
 		var v struct {
 			ClientSecret string
 			BindPW       []any
@@ -72,6 +73,10 @@ func FuzzSecrets(f *testing.F) {
 		return fmt.Errorf("bad %s and %q in %v", v.ClientSecret, v.ClientSecret, v)
 	}
 	f.Fuzz(func(t *testing.T, text, one, other string, kind uint8) {
+		opts := opts
+		if kind&8 == 0 {
+			opts.Connector = careless
+		}
 		secret := "S3cr3t-" + text
 		if !utf8.ValidString(secret+one+other) || strings.Contains(one+other, "S3cr3t") {
 			return
@@ -114,6 +119,9 @@ func FuzzSecrets(f *testing.F) {
 			"    paths: [" + b + "]",
 			"    allow: " + a,
 		}, "\n")
+		if kind&4 != 0 { // somebody has put it where it does not belong too
+			file += "\nlogger: {level: " + q + "}"
+		}
 		c, w, err := loadText(file, opts)
 		if out := said(c, w, err); strings.Contains(out, "S3cr3t") {
 			t.Fatalf("the secret is shown:\n%s\nof\n%s", out, file)
