@@ -4,6 +4,7 @@
 SHELL := /bin/bash
 GOLANGCI := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 FUZZTIME ?= 30s
+FUZZFLAGS ?=
 
 # The product is one static file. The linters use the same flags, so that each reuses what the other has compiled.
 static := CGO_ENABLED=0 GOFLAGS="$(GOFLAGS) -trimpath"
@@ -43,12 +44,16 @@ bench: tools build
 	$(product) go test -run '^$$' -bench . -benchmem -timeout 60m $(benchmarks)
 	go run ./test/bench -envoy .tools/bin/envoy
 
-# For each fuzz target FUZZTIME, one after the other.
+# For each fuzz target FUZZTIME, one after the other; a crash does not keep the others from running. Inputs that crash are
+# left in testdata/fuzz as the seeds of the tests that they will be. FUZZFLAGS="-parallel 1" is gentle.
 fuzz:
-	@set -e; grep -rHo --include='*_test.go' '^func Fuzz[A-Za-z0-9_]*' */ | while IFS=: read -r file name; do \
-		echo "$$file $${name#func } for $(FUZZTIME)"; \
-		go test -run '^$$' -fuzz "^$${name#func }\$$" -fuzztime $(FUZZTIME) "./$$(dirname "$$file")" </dev/null; \
-	done
+	@failed=; while IFS=: read -r file name; do \
+		pkg=./$$(dirname "$$file"); name=$${name#func }; log=$$(mktemp); \
+		if go test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x $(FUZZFLAGS) "$$pkg" </dev/null >"$$log" 2>&1; \
+			then result=ok; else result=FAILED; failed="$$failed $$pkg.$$name"; cat "$$log"; fi; \
+		echo "$$pkg $$name: $$(grep -o 'execs: [0-9]*' "$$log" | tail -1 || true) $$result"; rm -f "$$log"; \
+	done < <(grep -rHo --include='*_test.go' '^func Fuzz[A-Za-z0-9_]*' */ | sort); \
+	if [ -n "$$failed" ]; then echo "failed:$$failed"; exit 1; fi
 
 tools:
 	test/tools/install.sh test

@@ -19,7 +19,7 @@ func checkHost(h string) error {
 		return errors.New("leave hosts out: a rule without hosts matches every host")
 	case strings.Contains(name, "*"):
 		return errors.New("a wildcard is *. and a domain, such as *.apps.example.com")
-	case wild && !strings.Contains(name, "."):
+	case wild && (!strings.Contains(name, ".") || strings.HasPrefix(name, "[")):
 		return errors.New("a wildcard needs a domain of at least two labels, such as *.apps.example.com")
 	}
 	c, ok := hosts.Canonical(name)

@@ -172,7 +172,16 @@ func ParsePreCookie(v string) (c PreCookie, ok bool) {
 	if err != nil || err2 != nil {
 		return PreCookie{}, false
 	}
-	return PreCookie{Random: parts[0], Rounds: int(rounds), Since: time.Unix(since, 0).UTC()}, true
+	c = PreCookie{Random: parts[0], Rounds: int(rounds), Since: time.Unix(since, 0).UTC()}
+	if !randomText(c.Random) || c.String() != v { // it goes back into a Set-Cookie header
+		return PreCookie{}, false
+	}
+	return c, true
+}
+
+// randomText reports whether s is of the alphabet of crypto/rand.Text, that of base32 (RFC 4648 section 6).
+func randomText(s string) bool {
+	return strings.Trim(s, "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567") == ""
 }
 
 // String returns the cookie value.

@@ -61,7 +61,7 @@ func (s *Set) add(entry, defaultScheme string) error {
 	o := origin{scheme: scheme, port: port}
 	table, key := s.exact, name
 	if suffix, isWild := strings.CutPrefix(name, "*"); isWild {
-		if !strings.HasPrefix(suffix, ".") || !strings.Contains(suffix[1:], ".") {
+		if !strings.HasPrefix(suffix, ".") || !strings.Contains(suffix[1:], ".") || strings.HasPrefix(suffix, ".[") {
 			return errors.New("a wildcard is *. and a domain of at least two labels, such as *.apps.example.com")
 		}
 		table, key, name = s.wild, suffix, suffix[1:]
