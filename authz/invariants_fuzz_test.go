@@ -3,7 +3,6 @@ package authz
 import (
 	"context"
 	"errors"
-	"log/slog"
 	"math/rand/v2"
 	"net/http"
 	"net/url"
@@ -56,7 +55,7 @@ func newStage(f *testing.F, rules []policy.Rule, fallback policy.Default, list [
 		f.Fatal(err)
 	}
 	x := newFixture(f, func(c *Config) { c.Policy, c.Hosts = p, set }, change)
-	x.Audit = slog.New(slog.DiscardHandler)
+	x.Audit = nil
 	s := &stage{
 		fixture: x, rules: rules, fallback: fallback, origins: map[string]bool{x.config.Issuer.Origin: true}, issued: map[string]issued{},
 		pre: handoff.NewPreCookie(epoch), tickets: map[string]string{}, redeems: map[string]string{}, at: map[string][]string{},
