@@ -47,11 +47,18 @@ func New(l net.Listener, o Options) *Listener {
 // warnEvery is how often the log says that a listener is full.
 const warnEvery = time.Minute
 
+// sendBuffer is how much of an answer the system keeps for a client that does not read, in bytes: some pages. Left to
+// itself Linux keeps megabytes, and lets a client who pipelines requests have that much worked out in vain.
+const sendBuffer = 64 << 10
+
 // Accept implements net.Listener.
 func (l *Listener) Accept() (net.Conn, error) {
 	raw, err := l.Listener.Accept()
 	if err != nil {
 		return nil, err
+	}
+	if tcp, ok := raw.(*net.TCPConn); ok && !l.o.Traffic {
+		_ = tcp.SetWriteBuffer(sendBuffer) // fails for a connection that is gone, as everything will
 	}
 	c := &conn{Conn: raw, listener: l}
 	if old, warn := l.admit(c); old != nil {
