@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
@@ -23,22 +24,20 @@ import (
 	"gatehouse/test/peers"
 )
 
-// upstreamTLS is the transport_socket of docs/install.md for the cluster of the check.
-const upstreamTLS = `
-name: envoy.transport_sockets.tls
-typed_config:
-  "@type": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext
-  sni: gatehouse.example.test
-  common_tls_context:
-    tls_params: {tls_minimum_protocol_version: TLSv1_2, tls_maximum_protocol_version: TLSv1_3}
-    tls_certificates:
-    - certificate_chain: {filename: /etc/envoy/gateway.crt}
-      private_key: {filename: /etc/envoy/gateway.key}
-    validation_context:
-      trusted_ca: {filename: /etc/envoy/gatehouse-ca.crt}
-      match_typed_subject_alt_names:
-      - {san_type: DNS, matcher: {exact: gatehouse.example.test}}
-`
+// upstreamTLS returns the block of docs/install.md for the cluster of the check.
+func upstreamTLS(t *testing.T) string {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(peers.Root(t), "docs", "install.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, after, found := strings.Cut(string(text), "```yaml\ntransport_socket:\n")
+	socket, _, end := strings.Cut(after, "```")
+	if !found || !end {
+		t.Fatal("docs/install.md has no block that begins with transport_socket")
+	}
+	return socket
+}
 
 // envoy starts Envoy with a client certificate, or none, in front of an app.
 func (w *world) envoy(t *testing.T, app string, certificate, key []byte, trusted *peers.CA) *http.Transport {
@@ -53,11 +52,11 @@ func (w *world) envoy(t *testing.T, app string, certificate, key []byte, trusted
 	if err != nil {
 		t.Fatal(err)
 	}
-	socket := upstreamTLS
+	socket := upstreamTLS(t)
 	if certificate == nil {
-		before, after, _ := strings.Cut(socket, "    tls_certificates:")
-		_, after, _ = strings.Cut(after, "    validation_context:")
-		socket = before + "    validation_context:" + after
+		before, after, _ := strings.Cut(socket, "      tls_certificates:")
+		_, after, _ = strings.Cut(after, "      validation_context:")
+		socket = before + "      validation_context:" + after
 	} else {
 		write(t, dir, "gateway.crt", certificate)
 		write(t, dir, "gateway.key", key)

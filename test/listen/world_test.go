@@ -28,7 +28,8 @@ import (
 	"gatehouse/test/peers"
 )
 
-// The names are reserved ones (RFC 6761): only the dialer of these tests knows where they are.
+// The names are reserved ones (RFC 6761): only the dialer of these tests knows where they are. gatehouse.example.com is that
+// of the block in docs/install.md, and is only ever compared.
 const (
 	issuerHost = "auth.example.test"
 	appHost    = "app.example.test"
@@ -73,7 +74,7 @@ func newWorld(t *testing.T) *world {
 		w.ports[name] = peers.FreeAddr(t)
 	}
 	dir := peers.Folder(t)
-	certificate, key := w.serverCA.Issue(t, issuerHost, "gatehouse.example.test", "127.0.0.1")
+	certificate, key := w.serverCA.Issue(t, issuerHost, "gatehouse.example.com", "127.0.0.1")
 	w.gateway = w.clientCA.Pair(t, "gateway", gateway)
 	w.gatehouse = peers.Gatehouse(t, fmt.Sprintf(configText, w.ports["web.http"], w.ports["web.https"], write(t, dir, "tls.crt", certificate), write(t, dir, "tls.key", key),
 		w.ports["telemetry.http"], w.ports["gateway.grpc"], write(t, dir, "clients.crt", w.clientCA.PEM), gateway, w.ports["gateway.admin"]))
@@ -103,7 +104,7 @@ func (w *world) transport() *http.Transport {
 // check asks as the gateway does, on a connection of its own.
 func (w *world) check(ctx context.Context, client tls.Certificate, path string) (*authv3.CheckResponse, error) {
 	conn, err := grpc.NewClient(w.ports["gateway.grpc"], grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{
-		RootCAs: w.serverCA.Pool(), Certificates: []tls.Certificate{client}, ServerName: "gatehouse.example.test",
+		RootCAs: w.serverCA.Pool(), Certificates: []tls.Certificate{client}, ServerName: "gatehouse.example.com",
 	})))
 	if err != nil {
 		return nil, err
