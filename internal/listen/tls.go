@@ -52,8 +52,8 @@ func NewMetrics(r prometheus.Registerer) (*Metrics, error) {
 // failed counts a connection that could not be used. What strangers do is not worth more than a line at debug.
 func (m *Metrics) failed(listener string, log *slog.Logger, from net.Addr, err error) {
 	why := reason(err)
-	m.failures.WithLabelValues(listener, why).Inc()
 	log.Debug("connection refused", "for", listener, "reason", why, "from", from.String(), "error", err, "fix", fix(why))
+	m.failures.WithLabelValues(listener, why).Inc()
 }
 
 // reason is the label of a failed handshake: one of a few. Errors that crypto/tls does not export are told by their text,

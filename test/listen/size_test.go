@@ -238,6 +238,13 @@ func TestHTTP2Floods(t *testing.T) {
 			bomb := bytes.Repeat([]byte{0x80 | 62}, 15000) // the newest entry of the dynamic table, again and again
 			return errors.Join(c.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: head, EndStream: true}), c.WriteContinuation(1, true, bomb))
 		}, refused(1)},
+		{"header of 100 KB", 1, func(c *h2, l string, _ int) error {
+			err := c.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: requestBlock(l), EndStream: true})
+			for i := range 10 {
+				err = errors.Join(err, c.WriteContinuation(1, i == 9, block(fmt.Sprintf("x%d", i), strings.Repeat("~", 10000))))
+			}
+			return err
+		}, refused(1)},
 		{"settings", 100000, func(c *h2, _ string, _ int) error { return c.WriteSettings() }, nil},
 		{"pings", 100000, func(c *h2, _ string, _ int) error { return c.WritePing(false, [8]byte{}) }, nil},
 		{"priorities", 100000, func(c *h2, _ string, _ int) error {
