@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -20,9 +21,8 @@ import (
 
 // A tlsFolder holds the files of a configuration with TLS on both listeners.
 type tlsFolder struct {
-	dir              string
-	server, client   *peers.CA
-	certificate, key string
+	dir            string
+	server, client *peers.CA
 }
 
 // read makes new files and reads a configuration that names them; more is what the gateway block has besides.
@@ -67,13 +67,11 @@ func shake(t *testing.T, of *listen.TLS, server *peers.CA, client tls.Certificat
 		ended <- tls.Server(raw, of.Config()).HandshakeContext(t.Context())
 		_ = raw.Close()
 	}()
-	c, err := (&tls.Dialer{Config: &tls.Config{RootCAs: server.Pool(), Certificates: []tls.Certificate{client}}}).DialContext(t.Context(), "tcp", l.Addr().String()) //nolint:gosec // default version
-	if err != nil {
-		<-ended
-		return err
+	c, err := (&tls.Dialer{Config: &tls.Config{RootCAs: server.Pool(), Certificates: []tls.Certificate{client}}}).DialContext(t.Context(), "tcp", l.Addr().String())
+	if err == nil {
+		_ = c.Close()
 	}
-	_ = c.Close()
-	return <-ended
+	return errors.Join(err, <-ended)
 }
 
 // applyTLS gives both listeners what a new configuration has, and leaves alone what cannot be changed.

@@ -219,8 +219,8 @@ g.yaml:4: web.tlsKey: /k.key is open to every user (mode 0644): chmod o-rwx /k.k
 		{"another host", strings.Replace(head, "auth.", "login.", 1) + "web: {https: \":5554\", tlsCert: /c.crt, tlsKey: /group.key}\n", `
 g.yaml:4: web.tlsCert: /c.crt is not for login.example.com but for ["auth.example.com" "127.0.0.1"]: clients will refuse it; get one with that name`},
 		{"a name that the gateway does not need", gatewayHead + "  tls: {cert: /c.crt, key: /group.key}\n", ""},
-		{"a client's own certificate for a CA", gatewayHead + "  tls: {cert: /c.crt, key: /group.key, clientCA: /c.crt}\n",
-			`g.yaml:6: gateway.tls.clientCA: /c.crt has a certificate at place 1 that is not that of a CA: only clients that have this very certificate pass`},
+		{"a client's own certificate for a CA", gatewayHead + "  tls: {cert: /c.crt, key: /group.key, clientCA: /c.crt}\n", `
+g.yaml:6: gateway.tls.clientCA: /c.crt has a certificate at place 1 that is not that of a CA: only clients that have this very certificate pass`},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			opts := testOptions()

@@ -199,7 +199,7 @@ func TestClients(t *testing.T) {
 		for name, serve := range map[string]func(*testing.T, *certs.Material) *port{"https": issuer, "grpc": checks} {
 			t.Run(tt.name+" over "+name, func(t *testing.T) {
 				p := serve(t, tt.material)
-				c := &tls.Config{RootCAs: serverCA.Pool(), MaxVersion: tt.max, MinVersion: tls.VersionTLS10} //nolint:gosec // old versions are the test
+				c := &tls.Config{RootCAs: serverCA.Pool(), MaxVersion: tt.max, MinVersion: tls.VersionTLS10}
 				if len(tt.client) > 0 {
 					c.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &tt.client[0], nil } // whatever CA is asked for
 				}
@@ -226,12 +226,12 @@ func TestProtocols(t *testing.T) {
 	ca := peers.NewCA(t, "server")
 	p := issuer(t, material(t, ca.Pair(t, "127.0.0.1"), nil))
 	for want, protos := range map[string][]string{"HTTP/2.0": nil, "HTTP/1.1": {"http/1.1"}} {
-		if got, err := p.ask(t, &tls.Config{RootCAs: ca.Pool(), NextProtos: protos}); err != nil || got != want { //nolint:gosec // default version
+		if got, err := p.ask(t, &tls.Config{RootCAs: ca.Pool(), NextProtos: protos}); err != nil || got != want {
 			t.Errorf("got %q, %v, want %s", got, err, want)
 		}
 	}
 	g := checks(t, material(t, ca.Pair(t, "127.0.0.1"), nil))
-	conn, err := (&tls.Dialer{Config: &tls.Config{RootCAs: ca.Pool(), NextProtos: []string{"h2"}}}).DialContext(t.Context(), "tcp", g.addr) //nolint:gosec // default version
+	conn, err := (&tls.Dialer{Config: &tls.Config{RootCAs: ca.Pool(), NextProtos: []string{"h2"}}}).DialContext(t.Context(), "tcp", g.addr)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -240,7 +240,7 @@ func TestProtocols(t *testing.T) {
 	}
 	_ = conn.Close()
 	// A client of HTTP/1.1 alone gets through the handshake (crypto/tls), and no further.
-	if conn, err = (&tls.Dialer{Config: &tls.Config{RootCAs: ca.Pool(), NextProtos: []string{"http/1.1"}}}).DialContext(t.Context(), "tcp", g.addr); err == nil { //nolint:gosec // default version
+	if conn, err = (&tls.Dialer{Config: &tls.Config{RootCAs: ca.Pool(), NextProtos: []string{"http/1.1"}}}).DialContext(t.Context(), "tcp", g.addr); err == nil {
 		if b, err := io.ReadAll(conn); len(b) != 0 {
 			t.Errorf("got %q, %v for a client of HTTP/1.1, want to be cut off", b, err)
 		}
@@ -292,7 +292,7 @@ func TestSet(t *testing.T) {
 	for name, serve := range map[string]func(*testing.T, *certs.Material) *port{"https": issuer, "grpc": checks} {
 		t.Run(name, func(t *testing.T) {
 			p := serve(t, material(t, oldCA.Pair(t, "127.0.0.1"), nil))
-			kept, err := (&tls.Dialer{Config: &tls.Config{RootCAs: oldCA.Pool(), NextProtos: []string{"h2", "http/1.1"}}}).DialContext(t.Context(), "tcp", p.addr) //nolint:gosec // default version
+			kept, err := (&tls.Dialer{Config: &tls.Config{RootCAs: oldCA.Pool(), NextProtos: []string{"h2", "http/1.1"}}}).DialContext(t.Context(), "tcp", p.addr)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -310,10 +310,10 @@ func TestSet(t *testing.T) {
 				t.Fatal(err)
 			}
 			p.tls.Set(material(t, pair, nil))
-			if _, err := p.ask(t, &tls.Config{RootCAs: newCA.Pool()}); err != nil { //nolint:gosec // default version
+			if _, err := p.ask(t, &tls.Config{RootCAs: newCA.Pool()}); err != nil {
 				t.Errorf("the new certificate: %v", err)
 			}
-			if _, err := p.ask(t, &tls.Config{RootCAs: oldCA.Pool()}); err == nil { //nolint:gosec // default version
+			if _, err := p.ask(t, &tls.Config{RootCAs: oldCA.Pool()}); err == nil {
 				t.Error("the old certificate is still served")
 			}
 			if got := value(t, p.registry, "gatehouse_tls_certificate_expiry_timestamp_seconds", "listener", name); got-before < 3590 || got-before > 3610 {
@@ -326,7 +326,7 @@ func TestSet(t *testing.T) {
 				ok     bool
 			}{{"of the CA that is gone", clientB.Pair(t, gateway), false}, {"of the CA", clientA.Pair(t, gateway), true}}
 			for _, s := range steps {
-				if _, err := p.ask(t, &tls.Config{RootCAs: newCA.Pool(), Certificates: []tls.Certificate{s.client}}); (err == nil) != s.ok { //nolint:gosec // default version
+				if _, err := p.ask(t, &tls.Config{RootCAs: newCA.Pool(), Certificates: []tls.Certificate{s.client}}); (err == nil) != s.ok {
 					t.Errorf("client %s: got %v, want let in %t", s.what, err, s.ok)
 				}
 			}
@@ -359,7 +359,7 @@ func TestTicketsDoNotOutlive(t *testing.T) {
 				}
 				p := issuer(t, first)
 				c := &tls.Config{
-					RootCAs: serverCA.Pool(), MaxVersion: version, Certificates: []tls.Certificate{clientA.Pair(t, gateway)}, //nolint:gosec // default version
+					RootCAs: serverCA.Pool(), MaxVersion: version, Certificates: []tls.Certificate{clientA.Pair(t, gateway)},
 					ClientSessionCache: tls.NewLRUClientSessionCache(8), NextProtos: []string{"http/1.1"},
 				}
 				for range 2 {
