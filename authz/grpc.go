@@ -17,8 +17,13 @@ import (
 
 // Limits of the gRPC listener.
 const (
-	maxMessage = 1 << 20 // bytes; Envoy's default for all headers of a request is 60 KiB
-	maxStreams = 1000    // checks at once on one connection; Envoy opens another for more
+	maxMessage = 1 << 20  // bytes; Envoy's default for all headers of a request is 60 KiB
+	maxStreams = 1000     // checks at once on one connection; Envoy opens another for more
+	maxHeaders = 64 << 10 // bytes of the call's own header, in which Envoy sends some hundred
+
+	// A connection without a check is told to go away after maxIdle (GOAWAY): Envoy opens a new one when it needs it, and no
+	// check is lost. Strangers do not stay.
+	maxIdle = 15 * time.Minute
 
 	// Flow control windows in bytes (RFC 9113 section 5.2): what is received ahead of the reader.
 	streamWindow = 64 << 10
@@ -33,13 +38,14 @@ func NewGRPCServer(s *Server, options ...grpc.ServerOption) (*grpc.Server, *heal
 		grpc.ForceServerCodecV2(codec{encoding.GetCodecV2(proto.Name)}),
 		grpc.MaxRecvMsgSize(maxMessage),
 		grpc.MaxConcurrentStreams(maxStreams),
+		grpc.MaxHeaderListSize(maxHeaders),
 		// Goroutines that are kept save growing a new stack for every check: a tenth of the CPU time. While all of them wait, for
 		// the store for instance, grpc starts new ones as it would without.
 		grpc.NumStreamWorkers(uint32(8 * runtime.GOMAXPROCS(0))), //nolint:gosec // G115: some dozens
 		// Windows of a fixed size: grpc would else measure the connection with pings of its own.
 		grpc.InitialWindowSize(streamWindow), grpc.InitialConnWindowSize(connWindow),
 		grpc.ConnectionTimeout(10 * time.Second),
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: maxIdle, Time: 30 * time.Second, Timeout: 10 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 	}, options...)...)
 	desc := authv3.Authorization_ServiceDesc

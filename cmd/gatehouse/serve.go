@@ -26,6 +26,7 @@ import (
 	"gatehouse/internal/audit"
 	"gatehouse/internal/config"
 	"gatehouse/internal/hosts"
+	"gatehouse/internal/listen"
 	"gatehouse/internal/seal"
 	"gatehouse/provider"
 	"gatehouse/provider/front"
@@ -77,6 +78,9 @@ type service struct {
 	provider *provider.Provider
 	ring     *seal.Ring
 	pages    *web.Pages
+	ports    *listen.Metrics
+
+	webTLS, grpcTLS *listen.TLS // nil where the listener speaks plain text, or is not there
 
 	view   *session.View // these two are nil without a gateway
 	authz  *authz.Server
@@ -146,6 +150,9 @@ func utc() time.Time { return time.Now().UTC() }
 // build makes all parts and joins them.
 func (s *service) build(ctx context.Context) (err error) {
 	s.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	if err := s.prepareTLS(); err != nil {
+		return err
+	}
 	keys, err := s.sealKeys(ctx)
 	if err != nil {
 		return err
@@ -182,7 +189,7 @@ func (s *service) build(ctx context.Context) (err error) {
 	if err := s.authz.Apply(gatewayConfig(s.cfg, s.pages, s.provider.SignInPath())); err != nil {
 		return err
 	}
-	s.grpc, s.health = authz.NewGRPCServer(s.authz)
+	s.grpc, s.health = authz.NewGRPCServer(s.authz, s.grpcOptions()...)
 	return s.registerMetrics()
 }
 

@@ -8,9 +8,11 @@ import (
 	"fmt"
 	"io/fs"
 	"math/big"
+	"net"
 	"path"
 	"strings"
 	"testing"
+	"time"
 )
 
 // head is three good lines: what a case adds starts at line 4.
@@ -76,12 +78,16 @@ func testOptions() Options {
 			}
 			return f.mode, nil
 		},
+		Now:       testNow,
 		Connector: checkTestConnector,
 	}
 }
 
+// testNow is when the tests take place.
+func testNow() time.Time { return time.Date(2026, 6, 1, 12, 0, 0, 0, time.UTC) }
+
 // testPair returns what is in a file of a certificate (.crt) or its key (.key), and nil for other names. Those
-// whose name has "other" in it are of another pair.
+// whose name has "other" in it are of another pair; one with "ca" is that of a CA, and one with "expired" is out of date.
 func testPair(name string) []byte {
 	seed := make([]byte, ed25519.SeedSize)
 	if strings.Contains(name, "other") {
@@ -92,7 +98,14 @@ func testPair(name string) []byte {
 	var err error
 	switch path.Ext(name) {
 	case ".crt":
-		template := &x509.Certificate{SerialNumber: big.NewInt(1)}
+		template := &x509.Certificate{
+			SerialNumber: big.NewInt(1), DNSNames: []string{"auth.example.com"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+			NotBefore: testNow().Add(-time.Hour), NotAfter: testNow().Add(time.Hour),
+			IsCA: strings.Contains(name, "ca"), BasicConstraintsValid: true,
+		}
+		if strings.Contains(name, "expired") {
+			template.NotAfter = testNow().Add(-time.Minute)
+		}
 		block.Type = "CERTIFICATE"
 		block.Bytes, err = x509.CreateCertificate(nil, template, template, key.Public(), key)
 	case ".key":
@@ -297,12 +310,17 @@ g.yaml:1: storage: is missing: add storage: {type: sqlite, config: {file: /var/l
 		{"certificate that is not there", head + "web: {https: \":5554\", tlsCert: /none, tlsKey: /etc/gatehouse/locked}\n", `
 g.yaml:4: web.tlsCert: /none: the file does not exist
 g.yaml:4: web.tlsKey: /etc/gatehouse/locked: the file may not be read: give this user the permission`},
-		{"certificate that is none", head + "web: {https: \":5554\", tlsCert: /etc/gatehouse/keys, tlsKey: /k.key}\n", `g.yaml:4: web.tlsCert: /etc/gatehouse/keys is not a certificate: want a PEM file with CERTIFICATE blocks, that of the server first (failed to find any PEM data in certificate input)`},
-		{"key that is none", head + "web: {https: \":5554\", tlsCert: /c.crt, tlsKey: /etc/gatehouse/keys}\n", `g.yaml:4: web.tlsKey: /etc/gatehouse/keys is not a private key: want a PEM file with an unencrypted PRIVATE KEY block (failed to find any PEM data in key input)`},
-		{"certificate and key the wrong way round", head + "web: {https: \":5554\", tlsCert: /c.key, tlsKey: /k.crt}\n", `g.yaml:4: web.tlsCert: /c.key is not a certificate: want a PEM file with CERTIFICATE blocks, that of the server first (failed to find certificate PEM data in certificate input, but did find a private key; PEM inputs may have been switched)`},
-		{"key of another certificate", head + "web: {https: \":5554\", tlsCert: /c.crt, tlsKey: /other.key}\n", `g.yaml:4: web.tlsKey: /other.key is not the key of the certificate /c.crt: give the two that belong together`},
+		{"certificate that is none", head + "web: {https: \":5554\", tlsCert: /etc/gatehouse/keys, tlsKey: /k.key}\n", `g.yaml:4: web.tlsCert: /etc/gatehouse/keys is not a certificate: want a PEM file with CERTIFICATE blocks, that of the server first`},
+		{"key that is none", head + "web: {https: \":5554\", tlsCert: /c.crt, tlsKey: /etc/gatehouse/keys}\n", `g.yaml:4: web.tlsKey: /etc/gatehouse/keys is not a private key: want a PEM file with an unencrypted PRIVATE KEY block`},
+		{"certificate and key the wrong way round", head + "web: {https: \":5554\", tlsCert: /c.key, tlsKey: /k.crt}\n", `g.yaml:4: web.tlsCert: /c.key is not a certificate but a private key: want a PEM file with CERTIFICATE blocks, that of the server first; the two may have been switched`},
+		{"key of another certificate", head + "web: {https: \":5554\", tlsCert: /c.crt, tlsKey: /other.key}\n", `g.yaml:4: web.tlsKey: /other.key is not the key of the certificate: give the two that belong together`},
 		{"certificate without https", head + "web:\n  http: :5556\n  tlsCert: /c.pem\n", `g.yaml:4: web: has tlsCert or tlsKey and no https: set https to the address to listen on, or remove them`},
 		{"TLS versions the wrong way round", head + "web: {https: \":5554\", tlsCert: /c.crt, tlsKey: /k.key, tlsMinVersion: 1.3, tlsMaxVersion: \"1.2\"}\n", `g.yaml:4: web.tlsMinVersion: is above tlsMaxVersion 1.2: lower it`},
+		{"CA of clients without https", head + "web:\n  http: :5556\n  tlsClientCA: /ca.crt\n", `g.yaml:4: web: has tlsClientCA or tlsClientNames and no https: set https to the address to listen on, or remove them`},
+		{"names of clients without a CA", head + "web: {https: \":5554\", tlsCert: /c.crt, tlsKey: /k.key, tlsClientNames: [a.example.com]}\n", `g.yaml:4: web.tlsClientNames: has no effect without web.tlsClientCA: name the file with the CA of the clients there, or remove the names`},
+		{"CA of clients that is not there", head + "web: {https: \":5554\", tlsCert: /c.crt, tlsKey: /k.key, tlsClientCA: /none}\n", `g.yaml:4: web.tlsClientCA: /none: the file does not exist`},
+		{"CA of clients that is none", head + "web: {https: \":5554\", tlsCert: /c.crt, tlsKey: /k.key, tlsClientCA: /k.key}\n", `g.yaml:4: web.tlsClientCA: /k.key holds no certificate: want a PEM file with the CERTIFICATE blocks of the clients' CA`},
+		{"CA of clients that has expired", head + "web: {https: \":5554\", tlsCert: /c.crt, tlsKey: /k.key, tlsClientCA: /ca-expired.crt}\n", `g.yaml:4: web.tlsClientCA: /ca-expired.crt holds no certificate that could be used: want the CERTIFICATE blocks of the clients' CA, not expired`},
 		{"TLS version", head + "web: {tlsMinVersion: 1.1}\n", `g.yaml:4: web.tlsMinVersion: want "1.2" or "1.3", got "1.1"`},
 		{"header of two lines", head + "web:\n  headers:\n    X-XSS-Protection: \"1\\r\\nSet-Cookie: a=b\"\n    X-Frame-Options: allow\n", `
 g.yaml:6: web.headers.X-XSS-Protection: want visible ASCII on one line
@@ -465,6 +483,19 @@ g.yaml:6: gateway.cookie.sameSite: strict needs every host on the site of the is
 g.yaml:6: gateway.cookie.sameSite: strict needs every host on the site of the issuer, and "http://b.example.com" is on another: the cookie would be missing after each sign-in; use lax`},
 		{"keys that are not there", gateway("keys: {file: /etc/gatehouse/none}"), `g.yaml:6: gateway.keys.file: /etc/gatehouse/none: the file does not exist`},
 		{"keys that may not be read", gateway("keys: {file: /etc/gatehouse/locked}"), `g.yaml:6: gateway.keys.file: /etc/gatehouse/locked: the file may not be read: give this user the permission`},
+		{"TLS of gRPC without a key", gateway("tls: {cert: /c.crt}"), `g.yaml:6: gateway.tls.key: is missing: gateway.tls needs a PEM file here`},
+		{"TLS of gRPC that is empty", gateway("tls:"), `g.yaml:6: gateway.tls: is empty: give it cert and key, or remove the line for plain text`},
+		{"TLS of gRPC without anything", gateway("tls: {}"), `
+g.yaml:6: gateway.tls.cert: is missing: gateway.tls needs a PEM file here
+g.yaml:6: gateway.tls.key: is missing: gateway.tls needs a PEM file here`},
+		{"key of another certificate for gRPC", gateway("tls: {cert: /c.crt, key: /other.key}"), `g.yaml:6: gateway.tls.key: /other.key is not the key of the certificate: give the two that belong together`},
+		{"names for gRPC without a CA", gateway("tls: {cert: /c.crt, key: /k.key, clientNames: [a.example.com]}"), `g.yaml:6: gateway.tls.clientNames: has no effect without gateway.tls.clientCA: name the file with the CA of the clients there, or remove the names`},
+		{"names for gRPC that nobody can have", gateway("tls: {cert: /c.crt, key: /k.key, clientCA: /ca.crt, clientNames: [Gateway.Example.com, \"*\", \"spiffe://cluster.local/*\", \"spiffe:x\"]}"), `
+g.yaml:6: gateway.tls.clientNames[0]: "Gateway.Example.com": want a DNS name in lower case such as gateway.example.com or *.example.com, or a URI such as spiffe://cluster.local/ns/istio-system/sa/istio-ingressgateway
+g.yaml:6: gateway.tls.clientNames[1]: "*": want a DNS name in lower case such as gateway.example.com or *.example.com, or a URI such as spiffe://cluster.local/ns/istio-system/sa/istio-ingressgateway
+g.yaml:6: gateway.tls.clientNames[2]: "spiffe://cluster.local/*": has a wildcard, which only DNS names may have: list each URI
+g.yaml:6: gateway.tls.clientNames[3]: "spiffe:x": want a URI such as spiffe://cluster.local/ns/istio-system/sa/istio-ingressgateway`},
+		{"TLS of gRPC by an old version", gateway("tls: {cert: /c.crt, key: /k.key, minVersion: 1.1}"), `g.yaml:6: gateway.tls.minVersion: want "1.2" or "1.3", got "1.1"`},
 		{"keys open to everybody", gateway("keys: {file: /etc/gatehouse/open}"), `g.yaml:6: gateway.keys.file: /etc/gatehouse/open is open to every user (mode 0644): chmod o-rwx /etc/gatehouse/open, or defaultMode: 0440 for a Kubernetes Secret`},
 		{"keys of an empty file", gateway("keys: {file: /etc/gatehouse/empty}"), `g.yaml:6: gateway.keys.file: /etc/gatehouse/empty: holds no key: make one with: openssl rand -base64 32`},
 		{"keys that are none", gateway("keys: {file: /etc/gatehouse/bad}"), `

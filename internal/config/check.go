@@ -1,7 +1,6 @@
 package config
 
 import (
-	"crypto/tls"
 	"errors"
 	"io/fs"
 	"maps"
@@ -196,19 +195,7 @@ func (k *checker) web() {
 	if w.HTTP == "" && w.HTTPS == "" && !k.failed("web.http") && !k.failed("web.https") {
 		w.HTTP = "0.0.0.0:5556"
 	}
-	if w.HTTPS != "" {
-		for path, file := range map[string]string{"web.tlsCert": w.TLSCert, "web.tlsKey": w.TLSKey} {
-			if file == "" {
-				k.errorf(path, "is missing: web.https needs a PEM file here")
-			}
-		}
-		k.certificate(w.TLSCert, w.TLSKey)
-	} else if w.TLSCert != "" || w.TLSKey != "" {
-		k.errorf("web", "has tlsCert or tlsKey and no https: set https to the address to listen on, or remove them")
-	}
-	if w.TLSMinVersion != "" && w.TLSMaxVersion != "" && w.TLSMinVersion > w.TLSMaxVersion {
-		k.errorf("web.tlsMinVersion", "is above tlsMaxVersion %s: lower it", w.TLSMaxVersion)
-	}
+	k.webTLS(w)
 	for name, value := range w.Headers.byKey() {
 		if strings.ContainsFunc(value, func(c rune) bool { return c < ' ' || c > '~' }) {
 			k.errorf(child("web.headers", name), "want visible ASCII on one line")
@@ -220,42 +207,6 @@ func (k *checker) web() {
 	if k.c.Telemetry.EnableProfiling {
 		k.errorf("telemetry.enableProfiling", "the telemetry port has metrics and health only: remove the key")
 	}
-}
-
-// certificate checks that the certificate and its key can be read, and belong together.
-func (k *checker) certificate(certFile, keyFile string) {
-	const certPath, keyPath = "web.tlsCert", "web.tlsKey"
-	cert, certOK := k.file(certPath, certFile)
-	key, keyOK := k.file(keyPath, keyFile)
-	if !certOK || !keyOK {
-		return
-	}
-	_, err := tls.X509KeyPair(cert, key)
-	if err == nil {
-		return
-	}
-	problem := strings.TrimPrefix(err.Error(), "tls: ")
-	switch {
-	case strings.Contains(problem, "does not match"), strings.Contains(problem, "private key type"):
-		k.errorf(keyPath, "%s is not the key of the certificate %s: give the two that belong together", keyFile, certFile)
-	case strings.Contains(problem, "certificate input"), !strings.Contains(problem, "key"):
-		k.errorf(certPath, "%s is not a certificate: want a PEM file with CERTIFICATE blocks, that of the server first (%s)", certFile, ours(problem))
-	default:
-		k.errorf(keyPath, "%s is not a private key: want a PEM file with an unencrypted PRIVATE KEY block (%s)", keyFile, ours(problem))
-	}
-}
-
-// file returns what is in the file that the key at path names.
-func (k *checker) file(path, name string) ([]byte, bool) {
-	if name == "" || k.failed(path) {
-		return nil, false
-	}
-	data, err := k.opts.ReadFile(name)
-	if err != nil {
-		k.errorf(path, "%s: %s", name, ours(fileProblem(err)))
-		return nil, false
-	}
-	return data, true
 }
 
 func (k *checker) clientRemoteIP(ip *ClientRemoteIP) {

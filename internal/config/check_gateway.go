@@ -28,6 +28,7 @@ func (k *checker) gateway() {
 	if g.GRPC == "" && !k.failed("gateway.grpc") {
 		k.errorf("gateway.grpc", "is empty: set the address for Envoy, such as 0.0.0.0:9001, or remove the line")
 	}
+	k.gatewayTLS(g)
 	k.admin(g)
 	k.hosts(g)
 	k.prefix(g)

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"reflect"
+	"time"
 )
 
 // Options bring in the world outside the file. In the zero value no variable is set and no file exists.
@@ -19,6 +20,9 @@ type Options struct {
 	// ReadFile and Mode return the content and the permissions of a file that the configuration names.
 	ReadFile func(name string) ([]byte, error)
 	Mode     func(name string) (fs.FileMode, error)
+
+	// Now tells the time that certificates are looked at. Nil: time.Now.
+	Now func() time.Time
 
 	// Connector checks the config block of a connector of the given type, a JSON object. Each error that it
 	// returns (one, or several joined) is reported at the line of the field that its method Field() string
@@ -50,6 +54,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.Mode == nil {
 		o.Mode = func(string) (fs.FileMode, error) { return 0, fs.ErrNotExist }
+	}
+	if o.Now == nil {
+		o.Now = time.Now
 	}
 	return o
 }

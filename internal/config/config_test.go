@@ -1,8 +1,10 @@
 package config
 
 import (
+	"crypto/tls"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -76,7 +78,7 @@ dex-test.yaml:54: staticPasswords[0].hash: this password is in public documentat
 dex-test.yaml:65: staticPasswords[1].hash: this password is in public documentation: make a hash of your own with gatehouse hash-password
 dex-test.yaml:70: expiry.signingKeys: is the old name of signer.config.keysRotationPeriod: move it there`},
 		{"gateway.yaml", `
-gateway.yaml:15: gateway.session.staleIfUnavailable: has no effect yet: it is for revalidation, which comes with a later version`},
+gateway.yaml:16: gateway.session.staleIfUnavailable: has no effect yet: it is for revalidation, which comes with a later version`},
 		{"minimal.yaml", "minimal.yaml:3: enablePasswordDB: nobody can sign in yet: add users to staticPasswords, or a connector"},
 		{"alias.yaml", ""},
 	}
@@ -174,6 +176,9 @@ func TestGatewayValues(t *testing.T) {
 	if network, address := g.AdminListener(); network != "unix" || address != "/run/gatehouse/admin.sock" {
 		t.Errorf("got admin on %s %s", network, address)
 	}
+	if m := g.TLS.Material; m.Certificate.Leaf == nil || len(m.ClientCAs) != 1 || m.MinVersion != tls.VersionTLS13 || !m.ClientNames.Match(m.Certificate.Leaf) {
+		t.Errorf("got TLS with %d CAs from version %x, want one CA, 1.3 and the names of the file", len(m.ClientCAs), m.MinVersion)
+	}
 	if https, ok := g.HostSet.Lookup("x.y.apps.example.com"); !https || !ok {
 		t.Error("got a wildcard host that is not listed, want it listed on https")
 	}
@@ -189,9 +194,9 @@ func TestGatewayValues(t *testing.T) {
 		rule             string
 		line             int
 	}{
-		{"open", "kubeflow.example.com", "/healthz", nil, policy.Allow, "health", 21},
-		{"guarded, anonymous", "kubeflow.example.com", "/admin/x", nil, policy.Authenticate, "admin", 22},
-		{"guarded, a user of it", "kubeflow.example.com", "/admin/x", admin, policy.Allow, "admin", 22},
+		{"open", "kubeflow.example.com", "/healthz", nil, policy.Allow, "health", 22},
+		{"guarded, anonymous", "kubeflow.example.com", "/admin/x", nil, policy.Authenticate, "admin", 23},
+		{"guarded, a user of it", "kubeflow.example.com", "/admin/x", admin, policy.Allow, "admin", 23},
 		{"default", "kubeflow.example.com", "/", admin, policy.Deny, "default", 0},
 	} {
 		d := g.Policy.Decide(policy.Request{Method: "GET", Host: tt.host, Path: tt.path}, tt.id, now)
@@ -202,6 +207,43 @@ func TestGatewayValues(t *testing.T) {
 	want := `{"issuer":"https://idp.example.com","clientSecret":"p\"w\\with: $odd ${THINGS}","big":18446744073709551615,"hex":31,"half":0.5,"on":true,"nothing":null,"date":"2026-01-31"}`
 	if got := string(c.Connectors[0].Config.JSON()); got != want {
 		t.Errorf("got %s\nwant %s", got, want)
+	}
+}
+
+// What is wrong with a certificate, and yet works, is a warning; so is a key that is open to everybody.
+func TestTLSWarnings(t *testing.T) {
+	for _, tt := range []struct{ name, file, want string }{
+		{"expired, and the key open", head + "web: {https: \":5554\", tlsCert: /expired.crt, tlsKey: /k.key}\n", `
+g.yaml:4: web.tlsCert: /expired.crt expired on 2026-06-01 11:59:00 UTC: renew it
+g.yaml:4: web.tlsKey: /k.key is open to every user (mode 0644): chmod o-rwx /k.key, or defaultMode: 0440 for a Kubernetes Secret`},
+		{"another host", strings.Replace(head, "auth.", "login.", 1) + "web: {https: \":5554\", tlsCert: /c.crt, tlsKey: /group.key}\n", `
+g.yaml:4: web.tlsCert: /c.crt is not for login.example.com but for ["auth.example.com" "127.0.0.1"]: clients will refuse it; get one with that name`},
+		{"a name that the gateway does not need", gatewayHead + "  tls: {cert: /c.crt, key: /group.key}\n", ""},
+		{"a client's own certificate for a CA", gatewayHead + "  tls: {cert: /c.crt, key: /group.key, clientCA: /c.crt}\n", `
+g.yaml:6: gateway.tls.clientCA: /c.crt has a certificate at place 1 that is not that of a CA: only clients that have this very certificate pass`},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			opts := testOptions()
+			opts.Mode = func(name string) (fileMode, error) {
+				if name == "/k.key" {
+					return 0o644, nil
+				}
+				return fs.ModeDir | 0o440, nil // the group of the volumes, as in Kubernetes
+			}
+			_, warnings, err := Parse("g.yaml", []byte(tt.file), opts)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var got []string
+			for _, w := range warnings {
+				if w.Path != "enablePasswordDB" { // of head
+					got = append(got, w.Error())
+				}
+			}
+			if got, want := strings.Join(got, "\n"), strings.TrimSpace(tt.want); got != want {
+				t.Errorf("got\n%s\nwant\n%s", got, want)
+			}
+		})
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"gatehouse/authz/policy"
+	"gatehouse/internal/certs"
 	"gatehouse/internal/hosts"
 )
 
@@ -73,12 +74,16 @@ type Web struct {
 	HTTPS          string         `yaml:"https"`
 	TLSCert        string         `yaml:"tlsCert"`
 	TLSKey         string         `yaml:"tlsKey"`
-	TLSMinVersion  TLSVersion     `yaml:"tlsMinVersion"` // empty: 1.2
-	TLSMaxVersion  TLSVersion     `yaml:"tlsMaxVersion"` // empty: the highest that Go has
+	TLSMinVersion  TLSVersion     `yaml:"tlsMinVersion"`  // empty: 1.2
+	TLSMaxVersion  TLSVersion     `yaml:"tlsMaxVersion"`  // empty: the highest that Go has
+	TLSClientCA    string         `yaml:"tlsClientCA"`    // empty: clients are asked for no certificate
+	TLSClientNames []string       `yaml:"tlsClientNames"` // empty: any certificate of TLSClientCA
 	Headers        Headers        `yaml:"headers"`
 	AllowedOrigins []string       `yaml:"allowedOrigins"`
 	AllowedHeaders []string       `yaml:"allowedHeaders"`
 	ClientRemoteIP ClientRemoteIP `yaml:"clientRemoteIP"`
+
+	TLS *certs.Material `yaml:"-"` // of the files above; nil without HTTPS
 }
 
 // Headers are set on the responses of the provider's routes.
@@ -276,6 +281,7 @@ type SignerConfig struct {
 type Gateway struct {
 	GRPC     string         `yaml:"grpc"`
 	HTTP     Unsupported    `yaml:"http" fix:"the HTTP flavours of ext_authz come with a later version: remove the key and use grpc"`
+	TLS      *GatewayTLS    `yaml:"tls"`   // of GRPC; nil: plain text
 	Admin    string         `yaml:"admin"` // see AdminListener
 	Hosts    []string       `yaml:"hosts"`
 	Prefix   string         `yaml:"prefix"`
@@ -310,6 +316,17 @@ func (g *Gateway) setDefaults() {
 
 // AdminListener returns the arguments of net.Listen for the admin listener.
 func (g *Gateway) AdminListener() (network, address string) { return splitAdmin(g.Admin) }
+
+// GatewayTLS is what Envoy meets at the gRPC listener.
+type GatewayTLS struct {
+	Cert        string     `yaml:"cert"`
+	Key         string     `yaml:"key"`
+	ClientCA    string     `yaml:"clientCA"`    // empty: clients are asked for no certificate
+	ClientNames []string   `yaml:"clientNames"` // empty: any certificate of ClientCA
+	MinVersion  TLSVersion `yaml:"minVersion"`  // empty: 1.2
+
+	Material *certs.Material `yaml:"-"` // of the files above
+}
 
 // Cookie is the gateway's own.
 type Cookie struct {

@@ -124,12 +124,20 @@ func New(o Options) (*Front, error) {
 	return f, nil
 }
 
-// maxBody is what is read of any request to the issuer, in bytes.
-const maxBody = 64 << 10
+// maxBody is what is read of any request to the issuer, in bytes; maxAssertion of a SAML response, which may name a user's
+// many groups.
+const (
+	maxBody      = 64 << 10
+	maxAssertion = 256 << 10
+)
 
 // ServeHTTP implements http.Handler.
 func (f *Front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	r.Body = http.MaxBytesReader(w, r.Body, maxBody)
+	limit := int64(maxBody)
+	if r.Method == http.MethodPost && r.URL.Path == f.base+"/callback" {
+		limit = maxAssertion
+	}
+	r.Body = http.MaxBytesReader(w, r.Body, limit)
 	ip, err := f.clientIP(r)
 	if err != nil {
 		ip = ""
