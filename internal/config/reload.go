@@ -8,14 +8,16 @@ import (
 	"strings"
 )
 
-// Changed returns the keys whose values differ between two files, such as gateway.rules. A list is one key.
+// Changed returns the keys whose values differ between two files, such as gateway.rules. A list is one key. Keys
+// of the same name whose file has another content are a difference, too.
 func Changed(a, b *Config) []string {
 	var keys []string
 	changed(reflect.ValueOf(a).Elem(), reflect.ValueOf(b).Elem(), "", &keys)
-	if a.Gateway != nil && b.Gateway != nil && !slices.EqualFunc(a.Gateway.Keys.Ring, b.Gateway.Keys.Ring, bytes.Equal) {
-		keys = append(keys, "gateway.keys.file")
+	const ring = "gateway.keys.file"
+	if a.Gateway != nil && b.Gateway != nil && !slices.Contains(keys, ring) && !slices.EqualFunc(a.Gateway.Keys.Ring, b.Gateway.Keys.Ring, bytes.Equal) {
+		keys = append(keys, ring)
 	}
-	return slices.Compact(keys)
+	return keys
 }
 
 func changed(a, b reflect.Value, path string, keys *[]string) {
