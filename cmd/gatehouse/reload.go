@@ -150,6 +150,9 @@ func (r *reloads) reload(ctx context.Context, why string) {
 	}
 	next.level = r.running.level
 	if err := r.s.apply(ctx, &next); err != nil {
+		if ctx.Err() != nil {
+			return // the end came first
+		}
 		r.retry.Reset(reloadRetry)
 		r.refuse(ctx, why, err)
 		return

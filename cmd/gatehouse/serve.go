@@ -271,7 +271,10 @@ func (s *service) run(ctx, background context.Context, stop func(), r *reloads) 
 		defer stop()
 		return s.drain(context.WithoutCancel(ctx), all)
 	})
-	go r.run(gctx)
+	g.Go(func() error {
+		r.run(gctx)
+		return nil
+	})
 	s.log.InfoContext(ctx, "ready", "version", version(), "issuer", s.cfg.Issuer)
 	return g.Wait()
 }
