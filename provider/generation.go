@@ -105,20 +105,21 @@ func (p *Provider) endGeneration(g *generation) {
 }
 
 // A Next is a configuration that is ready to become the current one: everything of it is built, and connectors that
-// did not change are carried over open.
+// did not change are carried over open. It ends with Drop, or with Use and Settle.
 type Next struct {
-	p *Provider
-	g *generation
+	p   *Provider
+	g   *generation
+	old *generation // after Use
 }
 
 // Prepare builds what follows from c beside what runs, which goes on unchanged. It waits for connectors that must be
-// opened, at most as long as New does. One Next is there at a time; Use or Drop it.
+// opened, at most as long as New does. One Next is there at a time.
 func (p *Provider) Prepare(c *config.Config) (*Next, error) {
 	g, err := p.newGeneration(c, p.current.Load())
 	if err != nil {
 		return nil, err
 	}
-	return &Next{p, g}, nil
+	return &Next{p: p, g: g}, nil
 }
 
 // SignInPath is Provider.SignInPath of the new configuration.
@@ -131,14 +132,15 @@ func (n *Next) Drop() {
 }
 
 // Use makes the configuration the current one, from the next request on; requests under way end on what they began with.
-// Static users who are gone are signed out, and what has changed about the others is true when Use returns. An error
-// says that this could not be stored: it is tried again until it can, and everything else is in effect.
-func (n *Next) Use(ctx context.Context) error {
-	old := n.p.current.Swap(n.g)
-	touched := touchedUsers(old.config, n.g.config)
+func (n *Next) Use() { n.old = n.p.current.Swap(n.g) }
+
+// Settle follows Use: static users who are gone are signed out, and what has changed about the others is true when it
+// returns. An error says that this could not be stored; it is tried again until it can.
+func (n *Next) Settle(ctx context.Context) error {
+	touched := touchedUsers(n.old.config, n.g.config)
 	err := n.p.reconcileUsers(ctx, touched)
-	old.release()
-	go n.p.retire(old, touched) //nolint:contextcheck // outlives the call
+	n.old.release()
+	go n.p.retire(n.old, touched) //nolint:contextcheck // outlives the call
 	return err
 }
 

@@ -55,7 +55,8 @@ func (w *world) reload(text string) {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	if err := next.Use(w.t.Context()); err != nil {
+	next.Use()
+	if err := next.Settle(w.t.Context()); err != nil {
 		w.t.Fatal(err)
 	}
 }
@@ -318,23 +319,20 @@ func TestRequestsEndOnTheirGeneration(t *testing.T) {
 	w, _ := memoryWorld(t)
 	g := w.provider.acquire()
 	w.reload(edited(t, testConfig, "default: signed-in", "default: deny"))
-	select {
-	case <-g.idle:
+	live := func() bool {
+		m := w.provider.requests
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		return slices.Contains(m.live, g.requests)
+	}
+	if !live() {
 		t.Fatal("the generation ended under a request")
-	default:
 	}
 	if w.provider.current.Load() == g {
 		t.Fatal("the new configuration is not the current one")
 	}
 	g.release()
-	eventually(t, "the generation ends", func() bool {
-		select {
-		case <-g.idle:
-			return true
-		default:
-			return false
-		}
-	})
+	eventually(t, "the generation ends", func() bool { return !live() })
 }
 
 // counters returns the counters and counts of histograms by name and labels.
@@ -495,7 +493,8 @@ func TestRemovalIsTriedUntilItIsStored(t *testing.T) {
 		t.Fatal(err)
 	}
 	d.down.Store(true)
-	if err := next.Use(t.Context()); !errors.Is(err, errDown) {
+	next.Use()
+	if err := next.Settle(t.Context()); !errors.Is(err, errDown) {
 		t.Errorf("got %v, want %v", err, errDown)
 	}
 	d.down.Store(false)

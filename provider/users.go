@@ -47,17 +47,11 @@ func touchedUsers(before, after *config.Config) []string {
 
 // reconcileAll does at the start what reconcileUsers does later: the file may have changed meanwhile.
 func (p *Provider) reconcileAll(ctx context.Context) error {
-	all, err := p.store.ListUserIdentities(ctx)
+	ids, err := p.store.UsersOf(ctx, dexconnectors.LocalConnector)
 	if err != nil {
 		return fmt.Errorf("provider: list users: %w", err)
 	}
-	var local []string
-	for _, u := range all {
-		if u.ConnectorID == dexconnectors.LocalConnector {
-			local = append(local, u.UserID)
-		}
-	}
-	return p.reconcileUsers(ctx, local)
+	return p.reconcileUsers(ctx, ids)
 }
 
 // reconcileUsers makes what is stored of local users say what the current configuration says: who is not in it is

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"os"
 	"slices"
@@ -14,6 +13,7 @@ import (
 	"github.com/fsnotify/fsnotify"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"gatehouse/authz"
 	"gatehouse/internal/config"
 	"gatehouse/provider"
 )
@@ -197,35 +197,42 @@ func (r *reloads) refuse(ctx context.Context, why string, err error) {
 	}
 }
 
-// apply makes a configuration decide: of the provider first, then of the gateway, which sends browsers there. An error
-// has changed nothing.
+// apply makes a configuration decide: of the provider first, then of the gateway, which sends browsers there. Both are made
+// before either is put in place, so that an error has changed nothing.
 func (s *service) apply(ctx context.Context, l *loaded) error {
 	next, err := s.provider.Prepare(l.cfg)
 	if err != nil {
 		return err
 	}
+	var gateway *authz.Config
 	if s.authz != nil {
-		// It is compiled before anything is swapped, so that both are of one configuration or neither is.
-		trial, _, err := explainer(l.cfg, oneSession{})
-		if err == nil {
-			err = trial.Apply(gatewayConfig(l.cfg, s.pages, next.SignInPath()))
-		}
-		if err != nil {
+		gateway = gatewayConfig(l.cfg, s.pages, next.SignInPath())
+		if err := compiles(l.cfg, gateway); err != nil {
 			next.Drop()
 			return err
 		}
 	}
-	if err := next.Use(ctx); err != nil {
-		s.log.ErrorContext(ctx, "changed users could not be stored; it is tried again", "error", err)
-	}
-	if s.authz != nil {
-		if err := s.authz.Apply(gatewayConfig(l.cfg, s.pages, s.provider.SignInPath())); err != nil {
-			return fmt.Errorf("the provider has the new configuration, the gateway not: %w", err)
+	next.Use()
+	if gateway != nil {
+		if err := s.authz.Apply(gateway); err != nil { // it was good a moment ago
+			s.log.ErrorContext(ctx, "the gateway goes on with the former configuration, the provider does not: restart", "error", err)
 		}
+	}
+	if err := next.Settle(ctx); err != nil {
+		s.log.ErrorContext(ctx, "changed users could not be stored; it is tried again", "error", err)
 	}
 	s.applyTLS(l.cfg)
 	s.level.Set(l.logLevel())
 	return nil
+}
+
+// compiles tries a gateway's configuration on an authorizer that nobody asks.
+func compiles(cfg *config.Config, gateway *authz.Config) error {
+	trial, _, err := explainer(cfg, oneSession{})
+	if err != nil {
+		return err
+	}
+	return trial.Apply(gateway)
 }
 
 // applyTLS makes new connections use the certificates that were read with the configuration.

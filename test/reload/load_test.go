@@ -231,7 +231,7 @@ func TestReloadUnderLoad(t *testing.T) {
 	if at := p.signIn(t, p.visit(t, "http://"+host+"/two"), "alice@example.com", password); at.body != "app x-user-a=alice@example.com" {
 		t.Fatalf("signed in: %d at %s: %s", at.status, at.url, at.body)
 	}
-	start := time.Now()
+	goroutines, start := w.metric(t, "go_goroutines"), time.Now()
 	all := &writer{world: w, t: t, load: w.load(t, p.cookies(t)), files: files, now: "a"}
 	for all.writes < 60 {
 		all.round()
@@ -247,6 +247,7 @@ func TestReloadUnderLoad(t *testing.T) {
 	if checks < 10_000 || changes < 30 {
 		t.Errorf("%d checks saw %d changes: want at least 10000 and 30", checks, changes)
 	}
+	peers.Eventually(t, limit, "no goroutine is left behind", func() bool { return w.metric(t, "go_goroutines") <= goroutines+8 })
 	log := w.gatehouse.Log()
 	for _, want := range []string{
 		`unknown field \"grups\": did you mean \"groups\"`, "the file does not exist", `"key":"issuer"`, "restart it, or take the change back",
