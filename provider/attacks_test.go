@@ -104,7 +104,7 @@ func TestSecondFactorOfAnotherUserDoesNotCount(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.AddCookie(&http.Cookie{Name: "gatehouse-sso", Value: stolen.ssoCookies()[0].Value})
-	mixed, err := inproc.Serve(w.provider.dex, r)
+	mixed, err := inproc.Serve(w.provider.current.Load().dex, r)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -2,14 +2,18 @@ package provider
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"encoding"
 	"encoding/base64"
+	"encoding/binary"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
 	"net/url"
+	"os"
 	"reflect"
 	"regexp"
 	"slices"
@@ -29,38 +33,108 @@ import (
 )
 
 // dexStorage is what Dex sees of our store: sign-ins under way, static entries, and no blocked users.
-func dexStorage(o Options, secret string, log *slog.Logger) (storage.Storage, error) {
-	c := o.Config
-	s := identity.Guard(front.Flights(o.Store), o.Now)
+func (p *Provider) dexStorage(c *config.Config) (storage.Storage, error) {
+	s := identity.Guard(front.Flights(p.store), p.now)
 	clients := []storage.Client{{
-		ID: front.GatewayClient, Secret: secret, Name: c.Frontend.Issuer,
+		ID: front.GatewayClient, Secret: p.secret, Name: c.Frontend.Issuer,
 		RedirectURIs: []string{c.Issuer + front.CallbackPath}, RefreshTokenLifetime: storage.RefreshTokenLifetimeSession,
 	}}
 	for i := range c.StaticClients {
 		clients = append(clients, client(&c.StaticClients[i]))
 	}
 	s = storage.WithStaticClients(s, clients)
-	var users []storage.Password
+	users := staticUsers(c)
+	if len(users) > 0 {
+		s = storage.WithStaticPasswords(s, users, p.dexLog)
+	}
+	all := staticConnectors(c, users)
+	if len(all) == 0 {
+		return nil, errors.New("provider: no connectors and no enablePasswordDB: nobody could sign in")
+	}
+	return storage.WithStaticConnectors(s, all), nil
+}
+
+func staticUsers(c *config.Config) []storage.Password {
+	users := make([]storage.Password, 0, len(c.StaticPasswords))
 	for _, u := range c.StaticPasswords {
 		users = append(users, storage.Password{
 			Email: u.Email, Hash: []byte(u.Hash.Reveal()), Username: u.Username, Name: u.Name, PreferredUsername: u.PreferredUsername,
 			EmailVerified: u.EmailVerified, UserID: u.UserID, Groups: u.Groups,
 		})
 	}
-	if len(users) > 0 {
-		s = storage.WithStaticPasswords(s, users, log)
-	}
+	return users
+}
+
+// staticConnectors returns the connectors of a file. Two of the same resource version are the same connector.
+func staticConnectors(c *config.Config, users []storage.Password) []storage.Connector {
 	all := make([]storage.Connector, 0, len(c.Connectors)+1)
 	for _, k := range c.Connectors {
-		all = append(all, storage.Connector{ID: k.ID, Type: k.Type, Name: k.Name, Config: k.Config.JSON(), GrantTypes: k.GrantTypes, ResourceVersion: "1"})
+		all = append(all, storage.Connector{
+			ID: k.ID, Type: k.Type, Name: k.Name, Config: k.Config.JSON(), GrantTypes: k.GrantTypes, ResourceVersion: connectorVersion(k.Type, k.Config.JSON()),
+		})
 	}
 	if c.EnablePasswordDB {
-		all = append(all, storage.Connector{ID: dexconnectors.LocalConnector, Type: dexconnectors.LocalConnector, Name: "Email"})
+		all = append(all, storage.Connector{
+			ID: dexconnectors.LocalConnector, Type: dexconnectors.LocalConnector, Name: "Email", ResourceVersion: usersVersion(users),
+		})
 	}
-	if len(all) == 0 {
-		return nil, errors.New("provider: no connectors and no enablePasswordDB: nobody could sign in")
+	return all
+}
+
+// connectorVersion is another one when the connector's configuration is, or what is in a file that it names.
+func connectorVersion(kind string, raw []byte) string {
+	h := sha256.New()
+	part := func(b []byte) {
+		_ = binary.Write(h, binary.BigEndian, uint64(len(b))) // a hash takes everything
+		h.Write(b)
 	}
-	return storage.WithStaticConnectors(s, all), nil
+	part(raw)
+	for _, name := range ConnectorFiles(kind, raw) {
+		data, err := os.ReadFile(name)
+		if err != nil {
+			data = []byte("cannot be read")
+		}
+		part(data)
+	}
+	return hex.EncodeToString(h.Sum(nil))
+}
+
+// usersVersion keeps what it is made of to itself: a hash of password hashes.
+func usersVersion(users []storage.Password) string {
+	h := sha256.New()
+	_ = json.NewEncoder(h).Encode(users) // plain values
+	return hex.EncodeToString(h.Sum(nil))
+}
+
+// connectorFiles are the keys by which Dex's connectors name files.
+var connectorFiles = []string{"rootCA", "rootCAs", "ca", "clientCert", "clientKey", "keytabPath", "serviceAccountFilePath", "clientAssertion"} // never assigned to
+
+// ConnectorFiles returns the files that a connector's configuration names and that are read when it is opened or later.
+func ConnectorFiles(kind string, raw []byte) []string {
+	var block any
+	if _, ok := server.ConnectorsConfig[kind]; !ok || json.Unmarshal(raw, &block) != nil {
+		return nil
+	}
+	var names []string
+	var walk func(key string, v any)
+	walk = func(key string, v any) {
+		switch v := v.(type) {
+		case map[string]any:
+			for _, k := range slices.Sorted(maps.Keys(v)) {
+				walk(k, v[k])
+			}
+		case []any:
+			for _, item := range v {
+				walk(key, item)
+			}
+		case string:
+			if slices.Contains(connectorFiles, key) && v != "" && !strings.Contains(v, "-----BEGIN") { // oidc's rootCAs may hold the PEM itself
+				names = append(names, v)
+			}
+		}
+	}
+	walk("", block)
+	return names
 }
 
 func client(c *config.Client) storage.Client {

@@ -66,6 +66,20 @@ func (c *keyCache) publish(k storage.Keys) error {
 	return nil
 }
 
+// keyed is a generation's storage with the keys that all generations share.
+type keyed struct {
+	storage.Storage
+	keys *keyCache
+}
+
+// GetKeys implements storage.Storage.
+func (k keyed) GetKeys(ctx context.Context) (storage.Keys, error) { return k.keys.GetKeys(ctx) }
+
+// UpdateKeys implements storage.Storage.
+func (k keyed) UpdateKeys(ctx context.Context, update func(storage.Keys) (storage.Keys, error)) error {
+	return k.keys.UpdateKeys(ctx, update)
+}
+
 // A KeySet is the issuer's public keys in memory. Whoever verifies tokens in this process asks it: no network,
 // no cache that could be stale.
 type KeySet struct {

@@ -12,6 +12,8 @@ import (
 	"log/slog"
 	"net/http"
 	"net/url"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	gosundheit "github.com/AppsFlyer/go-sundheit"
@@ -21,7 +23,6 @@ import (
 	"gatehouse/internal/config"
 	"gatehouse/internal/seal"
 	"gatehouse/provider/front"
-	"gatehouse/provider/identity"
 	"gatehouse/provider/store"
 	"gatehouse/web"
 
@@ -31,7 +32,6 @@ import (
 	"github.com/dexidp/dex/server/session"
 	"github.com/dexidp/dex/server/signer"
 	"github.com/dexidp/dex/server/tokens"
-	"github.com/dexidp/dex/storage"
 )
 
 // Connectors that ask somebody at the start get this long before the start goes on without them, and are then tried again.
@@ -42,6 +42,8 @@ const (
 
 // placeholder is the id of the connector that Dex starts with.
 const placeholder = "local"
+
+const never = 100 * 365 * 24 * time.Hour
 
 // Options for New; all are needed.
 type Options struct {
@@ -56,66 +58,95 @@ type Options struct {
 }
 
 // A Provider is a running OpenID Provider. Its parts stop when the context of New ends.
+//
+// What lasts as long as the process is here; what follows from a configuration is a generation, of which one is current.
 type Provider struct {
 	issuer   *url.URL
-	store    *store.Store    // the record of everything; blocked users can be read
-	dexStore storage.Storage // what Dex sees: static entries added, blocked users hidden
-	dex      *server.Server
-	doors    *identity.Doors
-	sessions *session.Config
+	options  Options      // but for Config, which is that of the start
+	store    *store.Store // the record of everything; blocked users can be read
 	keys     *KeySet
-	front    *front.Front
+	keyCache *keyCache
+	secret   string // of the internal client: known to this process only, and good on every replica's own token endpoint
+	sso      []byte // key of Dex's session cookie
+	requests *requestMetrics
 	now      func() time.Time
 	log      *slog.Logger
 	dexLog   *slog.Logger
 	audit    *slog.Logger
+	life     context.Context // of all generations: that of New
+
+	current   atomic.Pointer[generation]
+	reconcile sync.Mutex // of whoever brings stored users in line with the configuration
 }
 
 // New starts a provider. An error says which connector, or what else of the configuration, does not work.
 func New(ctx context.Context, o Options) (*Provider, error) {
-	p := &Provider{
-		issuer: o.Config.IssuerURL, store: o.Store, now: o.Now, log: o.Log, audit: o.Audit,
-		dexLog: slog.New(quiet{o.Log.Handler()}).With("part", "dex"),
-	}
-	key, err := hkdf.Key(sha256.New, o.CookieKey, nil, "gatehouse sso cookie", 32)
-	if err != nil {
+	p := newProvider(ctx, o)
+	var err error
+	if p.sso, err = hkdf.Key(sha256.New, o.CookieKey, nil, "gatehouse sso cookie", 32); err != nil {
 		return nil, fmt.Errorf("provider: cookie key: %w", err)
 	}
-	p.sessions = sessionConfig(o.Config, key)
-
-	secret := rand.Text() // of the internal client: known to this process only, and good on every replica's own token endpoint
-	if p.dexStore, err = dexStorage(o, secret, p.dexLog); err != nil {
+	if err := o.Registry.Register(p.requests); err != nil {
+		return nil, fmt.Errorf("provider: metrics: %w", err)
+	}
+	g, err := p.newGeneration(o.Config, nil)
+	if err != nil {
 		return nil, err
 	}
-	all := p.dexStore
-	gate := identity.NewGate(all)
-	p.dexStore = gate
-	if err := p.startDex(ctx, o, p.newKeyCache()); err != nil {
+	p.current.Store(g)
+	if err := p.reconcileAll(ctx); err != nil {
 		return nil, err
 	}
-	p.dex.Connectors().Close(placeholder)
-	p.doors, err = identity.Open(ctx, p.dex.Connectors(), all, identity.Options{
-		Limits: identity.DefaultLimits(), Store: o.Store, Now: o.Now, Log: p.dexLog, OpenTimeout: openTimeout, RetryEvery: retryEvery,
-	})
-	if err != nil {
-		return nil, fmt.Errorf("provider: %w", err)
-	}
-	gate.Show(p.doors)
-	p.front, err = front.New(p.frontOptions(o, secret))
-	if err != nil {
-		return nil, fmt.Errorf("provider: %w", err)
-	}
+	go p.collectGarbage(ctx)
 	return p, nil
 }
 
-// Handler serves the issuer's pages and endpoints, below the issuer's path.
-func (p *Provider) Handler() http.Handler { return p.front }
+func newProvider(ctx context.Context, o Options) *Provider {
+	p := &Provider{
+		issuer: o.Config.IssuerURL, options: o, store: o.Store, secret: rand.Text(), requests: newRequestMetrics(), now: o.Now, log: o.Log, audit: o.Audit,
+		dexLog: slog.New(quiet{o.Log.Handler()}).With("part", "dex"), life: ctx,
+	}
+	p.keys = &KeySet{issuer: p.issuer.String(), now: p.now}
+	p.keyCache = &keyCache{Storage: p.store, now: p.now, set: p.keys}
+	p.keys.reread = func(ctx context.Context) error {
+		_, err := p.keyCache.read(ctx)
+		return err
+	}
+	return p
+}
+
+// gcEvery is how often what has expired is deleted. Dex would do it by generation, and so never where one lives shorter.
+const gcEvery = time.Minute
+
+func (p *Provider) collectGarbage(ctx context.Context) {
+	tick := time.NewTicker(gcEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			if _, err := p.store.GarbageCollect(ctx, p.now()); err != nil && ctx.Err() == nil {
+				p.log.ErrorContext(ctx, "what has expired cannot be deleted", "error", err)
+			}
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// Handler serves the issuer's pages and endpoints, below the issuer's path. A request ends on the generation that it began with.
+func (p *Provider) Handler() http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		g := p.acquire()
+		defer g.release()
+		g.front.ServeHTTP(w, r)
+	})
+}
 
 // SignInPath is where a browser is sent to sign in, below the issuer's path.
-func (p *Provider) SignInPath() string { return p.front.SignInPath() }
+func (p *Provider) SignInPath() string { return p.current.Load().front.SignInPath() }
 
 // SignedOutURL is the page that says goodbye.
-func (p *Provider) SignedOutURL() string { return p.front.SignedOutURL() }
+func (p *Provider) SignedOutURL() string { return p.current.Load().front.SignedOutURL() }
 
 // Keys are the issuer's public keys, always the current ones.
 func (p *Provider) Keys() *KeySet { return p.keys }
@@ -133,31 +164,26 @@ func (p *Provider) verify(ctx context.Context, raw, audience string) (front.Toke
 	return front.Token{Subject: t.Subject, Nonce: t.Nonce, SessionID: t.SessionID, Client: t.Client}, err
 }
 
-func (p *Provider) newKeyCache() *keyCache {
-	p.keys = &KeySet{issuer: p.issuer.String(), now: p.now}
-	c := &keyCache{Storage: p.dexStore, now: p.now, set: p.keys}
-	p.keys.reread = func(ctx context.Context) error {
-		_, err := c.read(ctx)
-		return err
+// openSigner returns what signs tokens, with the keys that all generations share.
+func (p *Provider) openSigner(c *config.Config) (signer.Signer, error) {
+	sign, err := (&signer.LocalConfig{
+		KeysRotationPeriod: c.Signer.Config.KeysRotationPeriod.Std().String(), Algorithm: jose.SignatureAlgorithm(c.Signer.Config.Algorithm),
+	}).Open(p.life, p.keyCache, c.Expiry.IDTokens.Std(), p.now, p.dexLog)
+	if err != nil {
+		return nil, fmt.Errorf("provider: signer: %w", err)
 	}
-	return c
+	return sign, nil
 }
 
 // startDex builds Dex's server. Its background work ends with ctx.
-func (p *Provider) startDex(ctx context.Context, o Options, cache *keyCache) error {
-	c := o.Config
-	sign, err := (&signer.LocalConfig{
-		KeysRotationPeriod: c.Signer.Config.KeysRotationPeriod.Std().String(), Algorithm: jose.SignatureAlgorithm(c.Signer.Config.Algorithm),
-	}).Open(ctx, cache, c.Expiry.IDTokens.Std(), o.Now, p.dexLog)
-	if err != nil {
-		return fmt.Errorf("provider: signer: %w", err)
-	}
+func (p *Provider) startDex(ctx context.Context, g *generation, sign signer.Signer) error {
+	c, o := g.config, p.options
 	factors, err := secondFactors(c)
 	if err != nil {
 		return err
 	}
-	p.dex, err = server.NewServer(ctx, server.Config{
-		Issuer: c.Issuer, Storage: cache, Signer: sign, Logger: p.dexLog, Now: o.Now,
+	g.dex, err = server.NewServer(ctx, server.Config{
+		Issuer: c.Issuer, Storage: keyed{g.storage, p.keyCache}, Signer: sign, Logger: p.dexLog, Now: o.Now,
 		AllowedGrantTypes: grantTypes(c), SupportedResponseTypes: c.OAuth2.ResponseTypes,
 		PKCE:               authflow.PKCEConfig{Enforce: c.OAuth2.PKCE.Enforce, CodeChallengeMethodsSupported: pkceMethods(c)},
 		SkipApprovalScreen: c.OAuth2.SkipApprovalScreen,
@@ -166,10 +192,10 @@ func (p *Provider) startDex(ctx context.Context, o Options, cache *keyCache) err
 		PasswordConnector:     c.OAuth2.PasswordConnector,
 		IDTokensValidFor:      c.Expiry.IDTokens.Std(), AuthRequestsValidFor: c.Expiry.AuthRequests.Std(), DeviceRequestsValidFor: c.Expiry.DeviceRequests.Std(),
 		RefreshTokenPolicy: refreshPolicy(c, o.Now),
-		GCFrequency:        time.Minute,
+		GCFrequency:        never, // see collectGarbage
 		Headers:            c.Web.Headers.HTTP(), AllowedOrigins: c.Web.AllowedOrigins, AllowedHeaders: c.Web.AllowedHeaders,
-		SessionConfig: p.sessions, MFAProviders: factors, DefaultMFAChain: c.MFA.DefaultMFAChain,
-		PrometheusRegistry: o.Registry, HealthChecker: gosundheit.New(),
+		SessionConfig: g.sessions, MFAProviders: factors, DefaultMFAChain: c.MFA.DefaultMFAChain,
+		PrometheusRegistry: g.requests, HealthChecker: gosundheit.New(),
 		Web: server.WebConfig{WebFS: o.Pages.FS(), Issuer: c.Frontend.Issuer, LogoURL: c.Frontend.LogoURL, Theme: "light", Extra: c.Frontend.Extra},
 	})
 	if err != nil {
@@ -178,16 +204,16 @@ func (p *Provider) startDex(ctx context.Context, o Options, cache *keyCache) err
 	return nil
 }
 
-func (p *Provider) frontOptions(o Options, secret string) front.Options {
-	c := o.Config
+func (p *Provider) frontOptions(g *generation) front.Options {
+	c, o := g.config, p.options
 	f := front.Options{
-		Issuer: c.IssuerURL, Dex: p.dex, Doors: p.doors, Storage: p.dexStore, ClientSecret: secret, Ring: o.Ring, Pages: o.Pages,
-		Sessions: &session.Manager{Storage: p.dexStore, Config: p.sessions, Now: o.Now, Logger: p.dexLog, IssuerURL: oauth2.IssuerURL{URL: *c.IssuerURL}},
+		Issuer: c.IssuerURL, Dex: g.dex, Doors: g.doors, Storage: g.storage, ClientSecret: p.secret, Ring: o.Ring, Pages: o.Pages,
+		Sessions: &session.Manager{Storage: g.storage, Config: g.sessions, Now: o.Now, Logger: p.dexLog, IssuerURL: oauth2.IssuerURL{URL: *c.IssuerURL}},
 		Verify: func(ctx context.Context, raw string) (front.Token, error) {
 			return p.verify(ctx, raw, front.GatewayClient)
 		},
 		VerifyAny:  func(ctx context.Context, raw string) (front.Token, error) { return p.verify(ctx, raw, "") },
-		SignOut:    p.SignOut,
+		SignOut:    func(ctx context.Context, id string) (string, error) { return p.end(ctx, g, id, byUser) },
 		SkipChoice: !c.OAuth2.AlwaysShowLoginScreen,
 		RememberMe: true, Remembered: c.Sessions.RememberMeCheckedByDefault,
 		IPHeader: c.Web.ClientRemoteIP.Header, TrustedProxies: c.Web.ClientRemoteIP.Prefixes,

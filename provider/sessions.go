@@ -80,6 +80,7 @@ func (p *Provider) Sessions(ctx context.Context) ([]*Session, error) {
 
 // Touch records activity in a session at a time. It never revives one that has ended: ErrNoSession.
 func (p *Provider) Touch(ctx context.Context, id string, at time.Time) (*Session, error) {
+	idle := p.current.Load().sessions.ValidIfNotUsedFor
 	var touched storage.AuthSession
 	err := p.store.UpdateAuthSession(ctx, id, func(s storage.AuthSession) (storage.AuthSession, error) {
 		if !at.Before(s.IdleExpiry) || !at.Before(s.AbsoluteExpiry) {
@@ -87,7 +88,7 @@ func (p *Provider) Touch(ctx context.Context, id string, at time.Time) (*Session
 		}
 		if at.After(s.LastActivity) {
 			s.LastActivity = at
-			s.IdleExpiry = at.Add(p.sessions.ValidIfNotUsedFor)
+			s.IdleExpiry = at.Add(idle)
 			if s.IdleExpiry.After(s.AbsoluteExpiry) {
 				s.IdleExpiry = s.AbsoluteExpiry
 			}
@@ -122,20 +123,31 @@ func (p *Provider) Subscribe(f func(Change)) (cancel func()) {
 	})
 }
 
+// Who ends a session, in the audit log.
+const (
+	byUser     = "user"
+	byOperator = "operator"
+	byFile     = "configuration" // the user is not in the file any more
+)
+
 // SignOut ends a session: first the session itself, since it is the truth, then what is bound to it, then the other
 // Relying Parties are told. next is where the upstream identity provider ends its own session, or "".
 // A session that is already gone is no error.
 func (p *Provider) SignOut(ctx context.Context, id string) (next string, err error) {
-	return p.end(ctx, id, "user")
+	g := p.acquire()
+	defer g.release()
+	return p.end(ctx, g, id, byUser)
 }
 
 // Revoke is SignOut by an operator.
 func (p *Provider) Revoke(ctx context.Context, id string) error {
-	_, err := p.end(ctx, id, "operator")
+	g := p.acquire()
+	defer g.release()
+	_, err := p.end(ctx, g, id, byOperator)
 	return err
 }
 
-func (p *Provider) end(ctx context.Context, id, by string) (next string, err error) {
+func (p *Provider) end(ctx context.Context, g *generation, id, by string) (next string, err error) {
 	s, err := p.store.GetAuthSession(ctx, id)
 	if errors.Is(err, storage.ErrNotFound) {
 		return "", nil
@@ -153,11 +165,11 @@ func (p *Provider) end(ctx context.Context, id, by string) (next string, err err
 	p.audit.InfoContext(ctx, "sign-out", "by", by, "connector", s.ConnectorID, "user", email, "user_id", s.UserID, "session", hashID(id))
 
 	ctx = context.WithoutCancel(ctx) // the session is over: what follows from it is not to be lost to a closed connection
-	refresh := tokens.NewRefreshStore(p.dexStore, p.now, p.dexLog)
-	refresh.RevokeClients(ctx, s.UserID, s.ConnectorID, p.boundClients(ctx, s))
-	p.dex.Backchannel().Notify(ctx, &s)
+	refresh := tokens.NewRefreshStore(g.storage, p.now, p.dexLog)
+	refresh.RevokeClients(ctx, s.UserID, s.ConnectorID, g.boundClients(ctx, s))
+	g.dex.Backchannel().Notify(ctx, &s)
 
-	door, ok := p.doors.Door(s.ConnectorID)
+	door, ok := g.doors.Door(s.ConnectorID)
 	if !ok {
 		return "", nil
 	}
@@ -170,10 +182,10 @@ func (p *Provider) end(ctx context.Context, id, by string) (next string, err err
 }
 
 // boundClients are the clients of the session whose refresh tokens end with it.
-func (p *Provider) boundClients(ctx context.Context, s storage.AuthSession) []string {
+func (g *generation) boundClients(ctx context.Context, s storage.AuthSession) []string {
 	var bound []string
 	for id := range s.ClientStates {
-		if c, err := p.dexStore.GetClient(ctx, id); err == nil && c.RefreshBoundToSession() {
+		if c, err := g.storage.GetClient(ctx, id); err == nil && c.RefreshBoundToSession() {
 			bound = append(bound, id)
 		}
 	}
@@ -194,20 +206,22 @@ func (p *Provider) Block(ctx context.Context, connectorID, userID string, until 
 	if !p.now().Before(until) {
 		return nil
 	}
-	return p.endAll(ctx, connectorID, userID)
+	g := p.acquire()
+	defer g.release()
+	return p.endAll(ctx, g, connectorID, userID, byOperator)
 }
 
-func (p *Provider) endAll(ctx context.Context, connectorID, userID string) error {
+func (p *Provider) endAll(ctx context.Context, g *generation, connectorID, userID, by string) error {
 	all, err := p.store.SessionsOf(ctx, userID, connectorID)
 	if err != nil {
 		return fmt.Errorf("provider: sessions of a user: %w", err)
 	}
 	var errs []error
 	for _, s := range all {
-		if err := p.Revoke(ctx, s.ID); err != nil {
+		if _, err := p.end(ctx, g, s.ID, by); err != nil {
 			errs = append(errs, err)
 		}
 	}
-	tokens.NewRefreshStore(p.dexStore, p.now, p.dexLog).RevokeAll(ctx, userID, connectorID)
+	tokens.NewRefreshStore(g.storage, p.now, p.dexLog).RevokeAll(ctx, userID, connectorID)
 	return errors.Join(errs...)
 }

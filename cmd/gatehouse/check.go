@@ -5,21 +5,16 @@ import (
 	"fmt"
 
 	"github.com/spf13/cobra"
-
-	"gatehouse/internal/config"
-	"gatehouse/provider"
 )
 
 // load reads a configuration; its mistakes are printed one a line, as FILE:LINE: KEY: what is wrong and how to mend it.
-func load(c *cobra.Command, path string) (*config.Config, config.Warnings, error) {
-	opts := config.OS()
-	opts.Connector = provider.CheckConnector
-	cfg, warnings, err := config.Load(path, opts)
+func load(c *cobra.Command, path string) (loaded, error) {
+	l, err := read(c.Context(), path)
 	if err != nil {
 		_, _ = fmt.Fprintln(c.ErrOrStderr(), err)
-		return nil, warnings, errSaid
+		return l, errSaid
 	}
-	return cfg, warnings, nil
+	return l, nil
 }
 
 func checkCommand() *cobra.Command {
@@ -36,18 +31,18 @@ mend it. The exit code is 0 for a file that "gatehouse serve" would start with, 
 			if path == "" {
 				return errors.New("check-config: say which file: gatehouse check-config FILE")
 			}
-			cfg, warnings, err := load(c, path)
-			for _, w := range warnings {
+			l, err := load(c, path)
+			for _, w := range l.warnings {
 				_, _ = fmt.Fprintln(c.ErrOrStderr(), "warning:", w)
 			}
 			if err != nil {
 				return err
 			}
 			what := "a provider only: there is no gateway block"
-			if cfg.Gateway != nil {
-				what = fmt.Sprintf("provider and gateway, %d hosts, %d rules", len(cfg.Gateway.Hosts), len(cfg.Gateway.Rules))
+			if g := l.cfg.Gateway; g != nil {
+				what = fmt.Sprintf("provider and gateway, %d hosts, %d rules", len(g.Hosts), len(g.Rules))
 			}
-			_, err = fmt.Fprintf(c.OutOrStdout(), "%s: good (%s, %d warnings)\n", path, what, len(warnings))
+			_, err = fmt.Fprintf(c.OutOrStdout(), "%s: good (%s, %d warnings)\n", path, what, len(l.warnings))
 			return err
 		},
 	}

@@ -42,7 +42,7 @@ folder. The address is http://localhost:8080; GATEHOUSE_DEMO_PORT chooses anothe
 
 // demoServe runs serve with its logs beside the configuration file.
 func demoServe(ctx context.Context, c *cobra.Command, path string) (err error) {
-	cfg, warnings, err := load(c, path)
+	l, err := load(c, path)
 	if err != nil {
 		return err
 	}
@@ -57,5 +57,5 @@ func demoServe(ctx context.Context, c *cobra.Command, path string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, events.Close()) }()
-	return serve(ctx, cfg, warnings, events, logs)
+	return serve(ctx, l, events, logs)
 }

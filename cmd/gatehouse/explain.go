@@ -47,10 +47,11 @@ signed in. The exit code is 0 whatever the decision.
   gatehouse explain --config gatehouse.yaml --user alice@example.com --groups admins,dev GET https://app.example.com/admin/x`,
 		Args: cobra.ExactArgs(2),
 		RunE: func(c *cobra.Command, args []string) error {
-			cfg, _, err := load(c, path)
+			l, err := load(c, path)
 			if err != nil {
 				return err
 			}
+			cfg := l.cfg
 			if cfg.Gateway == nil {
 				return errors.New("explain: the file has no gateway block: there are no rules")
 			}

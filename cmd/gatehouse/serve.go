@@ -46,19 +46,23 @@ func serveCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use: "serve --config FILE", Short: "Run the provider and the gateway's authorizer",
 		Long: `Run the OpenID Provider and, where the file has a gateway block, the ext_authz authorizer. The log is JSON on
-standard error; audit events (one for each decision and each sign-in) are JSON on standard output. SIGTERM drains.`,
+standard error; audit events (one for each decision and each sign-in) are JSON on standard output. SIGTERM drains.
+
+The file, and those that it names, are read again when they change and on SIGHUP. A file with a mistake, or with a change
+that needs a restart, is told in the log and changes nothing.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			cfg, warnings, err := load(c, path)
+			l, err := load(c, path)
 			if err != nil {
 				return err
 			}
 			if level != "" {
-				if err := cfg.Logger.SlogLevel.UnmarshalText([]byte(level)); err != nil {
+				l.level = new(slog.Level)
+				if err := l.level.UnmarshalText([]byte(level)); err != nil {
 					return fmt.Errorf("--log-level %q: want debug, info, warn or error", level)
 				}
 			}
-			return serve(c.Context(), cfg, warnings, c.OutOrStdout(), c.ErrOrStderr())
+			return serve(c.Context(), l, c.OutOrStdout(), c.ErrOrStderr())
 		},
 	}
 	c.Flags().StringVar(&path, "config", "", "the configuration file (required)")
@@ -69,8 +73,9 @@ standard error; audit events (one for each decision and each sign-in) are JSON o
 
 // A service is everything that runs: the one place where all parts meet.
 type service struct {
-	cfg      *config.Config
+	cfg      *config.Config // of the start; what runs now is in reloads
 	log      *slog.Logger
+	level    slog.LevelVar
 	auditLog *slog.Logger
 	audit    *audit.Writer
 	registry *prometheus.Registry
@@ -88,16 +93,21 @@ type service struct {
 	health *health.Server
 }
 
-// serve runs until ctx ends or a part fails.
-func serve(ctx context.Context, cfg *config.Config, warnings config.Warnings, stdout, stderr io.Writer) error {
+// serve runs what was loaded until ctx ends or a part fails.
+func serve(ctx context.Context, l loaded, stdout, stderr io.Writer) error {
 	tuneMemory()
-	s := &service{cfg: cfg, log: newLogger(cfg, stderr), audit: audit.NewWriter(stdout, auditQueue), registry: prometheus.NewRegistry()}
+	hangup := make(chan os.Signal, 1) // it would end the process
+	signal.Notify(hangup, syscall.SIGHUP)
+	defer signal.Stop(hangup)
+	s := &service{cfg: l.cfg, audit: audit.NewWriter(stdout, auditQueue), registry: prometheus.NewRegistry()}
+	s.log = newLogger(l.cfg, &s.level, stderr)
+	s.level.Set(l.logLevel())
 	s.auditLog = slog.New(slog.NewJSONHandler(s.audit, nil)).With("log", "audit")
-	for _, w := range warnings {
+	for _, w := range l.warnings {
 		s.log.WarnContext(ctx, "configuration", "warning", w.Error())
 	}
 	defer s.flushAudit(context.WithoutCancel(ctx))
-	st, err := openStore(ctx, cfg, s.log)
+	st, err := openStore(ctx, l.cfg, s.log)
 	if err != nil {
 		return err
 	}
@@ -113,7 +123,7 @@ func serve(ctx context.Context, cfg *config.Config, warnings config.Warnings, st
 	if !interrupt() {
 		return nil
 	}
-	return s.run(ctx, background, stop)
+	return s.run(ctx, background, stop, newReloads(s, l, hangup))
 }
 
 func (s *service) flushAudit(ctx context.Context) {
@@ -124,8 +134,8 @@ func (s *service) flushAudit(ctx context.Context) {
 	}
 }
 
-func newLogger(cfg *config.Config, out io.Writer) *slog.Logger {
-	opts := &slog.HandlerOptions{Level: cfg.Logger.SlogLevel, ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+func newLogger(cfg *config.Config, level slog.Leveler, out io.Writer) *slog.Logger {
+	opts := &slog.HandlerOptions{Level: level, ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
 		if slices.Contains(cfg.Logger.ExcludeFields, a.Key) {
 			return slog.Attr{}
 		}
@@ -233,7 +243,10 @@ func gatewayConfig(c *config.Config, pages *web.Pages, signInPath string) *authz
 }
 
 // run opens every port before it serves any, serves, and drains when ctx ends.
-func (s *service) run(ctx, background context.Context, stop func()) error {
+func (s *service) run(ctx, background context.Context, stop func(), r *reloads) error {
+	if err := r.register(s.registry); err != nil {
+		return err
+	}
 	all, err := s.listeners(ctx)
 	if err != nil {
 		return err
@@ -259,24 +272,12 @@ func (s *service) run(ctx, background context.Context, stop func()) error {
 		defer stop()
 		return s.drain(context.WithoutCancel(ctx), all)
 	})
-	go s.explainHangup(background)
+	g.Go(func() error {
+		r.run(gctx)
+		return nil
+	})
 	s.log.InfoContext(ctx, "ready", "version", version(), "issuer", s.cfg.Issuer)
 	return g.Wait()
-}
-
-// explainHangup answers SIGHUP, which would end the process.
-func (s *service) explainHangup(ctx context.Context) {
-	hangup := make(chan os.Signal, 1)
-	signal.Notify(hangup, syscall.SIGHUP)
-	defer signal.Stop(hangup)
-	for {
-		select {
-		case <-hangup:
-			s.log.WarnContext(ctx, "SIGHUP: reload is not in this version: restart to take up a changed file")
-		case <-ctx.Done():
-			return
-		}
-	}
 }
 
 // drain says that no more requests are wanted, lets those under way end, and closes.

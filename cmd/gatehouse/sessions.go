@@ -73,14 +73,14 @@ func adminClient(c *cobra.Command, path, address string) (*admin.Client, error) 
 	if path == "" {
 		return nil, errors.New("sessions: say which gatehouse: --config FILE or --admin ADDRESS")
 	}
-	cfg, _, err := load(c, path)
+	l, err := load(c, path)
 	if err != nil {
 		return nil, err
 	}
-	if cfg.Gateway == nil {
+	if l.cfg.Gateway == nil {
 		return nil, errors.New("sessions: the file has no gateway block, so there is no admin listener")
 	}
-	return admin.NewClient(cfg.Gateway.AdminListener()), nil
+	return admin.NewClient(l.cfg.Gateway.AdminListener()), nil
 }
 
 // printable quotes what would disturb a terminal.

@@ -116,8 +116,14 @@ func New(o Options) (*Front, error) {
 			Name: "gatehouse_sign_ins_total", Help: "Sign-ins by connector and result: ok, sso, or the reason of the refusal.",
 		}, []string{"connector", "result"}),
 	}
-	if err := o.Registerer.Register(f.signIns); err != nil {
-		return nil, err
+	if err := o.Registerer.Register(f.signIns); err != nil { // the counter goes on where another front, of a former configuration, has it
+		known, ok := errors.AsType[prometheus.AlreadyRegisteredError](err)
+		if !ok {
+			return nil, err
+		}
+		if f.signIns, ok = known.ExistingCollector.(*prometheus.CounterVec); !ok {
+			return nil, err
+		}
 	}
 	f.clientIP = ClientIP(o.IPHeader, o.TrustedProxies)
 	f.mux = f.routes()

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"maps"
 	"net/http"
@@ -56,6 +57,9 @@ type Options struct {
 	OpenTimeout, RetryEvery time.Duration
 	// Resolve opens a connector other than "local". Nil: as Dex does.
 	Resolve dexconnectors.ResolveFunc
+	// Previous are the doors of the generation before, not yet closed; nil: there was none. A connector of the same id, type and resource
+	// version stays open, and attempts go on counting.
+	Previous *Doors
 }
 
 // Doors are the connectors of one Dex server. Those that cannot be opened are tried again until they can.
@@ -68,8 +72,9 @@ type Doors struct {
 	workers    *workers
 	configured []storage.Connector
 
-	mu   sync.Mutex // of whoever changes now
-	live atomic.Pointer[doorSet]
+	mu     sync.Mutex // of whoever changes now
+	closed bool
+	live   atomic.Pointer[doorSet]
 }
 
 // doorSet are the doors that are open. It is immutable.
@@ -86,14 +91,7 @@ func Open(ctx context.Context, cache *dexconnectors.Cache, store storage.Storage
 	if err != nil {
 		return nil, fmt.Errorf("list connectors: %w", err)
 	}
-	d := &Doors{
-		opts:       opts,
-		connectors: cache,
-		users:      newLimiter(opts.Limits.Window, opts.Limits.Entries, opts.Now),
-		networks:   newLimiter(opts.Limits.Window, opts.Limits.Entries, opts.Now),
-		factors:    newLimiter(opts.Limits.Window, opts.Limits.Entries, opts.Now),
-		workers:    newWorkers(max(1, runtime.GOMAXPROCS(0)-1), 256),
-	}
+	d := newDoors(cache, opts)
 	for _, c := range all { // a static connector, which comes first, hides a stored one
 		if !slices.ContainsFunc(d.configured, func(k storage.Connector) bool { return k.ID == c.ID }) {
 			d.configured = append(d.configured, c)
@@ -102,39 +100,141 @@ func Open(ctx context.Context, cache *dexconnectors.Cache, store storage.Storage
 	if d.opts.Resolve == nil {
 		d.opts.Resolve = dexconnectors.Resolver(store, opts.Log, server.ConnectorsConfig)
 	}
+	previous := d.opts.Previous
+	d.opts.Previous = nil // or no generation would ever be forgotten
 	d.live.Store(&doorSet{})
-	wait := make(chan struct{}, len(d.configured))
+	var fresh []string // connectors that the start waits for
+	first := make(chan struct{}, len(d.configured))
 	for _, c := range d.configured {
-		if c.Type == dexconnectors.LocalConnector {
-			inner, err := newLocal(ctx, store, d.workers)
-			if err != nil {
-				return nil, err
+		if o := previous.share(c); o != nil {
+			err = d.add(c, o)
+		} else if c.Type == dexconnectors.LocalConnector {
+			err = d.openLocal(ctx, c, store)
+		} else {
+			tried := func() {}
+			if !previous.tries(c) { // it was just tried
+				fresh = append(fresh, c.ID)
+				tried = func() { first <- struct{}{} }
 			}
-			if err := d.add(c, inner); err != nil {
-				return nil, err
-			}
-			wait <- struct{}{}
-			continue
+			go d.keepTrying(ctx, c, tried)
 		}
-		go d.keepTrying(ctx, c, func() { wait <- struct{}{} })
+		if err != nil {
+			d.Close()
+			return nil, err
+		}
 	}
-	timeout := time.NewTimer(opts.OpenTimeout)
-	defer timeout.Stop()
-	for range d.configured {
-		select {
-		case <-wait:
-		case <-timeout.C:
-			for _, c := range d.configured {
-				if _, open := d.Door(c.ID); !open {
-					opts.Log.WarnContext(ctx, "connector is not open yet; it is tried on", "connector", c.ID)
-				}
-			}
-			return d, nil
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		}
+	if err := d.wait(ctx, fresh, first); err != nil {
+		d.Close()
+		return nil, err
 	}
 	return d, nil
+}
+
+// newDoors returns doors without connectors. What limits attempts outlives them: a new configuration is no way around it.
+func newDoors(cache *dexconnectors.Cache, opts Options) *Doors {
+	if p := opts.Previous; p != nil {
+		return &Doors{opts: opts, connectors: cache, users: p.users, networks: p.networks, factors: p.factors, workers: p.workers}
+	}
+	return &Doors{
+		opts:       opts,
+		connectors: cache,
+		users:      newLimiter(opts.Limits.Window, opts.Limits.Entries, opts.Now),
+		networks:   newLimiter(opts.Limits.Window, opts.Limits.Entries, opts.Now),
+		factors:    newLimiter(opts.Limits.Window, opts.Limits.Entries, opts.Now),
+		workers:    newWorkers(max(1, runtime.GOMAXPROCS(0)-1), 256),
+	}
+}
+
+// wait waits until each of the connectors was tried once, at most for OpenTimeout.
+func (d *Doors) wait(ctx context.Context, ids []string, tried <-chan struct{}) error {
+	timeout := time.NewTimer(d.opts.OpenTimeout)
+	defer timeout.Stop()
+	for range ids {
+		select {
+		case <-tried:
+		case <-timeout.C:
+			for _, id := range ids {
+				if _, open := d.Door(id); !open {
+					d.opts.Log.WarnContext(ctx, "connector is not open yet; it is tried on", "connector", id)
+				}
+			}
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
+}
+
+func (d *Doors) openLocal(ctx context.Context, c storage.Connector, store storage.Storage) error {
+	inner, err := newLocal(ctx, store, d.workers)
+	if err != nil {
+		return err
+	}
+	return d.add(c, newHandle(inner))
+}
+
+// A handle is an open connector, which generations of doors share. The last of them closes it.
+type handle struct {
+	connector.Connector
+
+	users atomic.Int64
+}
+
+func newHandle(c connector.Connector) *handle {
+	o := &handle{Connector: c}
+	o.users.Store(1)
+	return o
+}
+
+// release closes the connector, if it can be closed, once nobody uses it.
+func (o *handle) release(ctx context.Context, log *slog.Logger, id string) {
+	if o.users.Add(-1) > 0 {
+		return
+	}
+	c, ok := o.Connector.(io.Closer)
+	if !ok {
+		return
+	}
+	if err := c.Close(); err != nil {
+		log.WarnContext(ctx, "connector does not close", "connector", id, "error", err)
+	}
+}
+
+// share returns the open connector that c describes, nil if there is none. The caller releases it.
+func (d *Doors) share(c storage.Connector) *handle {
+	if d == nil {
+		return nil
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	door, ok := d.live.Load().byID[c.ID]
+	if d.closed || !ok || door.stored.Type != c.Type || door.stored.ResourceVersion != c.ResourceVersion {
+		return nil
+	}
+	door.handle.users.Add(1)
+	return door.handle
+}
+
+// tries reports whether the connector that c describes could not be opened so far.
+func (d *Doors) tries(c storage.Connector) bool {
+	return d != nil && slices.ContainsFunc(d.configured, func(k storage.Connector) bool {
+		return k.ID == c.ID && k.Type == c.Type && k.ResourceVersion == c.ResourceVersion
+	})
+}
+
+// Close gives the connectors back: those that no other generation has are closed. No request may use the doors any
+// more, and the context of Open has ended.
+func (d *Doors) Close() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.closed {
+		return
+	}
+	d.closed = true
+	for _, door := range d.live.Load().ordered {
+		door.handle.release(context.Background(), d.opts.Log, door.ID)
+	}
 }
 
 // keepTrying opens one connector, again and again until it is open or ctx ends. first is called after the first try.
@@ -143,7 +243,7 @@ func (d *Doors) keepTrying(ctx context.Context, c storage.Connector, first func(
 	for ; ; first = func() {} {
 		inner, err := d.opts.Resolve(c)
 		if err == nil {
-			err = d.add(c, inner)
+			err = d.add(c, newHandle(inner))
 		}
 		switch {
 		case err != nil && err.Error() != said:
@@ -166,14 +266,20 @@ func (d *Doors) keepTrying(ctx context.Context, c storage.Connector, first func(
 	}
 }
 
-// add makes an open connector known.
-func (d *Doors) add(c storage.Connector, inner connector.Connector) error {
-	door, err := newDoor(d, c, inner)
+// add makes an open connector known, wrapped. It takes over what the caller has of o.
+func (d *Doors) add(c storage.Connector, o *handle) error {
+	door, err := newDoor(d, c, o.Connector)
 	if err != nil {
+		o.release(context.Background(), d.opts.Log, c.ID)
 		return err
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if d.closed { // while it was being opened
+		o.release(context.Background(), d.opts.Log, c.ID)
+		return nil
+	}
+	door.handle = o
 	d.connectors.Set(c.ID, dexconnectors.Connector{
 		Type: c.Type, ResourceVersion: c.ResourceVersion, Connector: door.wrapped(), GrantTypes: c.GrantTypes,
 	})
@@ -207,12 +313,14 @@ type Door struct {
 	Kind       Kind
 	GrantTypes []string // allowed grant types; empty: all
 
-	doors *Doors
-	inner connector.Connector
+	doors  *Doors
+	inner  connector.Connector
+	handle *handle           // of inner
+	stored storage.Connector // what it was opened from
 }
 
 func newDoor(d *Doors, c storage.Connector, inner connector.Connector) (*Door, error) {
-	door := &Door{ID: c.ID, Name: c.Name, Type: c.Type, GrantTypes: c.GrantTypes, doors: d, inner: inner}
+	door := &Door{ID: c.ID, Name: c.Name, Type: c.Type, GrantTypes: c.GrantTypes, doors: d, inner: inner, stored: c}
 	switch inner.(type) {
 	case connector.CallbackConnector:
 		door.Kind = Redirect

@@ -8,8 +8,9 @@ import (
 	"github.com/dexidp/dex/storage"
 )
 
-// A Gate is the storage that Dex gets: it shows the connectors that are open, and no others, since Dex would open an
-// unknown one by itself, unwrapped and in the middle of a request.
+// A Gate is the storage that Dex gets: it shows the connectors that are open, as they were when they were opened. Dex
+// opens by itself, unwrapped and in the middle of a request, one that it does not know, or whose resource version is
+// another than that of the open one: neither can happen, whatever the storage says meanwhile.
 type Gate struct {
 	storage.Storage
 	doors atomic.Pointer[Doors]
@@ -22,30 +23,28 @@ func NewGate(s storage.Storage) *Gate { return &Gate{Storage: s} }
 func (g *Gate) Show(d *Doors) { g.doors.Store(d) }
 
 // ListConnectors implements storage.Storage.
-func (g *Gate) ListConnectors(ctx context.Context) ([]storage.Connector, error) {
+func (g *Gate) ListConnectors(context.Context) ([]storage.Connector, error) {
 	d := g.doors.Load()
 	if d == nil {
 		return []storage.Connector{{ID: dexconnectors.LocalConnector, Type: dexconnectors.LocalConnector}}, nil
 	}
-	all, err := g.Storage.ListConnectors(ctx)
-	if err != nil {
-		return nil, err
-	}
-	open := all[:0:0]
-	for _, c := range all {
-		if _, ok := d.Door(c.ID); ok {
-			open = append(open, c)
-		}
+	all := d.All()
+	open := make([]storage.Connector, len(all))
+	for i, door := range all {
+		open[i] = door.stored
 	}
 	return open, nil
 }
 
 // GetConnector implements storage.Storage.
-func (g *Gate) GetConnector(ctx context.Context, id string) (storage.Connector, error) {
-	if d := g.doors.Load(); d == nil {
-		return storage.Connector{}, storage.ErrNotFound
-	} else if _, ok := d.Door(id); !ok {
+func (g *Gate) GetConnector(_ context.Context, id string) (storage.Connector, error) {
+	d := g.doors.Load()
+	if d == nil {
 		return storage.Connector{}, storage.ErrNotFound
 	}
-	return g.Storage.GetConnector(ctx, id)
+	door, ok := d.Door(id)
+	if !ok {
+		return storage.Connector{}, storage.ErrNotFound
+	}
+	return door.stored, nil
 }

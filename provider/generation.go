@@ -1,0 +1,204 @@
+package provider
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"gatehouse/internal/config"
+	"gatehouse/provider/front"
+	"gatehouse/provider/identity"
+	"gatehouse/provider/store"
+	"gatehouse/web"
+
+	"github.com/dexidp/dex/server"
+	"github.com/dexidp/dex/server/session"
+	"github.com/dexidp/dex/server/signer"
+	"github.com/dexidp/dex/storage"
+)
+
+// A generation is all that follows from one configuration. It does not change. Requests end on the one that they
+// began with; when the last of them has, the generation ends.
+type generation struct {
+	config   *config.Config
+	sessions *session.Config
+	storage  storage.Storage // what Dex sees: static entries added, blocked users hidden
+	dex      *server.Server
+	doors    *identity.Doors
+	front    *front.Front
+	requests *prometheus.Registry // Dex wants one of its own
+	stop     context.CancelFunc
+
+	users atomic.Int64 // requests, and one for being the current generation
+	idle  chan struct{}
+}
+
+// newGeneration builds a generation, beside the running one if there is one. The caller is its first user.
+func (p *Provider) newGeneration(c *config.Config, running *generation) (_ *generation, err error) {
+	ctx, stop := context.WithCancel(p.life)
+	g := &generation{config: c, sessions: sessionConfig(c, p.sso), requests: prometheus.NewRegistry(), stop: stop, idle: make(chan struct{})}
+	g.users.Store(1)
+	defer func() {
+		if err != nil {
+			stop()
+		}
+	}()
+	all, err := p.dexStorage(c)
+	if err != nil {
+		return nil, err
+	}
+	gate := identity.NewGate(all)
+	g.storage = gate
+	sign, err := p.openSigner(c)
+	if err != nil {
+		return nil, err
+	}
+	if err := p.startDex(ctx, g, sign); err != nil {
+		return nil, err
+	}
+	g.dex.Connectors().Close(placeholder)
+	opts := identity.Options{
+		Limits: identity.DefaultLimits(), Store: p.store, Now: p.now, Log: p.dexLog, OpenTimeout: openTimeout, RetryEvery: retryEvery,
+	}
+	if running != nil {
+		opts.Previous = running.doors
+	}
+	if g.doors, err = identity.Open(ctx, g.dex.Connectors(), all, opts); err != nil {
+		return nil, fmt.Errorf("provider: %w", err)
+	}
+	gate.Show(g.doors)
+	if g.front, err = front.New(p.frontOptions(g)); err != nil {
+		g.doors.Close()
+		return nil, fmt.Errorf("provider: %w", err)
+	}
+	p.requests.add(g.requests)
+	return g, nil
+}
+
+// acquire returns the current generation for one request, which releases it at its end.
+func (p *Provider) acquire() *generation {
+	for {
+		g := p.current.Load()
+		for n := g.users.Load(); n > 0; n = g.users.Load() {
+			if g.users.CompareAndSwap(n, n+1) {
+				return g
+			}
+		} // it ended between the two: there is another one
+	}
+}
+
+func (g *generation) release() {
+	if g.users.Add(-1) == 0 {
+		close(g.idle)
+	}
+}
+
+// end ends a generation that nobody uses any more.
+func (p *Provider) endGeneration(g *generation) {
+	g.stop()
+	g.doors.Close()
+	p.requests.retire(g.requests)
+}
+
+// A Next is a configuration that is ready to become the current one: everything of it is built, and connectors that
+// did not change are carried over open. It ends with Drop, or with Use and Settle.
+type Next struct {
+	p   *Provider
+	g   *generation
+	old *generation // after Use
+}
+
+// Prepare builds what follows from c beside what runs, which goes on unchanged. It waits for connectors that must be
+// opened, at most as long as New does. One Next is there at a time.
+func (p *Provider) Prepare(c *config.Config) (*Next, error) {
+	g, err := p.newGeneration(c, p.current.Load())
+	if err != nil {
+		return nil, err
+	}
+	return &Next{p: p, g: g}, nil
+}
+
+// SignInPath is Provider.SignInPath of the new configuration.
+func (n *Next) SignInPath() string { return n.g.front.SignInPath() }
+
+// Drop gives up what Prepare built.
+func (n *Next) Drop() {
+	n.g.release()
+	n.p.endGeneration(n.g)
+}
+
+// Use makes the configuration the current one, from the next request on; requests under way end on what they began with.
+func (n *Next) Use() { n.old = n.p.current.Swap(n.g) }
+
+// Settle follows Use: static users who are gone are signed out, and what has changed about the others is true when it
+// returns. An error says that this could not be stored; it is tried again until it can.
+func (n *Next) Settle(ctx context.Context) error {
+	touched := touchedUsers(n.old.config, n.g.config)
+	err := n.p.reconcileUsers(ctx, touched)
+	n.old.release()
+	go n.p.retire(n.old, touched) //nolint:contextcheck // outlives the call
+	return err
+}
+
+// reconcileEvery is the pause after a failure to store what has changed of users.
+const reconcileEvery = 2 * time.Second
+
+// retire ends a generation when its last request has ended. Such a request may have signed in somebody who is gone
+// since: so users are looked at once more.
+func (p *Provider) retire(g *generation, touched []string) {
+	select {
+	case <-g.idle:
+	case <-p.life.Done():
+		return
+	}
+	p.endGeneration(g)
+	for {
+		err := p.reconcileUsers(p.life, touched)
+		if err == nil || p.life.Err() != nil {
+			return
+		}
+		p.log.ErrorContext(p.life, "changed users could not be stored; it is tried again", "error", err)
+		again := time.NewTimer(reconcileEvery)
+		select {
+		case <-again.C:
+		case <-p.life.Done():
+			again.Stop()
+			return
+		}
+	}
+}
+
+// Check finds what New would refuse in a configuration, without a connection to anything.
+func Check(ctx context.Context, c *config.Config) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	pages, err := web.New(web.Options{Title: c.Frontend.Issuer})
+	if err != nil {
+		return err
+	}
+	p := newProvider(ctx, Options{Config: c, Store: store.Memory(store.Options{}), Pages: pages, Log: slog.New(slog.DiscardHandler), Now: time.Now})
+	g := &generation{config: c, sessions: sessionConfig(c, make([]byte, 32)), requests: prometheus.NewRegistry()}
+	all, err := p.dexStorage(c)
+	if err != nil {
+		return err
+	}
+	g.storage = identity.NewGate(all)
+	sign, err := p.openSigner(c)
+	if err != nil {
+		return err
+	}
+	if err := p.startDex(ctx, g, idle{sign}); err != nil {
+		return err
+	}
+	return nil
+}
+
+// idle is a signer that makes no keys.
+type idle struct{ signer.Signer }
+
+// Start implements signer.Signer.
+func (idle) Start(context.Context) {}

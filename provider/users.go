@@ -1,0 +1,153 @@
+package provider
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"reflect"
+	"slices"
+
+	"gatehouse/internal/config"
+
+	dexconnectors "github.com/dexidp/dex/server/connectors"
+	"github.com/dexidp/dex/storage"
+)
+
+// A user of the file signs in once and is known by what is stored then. So what the file says later has to be stored
+// too, or a user who is gone would stay signed in. A changed password alone changes nothing here: sessions go on.
+
+// touchedUsers returns the user ids of those of whom the two files say something else.
+func touchedUsers(before, after *config.Config) []string {
+	describe := func(c *config.Config) map[string]storage.Password {
+		users := map[string]storage.Password{}
+		if !c.EnablePasswordDB {
+			return users
+		}
+		for _, u := range staticUsers(c) {
+			u.Hash = nil
+			users[u.UserID] = u
+		}
+		return users
+	}
+	old, now := describe(before), describe(after)
+	var touched []string
+	for id, u := range old {
+		if n, ok := now[id]; !ok || !reflect.DeepEqual(u, n) {
+			touched = append(touched, id)
+		}
+	}
+	for id := range now {
+		if _, ok := old[id]; !ok {
+			touched = append(touched, id) // who may be known from earlier
+		}
+	}
+	slices.Sort(touched)
+	return touched
+}
+
+// reconcileAll does at the start what reconcileUsers does later: the file may have changed meanwhile.
+func (p *Provider) reconcileAll(ctx context.Context) error {
+	ids, err := p.store.UsersOf(ctx, dexconnectors.LocalConnector)
+	if err != nil {
+		return fmt.Errorf("provider: list users: %w", err)
+	}
+	return p.reconcileUsers(ctx, ids)
+}
+
+// reconcileUsers makes what is stored of local users say what the current configuration says: who is not in it is
+// signed out everywhere.
+func (p *Provider) reconcileUsers(ctx context.Context, ids []string) error {
+	if len(ids) == 0 {
+		return nil
+	}
+	p.reconcile.Lock()
+	defer p.reconcile.Unlock()
+	g := p.acquire()
+	defer g.release()
+	users := map[string]storage.Password{}
+	if g.config.EnablePasswordDB {
+		all, err := g.storage.ListPasswords(ctx)
+		if err != nil {
+			return fmt.Errorf("provider: list local users: %w", err)
+		}
+		for _, u := range all {
+			users[u.UserID] = u
+		}
+	}
+	var errs []error
+	for _, id := range ids {
+		if u, ok := users[id]; ok {
+			errs = append(errs, p.restate(ctx, u))
+		} else {
+			errs = append(errs, p.endAll(ctx, g, dexconnectors.LocalConnector, id, byFile))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// restate stores what the configuration says of a user who has signed in before.
+func (p *Provider) restate(ctx context.Context, u storage.Password) error {
+	claims := claimsOf(u)
+	known, err := p.store.GetUserIdentity(ctx, u.UserID, dexconnectors.LocalConnector)
+	switch {
+	case errors.Is(err, storage.ErrNotFound):
+		return nil
+	case err != nil:
+		return fmt.Errorf("provider: read user: %w", err)
+	}
+	if !sameClaims(known.Claims, claims) {
+		err = p.store.UpdateUserIdentity(ctx, u.UserID, dexconnectors.LocalConnector, func(i storage.UserIdentity) (storage.UserIdentity, error) {
+			i.Claims = claims
+			return i, nil
+		})
+		if err != nil {
+			return fmt.Errorf("provider: store user: %w", err)
+		}
+	}
+	if known.Claims.Email == u.Email {
+		return nil
+	}
+	return p.restateTokens(ctx, claims)
+}
+
+// restateTokens gives the refresh tokens of a user the new e-mail address, by which they find the user again.
+func (p *Provider) restateTokens(ctx context.Context, claims storage.Claims) error {
+	o, err := p.store.GetOfflineSessions(ctx, claims.UserID, dexconnectors.LocalConnector)
+	if errors.Is(err, storage.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("provider: read refresh tokens: %w", err)
+	}
+	var errs []error
+	for _, ref := range o.Refresh {
+		err := p.store.UpdateRefreshToken(ctx, ref.ID, func(t storage.RefreshToken) (storage.RefreshToken, error) {
+			t.Claims = claims
+			return t, nil
+		})
+		if err != nil && !errors.Is(err, storage.ErrNotFound) {
+			errs = append(errs, fmt.Errorf("provider: store refresh token: %w", err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// claimsOf is what a sign-in stores (Dex's server/connectors, password.go).
+func claimsOf(u storage.Password) storage.Claims {
+	c := storage.Claims{
+		UserID: u.UserID, Username: u.Name, PreferredUsername: u.PreferredUsername, Email: u.Email, EmailVerified: true, Groups: u.Groups,
+	}
+	if c.Username == "" {
+		c.Username = u.Username
+	}
+	if u.EmailVerified != nil {
+		c.EmailVerified = *u.EmailVerified
+	}
+	return c
+}
+
+func sameClaims(a, b storage.Claims) bool {
+	same := slices.Equal(a.Groups, b.Groups)
+	a.Groups, b.Groups = nil, nil
+	return same && reflect.DeepEqual(a, b)
+}
