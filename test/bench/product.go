@@ -174,7 +174,7 @@ func startProducts(ctx context.Context, folder, binary string, signIns int, rule
 	if err != nil {
 		return nil, err
 	}
-	_, _ = fmt.Fprintf(log, "signing in %d browsers\n", signIns)
+	_, _ = fmt.Fprintf(log, "signing in %d browsers, one password check each\n", signIns)
 	cookies, err := first.signIns(ctx, s, signIns)
 	if err := errors.Join(err, s.stop()); err != nil {
 		return nil, err
