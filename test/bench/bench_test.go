@@ -168,6 +168,38 @@ func TestReadAnswerRefusesWhatIsCut(t *testing.T) {
 	}
 }
 
+func TestASignInMustLeadBack(t *testing.T) {
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, err := r.Cookie("s")
+		switch {
+		case r.Method == http.MethodPost && r.PostFormValue("login") == "ada" && r.PostFormValue("password") == "secret":
+			http.SetCookie(w, &http.Cookie{Name: "s", Value: "1", Path: "/"})
+			http.Redirect(w, r, r.FormValue("back"), http.StatusSeeOther)
+		case err == nil:
+			_, _ = io.WriteString(w, "the app, or a page that asks for consent")
+		case r.URL.Path == "/app":
+			_, _ = io.WriteString(w, `<form class="x" method="post" action="/login?a=b&amp;back=/app">`)
+		default:
+			_, _ = io.WriteString(w, `<form class="x" method="post" action="/login?a=b&amp;back=/consent">`)
+		}
+	}))
+	defer s.Close()
+	for _, tt := range []struct {
+		name, path, password string
+		cookies              int
+		err                  string
+	}{
+		{"signed in", "/app", "secret", 1, ""},
+		{"something else is asked first", "/asked", "secret", 0, "/consent, want"},
+		{"a wrong password", "/app", "wrong", 0, "/login"},
+	} {
+		cookies, err := signIn(t.Context(), s.Client().Transport, s.URL+tt.path, "ada", tt.password)
+		if len(cookies) != tt.cookies || (err == nil) != (tt.err == "") || err != nil && !strings.Contains(err.Error(), tt.err) {
+			t.Errorf("%s: got %v, %v, want %d cookies and error %q", tt.name, cookies, err, tt.cookies, tt.err)
+		}
+	}
+}
+
 // TestCPUTime compares the process clock with getrusage(2), which only tells it of one's own process.
 func TestCPUTime(t *testing.T) {
 	usage := func() time.Duration {
