@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 
 	"gatehouse/internal/demo"
@@ -173,12 +174,13 @@ func (b *bench) loads() []load {
 			list = append(list, load{name: fmt.Sprintf("Envoy, %d parallel", parallel), servers: b.behindEnvoy(), parallel: parallel, envoy: true})
 		}
 	}
-	return append(
+	list = append(
 		list,
 		load{name: "rules, 8 parallel", servers: append([]*server{b.noop}, b.products...), parallel: 8},
 		load{name: "sessions, 8 parallel", servers: []*server{b.noop, b.products[0], b.few, b.thousands, b.misses}, parallel: 8},
 		load{name: "control, 8 parallel", servers: []*server{b.noop, b.again, b.noopGC}, parallel: 8},
 	)
+	return slices.DeleteFunc(list, func(l load) bool { return !b.only.MatchString(l.name) })
 }
 
 // cookiesFor returns those that a server of a load is sent. A server that lets everybody in is sent those of the first that

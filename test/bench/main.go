@@ -5,7 +5,8 @@
 // the CPU time per check of the server's process, user and system, as Linux accounts it. docs/performance.md says what is
 // measured, and how to read it.
 //
-//	go run ./test/bench [-md] [-quick] [-enforce] [-rounds N] [-round D] [-envoy PATH] [-gatehouse PATH] [-oauth2-proxy PATH]
+//	go run ./test/bench [-md] [-quick] [-enforce] [-only REGEXP] [-rounds N] [-round D] [-sign-ins N]
+//	                    [-envoy PATH] [-gatehouse PATH] [-oauth2-proxy PATH]
 //
 // It needs Linux, Envoy (test/tools/install.sh envoy) and the source tree, from which it builds the programs whose
 // paths are not given.
@@ -19,6 +20,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"regexp"
 	"syscall"
 	"time"
 )
@@ -56,16 +58,22 @@ type options struct {
 	signIns                      int // sessions made by signing in at the built binary
 	many                         int // sessions of the in-process rows: "100,000 sessions"
 	envoy, gatehouse, otherProxy string
+	only                         *regexp.Regexp // names of loads
 	markdown, enforce            bool
 	log                          io.Writer
 }
 
 func parse(args []string, stderr io.Writer) (options, error) {
-	o := options{log: stderr}
+	o := options{log: stderr, only: regexp.MustCompile("")}
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	flags.SetOutput(stderr)
 	flags.IntVar(&o.rounds, "rounds", 15, "rounds of each load; each runs every server once")
 	flags.DurationVar(&o.round, "round", 400*time.Millisecond, "length of one run")
+	flags.IntVar(&o.signIns, "sign-ins", 1000, "sessions of the built binary")
+	flags.Func("only", "run only the loads whose names match this regular expression", func(text string) (err error) {
+		o.only, err = regexp.Compile(text)
+		return err
+	})
 	flags.BoolVar(&o.markdown, "md", false, "print Markdown, for docs/performance.md")
 	flags.BoolVar(&o.enforce, "enforce", false, "exit with 1 if a target is missed")
 	flags.StringVar(&o.envoy, "envoy", "", "Envoy binary (default .tools/bin/envoy, or envoy on PATH), or none")
@@ -75,12 +83,12 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	if err := flags.Parse(args); err != nil {
 		return o, err
 	}
-	o.warmUp, o.signIns, o.many = 150*time.Millisecond, 1000, 100_000
+	o.warmUp, o.many = 150*time.Millisecond, 100_000
 	if *quick {
 		o = o.quick()
 	}
-	if flags.NArg() > 0 || o.rounds < 1 || o.round <= 0 {
-		err := errors.New("want no arguments but flags, and at least one round of some length")
+	if flags.NArg() > 0 || o.rounds < 1 || o.round <= 0 || o.signIns < 1 {
+		err := errors.New("want no arguments but flags, at least one round of some length, and one sign-in")
 		_, _ = fmt.Fprintln(stderr, "bench:", err)
 		return o, err
 	}
