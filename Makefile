@@ -40,9 +40,10 @@ lint:
 	$(static) go fix -diff ./...
 	$(static) go run $(GOLANGCI) run
 
+# Some minutes on a quiet machine. The second command is the comparison; see docs/performance.md.
 bench: tools build
 	$(product) go test -run '^$$' -bench . -benchmem -timeout 60m $(benchmarks)
-	go run ./test/bench -envoy .tools/bin/envoy
+	go run ./test/bench -envoy .tools/bin/envoy -gatehouse bin/gatehouse
 
 # For each fuzz target FUZZTIME, one after the other; a crash does not keep the others from running. Inputs that crash are
 # left in testdata/fuzz as the seeds of the tests that they will be. FUZZFLAGS="-parallel 1" is gentle.

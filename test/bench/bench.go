@@ -4,140 +4,270 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
-	"time"
+	"slices"
+	"strconv"
+
+	"gatehouse/internal/demo"
+	"gatehouse/internal/demo/process"
 )
 
-// A bench is the servers and the Envoy in front of them.
+// A bench is the servers and the Envoy in front of some.
 type bench struct {
 	options
-	children []*child // the no-op server first
-	envoy    *exec.Cmd
-	origins  []string // of Envoy's listeners, one per child
-	folder   string
+	folder string
+	proxy  *process.Process // Envoy; nil: none
+
+	noop, again, noopGC    *server   // the same thrice, the last with the product's GC setting
+	products               []*server // the built binary, by number of rules
+	few, thousands, misses *server   // in-process authorizers, by sessions
+	other                  *server   // oauth2-proxy; nil: none
 }
+
+// rules are how many each of the products has.
+func rules() []int { return []int{10, 1000, 10_000} }
+
+// gcPercent is the setting of `gatehouse serve`.
+const gcPercent = 400
 
 // start starts everything. What it returns must be stopped, also with an error.
-func start(ctx context.Context, o options) (*bench, error) {
-	b := &bench{options: o}
-	if o.rounds < 1 || o.round <= 0 {
-		return b, errors.New("want at least one round of some length")
-	}
-	binary, err := findEnvoy(o.envoy)
-	if err != nil {
+func start(ctx context.Context, o options) (b *bench, err error) {
+	b = &bench{options: o}
+	if b.folder, err = os.MkdirTemp("", "gatehouse-bench-"); err != nil {
 		return b, err
 	}
-	for _, s := range []struct{ name, kind string }{{"no-op", "noop"}, {"gatehouse, 10 rules", "10"}, {"gatehouse, 1000 rules", "1000"}} {
-		c, err := startChild(ctx, s.name, s.kind)
-		if err != nil {
+	if err := b.findPrograms(ctx); err != nil {
+		return b, err
+	}
+	if b.products, err = startProducts(ctx, b.folder, b.gatehouse, o.signIns, rules(), o.log); err != nil {
+		return b, err
+	}
+	if b.otherProxy != none {
+		if b.other, err = startOAuth2Proxy(ctx, b.folder, b.otherProxy, b.gatehouse); err != nil {
 			return b, err
 		}
-		b.children = append(b.children, c)
 	}
-	return b, b.startEnvoy(ctx, binary)
+	if err := b.startChildren(ctx); err != nil {
+		return b, err
+	}
+	if err := b.startEnvoy(ctx); err != nil {
+		return b, err
+	}
+	return b, b.prepare(ctx)
 }
 
-func findEnvoy(flag string) (string, error) {
-	candidates := []string{".tools/bin/envoy", "envoy"}
-	if flag != "" {
-		candidates = []string{flag}
-	}
-	for _, name := range candidates {
-		if found, err := exec.LookPath(name); err == nil {
-			return filepath.Abs(found)
-		}
-	}
-	return "", fmt.Errorf("no Envoy at %s: run make bench, which installs it, or give one by -envoy", strings.Join(candidates, " or "))
-}
-
-// startEnvoy starts one Envoy with a listener in front of each server, and waits until each lets a request pass.
-func (b *bench) startEnvoy(ctx context.Context, binary string) error {
-	var err error
-	if b.folder, err = os.MkdirTemp("", "gatehouse-bench-"); err != nil {
-		return err
-	}
-	text, origins, err := envoyConfig(ctx, b.children)
+// findPrograms finds or builds what was not given.
+func (b *bench) findPrograms(ctx context.Context) error {
+	root, err := sourceTree()
 	if err != nil {
 		return err
 	}
-	b.origins = origins
+	if b.envoy != none {
+		if b.envoy, err = demo.FindEnvoy(ctx, b.envoy, root); err != nil {
+			return err
+		}
+	}
+	if b.gatehouse, err = findOrBuild(ctx, b.gatehouse, root, "./cmd/gatehouse", filepath.Join(b.folder, "gatehouse")); err != nil {
+		return err
+	}
+	if b.otherProxy == none {
+		return nil
+	}
+	b.otherProxy, err = findOrBuild(ctx, b.otherProxy, filepath.Join(root, "test", "bench", "oauth2proxy"), otherPackage, filepath.Join(b.folder, "oauth2-proxy"))
+	return err
+}
+
+// findOrBuild returns the absolute path of a given program, or builds it.
+func findOrBuild(ctx context.Context, given, module, pkg, to string) (string, error) {
+	if given == "" {
+		return to, build(ctx, module, pkg, to)
+	}
+	found, err := exec.LookPath(given)
+	if err != nil {
+		return "", err
+	}
+	return filepath.Abs(found)
+}
+
+func (b *bench) startChildren(ctx context.Context) error {
+	gatehouse := func(sessions, capacity int) []string {
+		return []string{"-gc", strconv.Itoa(gcPercent), "-rules", strconv.Itoa(rules()[0]), "-sessions", strconv.Itoa(sessions), "-capacity", strconv.Itoa(capacity)}
+	}
+	few := min(1000, b.many/2)
+	for _, c := range []struct {
+		to   **server
+		name string
+		args []string
+	}{
+		{&b.noop, "no-op", nil},
+		{&b.again, "no-op, a second one", nil},
+		{&b.noopGC, fmt.Sprintf("no-op, GOGC=%d", gcPercent), []string{"-gc", strconv.Itoa(gcPercent)}},
+		{&b.few, "in process, " + thousands(few) + " sessions", gatehouse(few, 2*few)},
+		{&b.thousands, "in process, " + thousands(b.many) + " sessions", gatehouse(b.many, 2*b.many)},
+		{&b.misses, "in process, nearly all misses", gatehouse(b.many, b.many/100)},
+	} {
+		var err error
+		if *c.to, err = startChild(ctx, b.folder, c.name, c.args...); err != nil {
+			return fmt.Errorf("server %s: %w", c.name, err)
+		}
+		if s := *c.to; len(s.cookies) == 0 {
+			s.open, s.cookies = true, b.products[0].cookies
+		}
+	}
+	return nil
+}
+
+// behindEnvoy are the servers with a listener.
+func (b *bench) behindEnvoy() []*server { return b.withOther(b.noop, b.products[0]) }
+
+func (b *bench) withOther(list ...*server) []*server {
+	if b.other != nil {
+		list = append(list, b.other)
+	}
+	return list
+}
+
+// startEnvoy starts one Envoy with a listener in front of each server, and waits until it listens.
+func (b *bench) startEnvoy(ctx context.Context) error {
+	if b.envoy == none {
+		return nil
+	}
+	servers := b.behindEnvoy()
+	for _, s := range servers {
+		var err error
+		if s.origin, err = freeAddress(ctx); err != nil {
+			return err
+		}
+	}
+	text, err := envoyConfig(servers)
+	if err != nil {
+		return err
+	}
 	file := filepath.Join(b.folder, "envoy.json")
 	if err := os.WriteFile(file, text, 0o600); err != nil {
 		return err
 	}
-	cmd := exec.CommandContext(ctx, binary, "-c", file, "--concurrency", "1", "--disable-hot-restart", "-l", "warn")
-	cmd.Stderr = os.Stderr
-	if err := cmd.Start(); err != nil {
-		return err
-	}
-	b.envoy = cmd
-	ready, cancel := context.WithTimeout(ctx, 20*time.Second)
-	defer cancel()
-	for i, c := range b.children {
-		for {
-			_, err := throughEnvoy(ready, c, b.origins[i], b.cookiesOf(i), 1, time.Millisecond)
-			if err == nil {
-				break
+	b.proxy, err = startProgram(ctx, b.folder, nil, func(ctx context.Context) error {
+		for _, s := range servers {
+			c, err := new(net.Dialer).DialContext(ctx, "tcp", s.origin)
+			if err != nil {
+				return err
 			}
-			select {
-			case <-ready.Done():
-				return fmt.Errorf("envoy does not let a request pass: %w", err)
-			case <-time.After(50 * time.Millisecond):
+			_ = c.Close()
+		}
+		return nil
+	}, b.envoy, demo.EnvoyArgs(file)...)
+	return err
+}
+
+// loads returns what is measured.
+func (b *bench) loads() []load {
+	var list []load
+	for _, parallel := range []int{1, 8, 64} {
+		list = append(list, load{name: fmt.Sprintf("direct, %d parallel", parallel), servers: b.withOther(b.noop, b.products[0]), parallel: parallel})
+	}
+	if b.proxy != nil {
+		for _, parallel := range []int{1, 8, 64} {
+			list = append(list, load{name: fmt.Sprintf("Envoy, %d parallel", parallel), servers: b.behindEnvoy(), parallel: parallel, envoy: true})
+		}
+	}
+	list = append(
+		list,
+		load{name: "rules, 8 parallel", servers: append([]*server{b.noop}, b.products...), parallel: 8},
+		load{name: "sessions, 8 parallel", servers: []*server{b.noop, b.products[0], b.few, b.thousands, b.misses}, parallel: 8},
+		load{name: "control, 8 parallel", servers: []*server{b.noop, b.again, b.noopGC}, parallel: 8},
+	)
+	return slices.DeleteFunc(list, func(l load) bool { return !b.only.MatchString(l.name) })
+}
+
+// cookiesFor returns those that a server of a load is sent. A server that lets everybody in is sent those of the first that
+// does not, so that their requests are alike.
+func (l load) cookiesFor(i int) []string {
+	for _, s := range append([]*server{l.servers[i]}, l.servers...) {
+		if !s.open {
+			return s.cookies
+		}
+	}
+	return l.servers[i].cookies
+}
+
+// prepare proves of each server that it lets in whom it knows and nobody else, and shows it all its sessions once.
+func (b *bench) prepare(ctx context.Context) error {
+	type way struct {
+		server *server
+		envoy  bool
+	}
+	done := map[way]bool{}
+	for _, l := range b.loads() {
+		l.parallel = 8
+		for _, s := range l.servers {
+			w := way{s, l.envoy}
+			if s.open || done[w] {
+				continue
+			}
+			done[w] = true
+			if err := l.prove(ctx, s); err != nil {
+				return fmt.Errorf("%s: %s: %w", l.name, s.name, err)
 			}
 		}
 	}
 	return nil
 }
 
-// cookiesOf returns cookies that a server accepts. The no-op server accepts those of any, which are as long.
-func (b *bench) cookiesOf(i int) []string {
-	if own := b.children[i].Cookies; len(own) > 0 {
-		return own
+// prove sends every session once, and then a forged one, which must be refused: otherwise nothing is checked there.
+func (l load) prove(ctx context.Context, s *server) error {
+	if err := l.once(ctx, s, s.cookies); err != nil {
+		return fmt.Errorf("a session is refused: %w", err)
 	}
-	return b.children[1].Cookies
-}
-
-// rows returns what is measured.
-func (b *bench) rows() []row {
-	var names []string
-	for _, c := range b.children {
-		names = append(names, c.name)
+	forged := []byte(s.cookies[0])
+	forged[len(forged)-8] ^= 1
+	if err := l.once(ctx, s, []string{string(forged)}); err == nil || ctx.Err() != nil {
+		return errors.Join(errors.New("a forged session is let in"), ctx.Err())
 	}
-	var rows []row
-	for _, parallel := range []int{1, 8, 64} {
-		rows = append(rows, row{
-			name: fmt.Sprintf("direct, %d parallel", parallel), servers: names,
-			load: func(ctx context.Context, i int) (sample, error) {
-				return direct(ctx, b.children[i], b.cookiesOf(i), parallel, b.round)
-			},
-		})
-	}
-	return append(rows, row{
-		name: "Envoy, 8 parallel", servers: names,
-		load: func(ctx context.Context, i int) (sample, error) {
-			return throughEnvoy(ctx, b.children[i], b.origins[i], b.cookiesOf(i), 8, b.round)
-		},
-	})
+	return nil
 }
 
 // stop ends what was started, and only that.
 func (b *bench) stop() error {
 	var errs []error
-	if b.envoy != nil {
-		errs = append(errs, b.envoy.Process.Signal(os.Interrupt))
-		var exit *exec.ExitError
-		if err := b.envoy.Wait(); err != nil && !errors.As(err, &exit) {
-			errs = append(errs, err)
-		}
+	if b.proxy != nil {
+		errs = append(errs, b.proxy.Stop())
 	}
-	for _, c := range b.children {
-		errs = append(errs, c.stop())
+	for _, s := range append([]*server{b.noop, b.again, b.noopGC, b.few, b.thousands, b.misses, b.other}, b.products...) {
+		if s != nil {
+			errs = append(errs, s.stop())
+		}
 	}
 	if b.folder != "" {
 		errs = append(errs, os.RemoveAll(b.folder))
 	}
 	return errors.Join(errs...)
+}
+
+// measure runs the servers of a load in turn, so that a change of the machine's load meets all of them.
+func measure(ctx context.Context, o options, l load) ([]row, error) {
+	samples := make([][]sample, len(l.servers))
+	for round := range o.rounds {
+		for i := range l.servers {
+			i := (i + round) % len(l.servers)
+			s, err := l.drive(ctx, l.servers[i], l.cookiesFor(i), o.warmUp, o.round)
+			if err != nil {
+				return nil, fmt.Errorf("%s: %w", l.servers[i].name, err)
+			}
+			samples[i] = append(samples[i], s)
+		}
+		_, _ = fmt.Fprintf(o.log, "%s: round %d of %d\n", l.name, round+1, o.rounds)
+	}
+	var rows []row
+	for i, s := range l.servers {
+		rss, err := s.rss()
+		if err != nil {
+			return nil, err
+		}
+		rows = append(rows, newRow(l, s, samples[i], samples[0], rss))
+	}
+	return rows, nil
 }

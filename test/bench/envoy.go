@@ -1,43 +1,57 @@
 package main
 
 import (
-	"context"
 	"encoding/json"
-	"net"
-	"strconv"
+	"net/netip"
 )
 
 type object = map[string]any
 
-// envoyConfig returns the configuration of an Envoy with a listener for each server, and the listeners' origins. What is allowed
-// is answered by Envoy itself: no app takes part.
-func envoyConfig(ctx context.Context, children []*child) (text []byte, origins []string, err error) {
+// envoyConfig returns the configuration of an Envoy with a listener at each server's origin. What is allowed is answered by
+// Envoy itself: no app takes part.
+func envoyConfig(servers []*server) ([]byte, error) {
 	var listeners, clusters []any
-	for _, c := range children {
-		port, err := freePort(ctx)
+	for _, s := range servers {
+		l, err := listener(s)
 		if err != nil {
-			return nil, nil, err
+			return nil, err
 		}
-		origins = append(origins, "http://127.0.0.1:"+strconv.Itoa(port))
-		listeners = append(listeners, listener(c.name, port))
-		cluster, err := cluster(c)
+		c, err := cluster(s)
 		if err != nil {
-			return nil, nil, err
+			return nil, err
 		}
-		clusters = append(clusters, cluster)
+		listeners, clusters = append(listeners, l), append(clusters, c)
 	}
-	text, err = json.Marshal(object{"static_resources": object{"listeners": listeners, "clusters": clusters}})
-	return text, origins, err
+	return json.Marshal(object{"static_resources": object{"listeners": listeners, "clusters": clusters}})
 }
 
-func listener(name string, port int) object {
+// check configures the filter. An HTTP authorizer is asked for every path: it answers 200 to whom it knows, since it
+// stands in front of an upstream that always does.
+func check(s *server) object {
+	filter := object{
+		"@type":                 "type.googleapis.com/envoy.extensions.filters.http.ext_authz.v3.ExtAuthz",
+		"transport_api_version": "V3",
+		"status_on_error":       object{"code": 503},
+	}
+	if !s.plain {
+		filter["grpc_service"] = object{"envoy_grpc": object{"cluster_name": s.name}, "timeout": "2s"}
+		return filter
+	}
+	filter["allowed_headers"] = object{"patterns": []any{object{"exact": "cookie"}, object{"prefix": "x-forwarded-"}}}
+	filter["http_service"] = object{
+		"server_uri":             object{"uri": "http://" + s.address, "cluster": s.name, "timeout": "2s"},
+		"authorization_response": object{"allowed_upstream_headers": object{"patterns": []any{object{"prefix": "x-auth-request-"}}}},
+	}
+	return filter
+}
+
+func listener(s *server) (object, error) {
+	at, err := address(s.origin)
+	if err != nil {
+		return nil, err
+	}
 	filters := []any{
-		object{"name": "envoy.filters.http.ext_authz", "typed_config": object{
-			"@type":                 "type.googleapis.com/envoy.extensions.filters.http.ext_authz.v3.ExtAuthz",
-			"transport_api_version": "V3",
-			"status_on_error":       object{"code": 503},
-			"grpc_service":          object{"envoy_grpc": object{"cluster_name": name}, "timeout": "2s"},
-		}},
+		object{"name": "envoy.filters.http.ext_authz", "typed_config": check(s)},
 		object{"name": "envoy.filters.http.router", "typed_config": object{
 			"@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router",
 		}},
@@ -53,53 +67,36 @@ func listener(name string, port int) object {
 			object{"match": object{"prefix": "/"}, "direct_response": object{"status": 200, "body": object{"inline_string": "ok"}}},
 		}}}},
 	}
-	return object{
-		"name":    name,
-		"address": address("127.0.0.1", port),
-		"filter_chains": []any{object{"filters": []any{
-			object{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager},
-		}}},
-	}
+	return object{"name": s.name, "address": at, "filter_chains": []any{object{"filters": []any{
+		object{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager},
+	}}}}, nil
 }
 
-func cluster(c *child) (object, error) {
-	name, portText, err := net.SplitHostPort(c.Address)
+func cluster(s *server) (object, error) {
+	at, err := address(s.address)
 	if err != nil {
 		return nil, err
 	}
-	port, err := strconv.Atoi(portText)
-	if err != nil {
-		return nil, err
+	protocol := object{"http2_protocol_options": object{}}
+	if s.plain {
+		protocol = object{"http_protocol_options": object{}}
 	}
 	return object{
-		"name": c.name, "type": "STATIC", "connect_timeout": "2s",
+		"name": s.name, "type": "STATIC", "connect_timeout": "2s",
 		"typed_extension_protocol_options": object{"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": object{
 			"@type":                "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
-			"explicit_http_config": object{"http2_protocol_options": object{}},
+			"explicit_http_config": protocol,
 		}},
-		"load_assignment": object{"cluster_name": c.name, "endpoints": []any{object{"lb_endpoints": []any{
-			object{"endpoint": object{"address": address(name, port)}},
+		"load_assignment": object{"cluster_name": s.name, "endpoints": []any{object{"lb_endpoints": []any{
+			object{"endpoint": object{"address": at}},
 		}}}},
 	}, nil
 }
 
-func address(host string, port int) object {
-	return object{"socket_address": object{"address": host, "port_value": port}}
-}
-
-// freePort returns a port of 127.0.0.1 that was free a moment ago.
-func freePort(ctx context.Context) (int, error) {
-	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", "127.0.0.1:0")
+func address(hostPort string) (object, error) {
+	a, err := netip.ParseAddrPort(hostPort)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
-	_, port, err := net.SplitHostPort(l.Addr().String())
-	if err != nil {
-		return 0, err
-	}
-	n, err := strconv.Atoi(port)
-	if err != nil {
-		return 0, err
-	}
-	return n, l.Close()
+	return object{"socket_address": object{"address": a.Addr().String(), "port_value": a.Port()}}, nil
 }

@@ -4,201 +4,281 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
+	"net"
 	"net/http"
-	"os"
-	"os/exec"
 	"slices"
 	"strconv"
-	"strings"
 	"sync"
 	"time"
 
-	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/mem"
+	"google.golang.org/protobuf/encoding/protowire"
 )
 
-// warmUp runs before each measured run.
-const warmUp = 200 * time.Millisecond
+// checkMethod is the one method of envoy.service.auth.v3.Authorization.
+const checkMethod = "/envoy.service.auth.v3.Authorization/Check"
 
-const path = "/pipeline/api/v1/runs?page=1"
+// stall is how long a run may hang beyond its time.
+const stall = 30 * time.Second
 
-// A child is a server in a process of its own.
-type child struct {
-	name  string
-	cmd   *exec.Cmd
-	stdin io.Closer
-	ready
-	conn *grpc.ClientConn
+// A load is one way to drive some servers.
+type load struct {
+	name     string
+	servers  []*server // the first is the yardstick
+	parallel int
+	envoy    bool // through Envoy, else directly
 }
 
-// startChild starts this program again as a server and waits until it listens.
-func startChild(ctx context.Context, name, kind string) (*child, error) {
-	self, err := os.Executable()
-	if err != nil {
-		return nil, err
+// A caller sends a request with a cookie, waits for the answer and returns an error unless it lets the request in. It
+// belongs to one goroutine.
+type caller func(ctx context.Context, cookie string) error
+
+// callers returns one caller for each goroutine. cookies are those that they will be called with.
+func (l load) callers(ctx context.Context, s *server, cookies []string) (list []caller, closing func(), err error) {
+	if !l.envoy && !s.plain {
+		t, err := newBlank(cookies)
+		for range l.parallel {
+			list = append(list, callGRPC(s.conn, t))
+		}
+		return list, func() {}, err
 	}
-	cmd := exec.CommandContext(ctx, self, serveCommand, kind)
-	cmd.Stderr = os.Stderr
-	stdin, err := cmd.StdinPipe()
-	if err != nil {
-		return nil, err
+	address, head, want := s.address, requestHead("/oauth2/auth"), http.StatusAccepted
+	if l.envoy {
+		address, head, want = s.origin, requestHead(path), http.StatusOK
 	}
-	stdout, err := cmd.StdoutPipe()
-	if err != nil {
-		return nil, err
+	var conns []net.Conn
+	closing = func() {
+		for _, c := range conns {
+			_ = c.Close()
+		}
 	}
-	if err := cmd.Start(); err != nil {
-		return nil, err
+	for range l.parallel {
+		c, err := new(net.Dialer).DialContext(ctx, "tcp", address)
+		if err != nil {
+			closing()
+			return nil, nil, err
+		}
+		conns = append(conns, c)
+		list = append(list, callHTTP(c, head, want))
 	}
-	c := &child{name: name, cmd: cmd, stdin: stdin}
-	line, err := bufio.NewReader(stdout).ReadBytes('\n')
-	if err == nil {
-		err = json.Unmarshal(line, &c.ready)
-	}
-	if err == nil {
-		c.conn, err = grpc.NewClient(c.Address, grpc.WithTransportCredentials(insecure.NewCredentials()))
-	}
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("server %s did not start: %w", name, err), c.stop())
-	}
-	return c, nil
+	return list, closing, nil
 }
 
-// stop ends the process by ending its input.
-func (c *child) stop() error {
-	var err error
-	if c.conn != nil {
-		err = c.conn.Close()
-	}
-	return errors.Join(err, c.stdin.Close(), c.cmd.Wait())
-}
-
-// cpu returns the CPU time that the process has used: utime and stime of proc(5), in ticks of 10 ms, which Linux fixes
-// for user space.
-func (c *child) cpu() (time.Duration, error) {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", c.cmd.Process.Pid))
-	if err != nil {
-		return 0, err
-	}
-	fields := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
-	if len(fields) < 13 {
-		return 0, fmt.Errorf("/proc/%d/stat has %d fields, want 13 or more", c.cmd.Process.Pid, len(fields))
-	}
-	user, err := strconv.ParseInt(fields[11], 10, 64)
-	system, err2 := strconv.ParseInt(fields[12], 10, 64)
-	return time.Duration(user+system) * 10 * time.Millisecond, errors.Join(err, err2)
-}
-
-// headers are those of a script in a browser.
-func headers(cookie string) map[string]string {
-	return map[string]string{
-		"user-agent": "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/126.0 Safari/537.36",
-		"accept":     "application/json, text/plain, */*", "accept-encoding": "gzip, deflate, br", "accept-language": "en-US,en;q=0.9",
-		"cookie": "_ga=GA1.2.3.4; " + cookie, "x-forwarded-for": "10.1.2.3", "x-forwarded-proto": "https",
-		"x-request-id": "3f6d8a10-1111-2222-3333-444455556666", "referer": "https://" + host + "/pipeline/",
-		"sec-fetch-dest": "empty", "sec-fetch-mode": "cors", "sec-fetch-site": "same-origin",
+// callGRPC calls over a shared connection, with messages that grpc-go neither marshals nor unmarshals.
+func callGRPC(conn *grpc.ClientConn, t blank) caller {
+	request := t.buffer()
+	options := []grpc.CallOption{grpc.ForceCodecV2(rawCodec{}), grpc.StaticMethod()}
+	return func(ctx context.Context, cookie string) error {
+		t.put(request, cookie)
+		var answer []byte
+		if err := conn.Invoke(ctx, checkMethod, request, &answer, options...); err != nil {
+			return err
+		}
+		if !allows(answer) {
+			return fmt.Errorf("got %q, want a CheckResponse that allows", answer)
+		}
+		return nil
 	}
 }
 
-// checkRequest is what Envoy makes of such a request.
-func checkRequest(cookie string) *authv3.CheckRequest {
-	h := headers(cookie)
-	h[":authority"], h[":path"], h[":method"], h[":scheme"] = host, path, http.MethodGet, "https"
-	return &authv3.CheckRequest{Attributes: &authv3.AttributeContext{Request: &authv3.AttributeContext_Request{
-		Http: &authv3.AttributeContext_HttpRequest{
-			Id: "1234567890", Method: http.MethodGet, Headers: h, Path: path, Host: host, Scheme: "https", Protocol: "HTTP/2",
-		},
-	}}}
+// A rawCodec passes messages on as they are.
+type rawCodec struct{}
+
+func (rawCodec) Name() string { return "proto" }
+
+func (rawCodec) Marshal(v any) (mem.BufferSlice, error) {
+	b, ok := v.([]byte)
+	if !ok {
+		return nil, fmt.Errorf("got a %T, want bytes", v)
+	}
+	return mem.BufferSlice{mem.SliceBuffer(b)}, nil
 }
 
-// direct drives a server over one connection.
-func direct(ctx context.Context, c *child, cookies []string, parallel int, d time.Duration) (sample, error) {
-	client := authv3.NewAuthorizationClient(c.conn)
-	var requests []*authv3.CheckRequest
-	for _, cookie := range cookies {
-		requests = append(requests, checkRequest(cookie))
+func (rawCodec) Unmarshal(data mem.BufferSlice, v any) error {
+	b, ok := v.(*[]byte)
+	if !ok {
+		return fmt.Errorf("got a %T, want a pointer to bytes", v)
 	}
-	return drive(ctx, c, parallel, d, func(ctx context.Context, i int) error {
-		r, err := client.Check(ctx, requests[i%len(requests)])
-		if err == nil && r.GetOkResponse() == nil {
-			err = fmt.Errorf("refused: %v", r)
+	*b = data.Materialize()
+	return nil
+}
+
+// allows reports whether a marshalled CheckResponse has an ok_response and no denied_response.
+func allows(b []byte) bool {
+	const denied, ok = 2, 3 // field numbers
+	found := false
+	for len(b) > 0 {
+		number, _, n := protowire.ConsumeField(b)
+		if n < 0 || number == denied {
+			return false
+		}
+		found = found || number == ok
+		b = b[n:]
+	}
+	return found
+}
+
+// callHTTP calls over a keep-alive connection of its own.
+func callHTTP(c net.Conn, head []byte, want int) caller {
+	r, request := bufio.NewReader(c), slices.Clone(head)
+	return func(ctx context.Context, cookie string) error {
+		request = append(append(request[:len(head)], cookie...), "\r\n\r\n"...)
+		if _, err := c.Write(request); err != nil {
+			return err
+		}
+		if d, ok := ctx.Deadline(); ok {
+			if err := c.SetReadDeadline(d); err != nil {
+				return err
+			}
+		}
+		status, err := readAnswer(r)
+		if err == nil && status != want {
+			err = fmt.Errorf("got status %d, want %d", status, want)
 		}
 		return err
-	})
-}
-
-// throughEnvoy drives a server by HTTP requests to Envoy at a URL.
-func throughEnvoy(ctx context.Context, c *child, origin string, cookies []string, parallel int, d time.Duration) (sample, error) {
-	transport := &http.Transport{MaxIdleConnsPerHost: parallel, DisableCompression: true}
-	defer transport.CloseIdleConnections()
-	client := &http.Client{Transport: transport}
-	return drive(ctx, c, parallel, d, func(ctx context.Context, i int) error {
-		r, err := http.NewRequestWithContext(ctx, http.MethodGet, origin+path, nil)
-		if err != nil {
-			return err
-		}
-		r.Host = host
-		for k, v := range headers(cookies[i%len(cookies)]) {
-			r.Header.Set(k, v)
-		}
-		resp, err := client.Do(r)
-		if err != nil {
-			return err
-		}
-		_, err = io.Copy(io.Discard, resp.Body)
-		if resp.StatusCode != http.StatusOK {
-			err = errors.Join(err, fmt.Errorf("got %s, want 200", resp.Status))
-		}
-		return errors.Join(err, resp.Body.Close())
-	})
-}
-
-// drive calls from parallel goroutines, first unmeasured, then for d.
-func drive(ctx context.Context, c *child, parallel int, d time.Duration, call func(context.Context, int) error) (sample, error) {
-	if _, err := calls(ctx, parallel, warmUp, call); err != nil {
-		return sample{}, err
 	}
-	before, err := c.cpu()
+}
+
+// readAnswer reads an HTTP/1.1 response with a content-length and returns its status.
+func readAnswer(r *bufio.Reader) (status int, err error) {
+	length := -1
+	for first := true; ; first = false {
+		line, err := r.ReadSlice('\n')
+		if err != nil {
+			return 0, err
+		}
+		line = bytes.TrimRight(line, "\r\n")
+		if len(line) == 0 {
+			break
+		}
+		name, value, _ := bytes.Cut(line, []byte(":"))
+		switch {
+		case first && len(line) >= 12:
+			status, err = strconv.Atoi(string(line[9:12]))
+		case len(name) == len("content-length") && bytes.EqualFold(name, []byte("content-length")):
+			length, err = strconv.Atoi(string(bytes.TrimSpace(value)))
+		}
+		if err != nil {
+			return 0, err
+		}
+	}
+	if length < 0 {
+		return 0, fmt.Errorf("got a response of status %d without content-length", status)
+	}
+	_, err = r.Discard(length)
+	return status, err
+}
+
+// A sample is what one run of one server cost.
+type sample struct {
+	checks   int
+	took     time.Duration
+	cpu      time.Duration // of the server
+	p50, p99 time.Duration
+}
+
+// perCheck returns microseconds.
+func (s sample) perCheck() float64 { return float64(s.cpu.Nanoseconds()) / float64(s.checks) / 1e3 }
+
+// drive runs a load on a server, first unmeasured for warmUp, then for d.
+func (l load) drive(ctx context.Context, s *server, cookies []string, warmUp, d time.Duration) (sample, error) {
+	ctx, cancel := context.WithTimeout(ctx, warmUp+d+stall)
+	defer cancel()
+	list, closing, err := l.callers(ctx, s, cookies)
 	if err != nil {
 		return sample{}, err
 	}
-	took, err := calls(ctx, parallel, d, call)
+	defer closing()
+	if _, err := repeat(ctx, list, cookies, warmUp); err != nil {
+		return sample{}, err
+	}
+	before, err := cpuTime(s.process.Pid())
 	if err != nil {
 		return sample{}, err
 	}
-	after, err := c.cpu()
+	begin := time.Now()
+	took, err := repeat(ctx, list, cookies, d)
+	if err != nil {
+		return sample{}, err
+	}
+	elapsed := time.Since(begin)
+	after, err := cpuTime(s.process.Pid())
 	if err != nil {
 		return sample{}, err
 	}
 	slices.Sort(took)
 	n := len(took)
-	return sample{checks: n, cpu: after - before, p50: took[n/2], p99: took[n*99/100]}, nil
+	return sample{checks: n, took: elapsed, cpu: after - before, p50: took[n/2], p99: took[n*99/100]}, nil
 }
 
-// calls returns how long each call took.
-func calls(ctx context.Context, parallel int, d time.Duration, call func(context.Context, int) error) ([]time.Duration, error) {
+// repeat calls from all callers at once, each with cookies in an order of its own, at least once each and until d has passed. It
+// returns how long each call took.
+func repeat(ctx context.Context, list []caller, cookies []string, d time.Duration) ([]time.Duration, error) {
 	var wg sync.WaitGroup
-	lists, errs := make([][]time.Duration, parallel), make([]error, parallel)
+	took, errs := make([][]time.Duration, len(list)), make([]error, len(list))
 	end := time.Now().Add(d)
-	for worker := range parallel {
+	for worker, call := range list {
 		wg.Go(func() {
-			for i := worker; ; i += parallel {
-				begin := time.Now()
-				if begin.After(end) && len(lists[worker]) > 0 {
+			random := rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64()))
+			all := make([]time.Duration, 0, 1<<14)
+			for now := time.Now(); len(all) == 0 || now.Before(end); {
+				if errs[worker] = call(ctx, cookies[random.IntN(len(cookies))]); errs[worker] != nil {
 					return
 				}
-				if errs[worker] = call(ctx, i); errs[worker] != nil {
-					return
-				}
-				lists[worker] = append(lists[worker], time.Since(begin))
+				done := time.Now()
+				all = append(all, done.Sub(now))
+				now = done
+			}
+			took[worker] = all
+		})
+	}
+	wg.Wait()
+	return slices.Concat(took...), errors.Join(errs...)
+}
+
+// once sends every cookie once, so that a server that remembers sessions knows them.
+func (l load) once(ctx context.Context, s *server, cookies []string) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*startLimit)
+	defer cancel()
+	list, closing, err := l.callers(ctx, s, cookies)
+	if err != nil {
+		return err
+	}
+	defer closing()
+	var wg sync.WaitGroup
+	errs := make([]error, len(list))
+	for worker, call := range list {
+		wg.Go(func() {
+			for i := worker; i < len(cookies) && errs[worker] == nil; i += len(list) {
+				errs[worker] = call(ctx, cookies[i])
 			}
 		})
 	}
 	wg.Wait()
-	return slices.Concat(lists...), errors.Join(errs...)
+	return errors.Join(errs...)
+}
+
+// fetch gets a URL and throws the body away.
+func fetch(ctx context.Context, client *http.Client, url string) error {
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, url, http.NoBody)
+	if err != nil {
+		return err
+	}
+	resp, err := client.Do(r)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	if _, err := io.Copy(io.Discard, resp.Body); err != nil {
+		return err
+	}
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("%s: got %s, want 200", url, resp.Status)
+	}
+	return nil
 }

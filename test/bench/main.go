@@ -1,14 +1,15 @@
-// Command bench compares Gatehouse's check with an ordinary ext_authz server that always says yes.
+// Command bench compares what a check costs: Gatehouse, an ordinary gRPC ext_authz server that always says yes (the
+// "no-op"), and oauth2-proxy, side by side on one machine.
 //
-// Both are gRPC servers in processes of their own, driven in turn by the same load, directly and through Envoy. What
-// counts is the CPU time per check of the server's process, user and system, as Linux accounts it. Gatehouse runs with the session
-// view, the policy, the audit log (to the null device) and metrics on.
+// Every server is a process of its own, all driven in turn by the same load, directly and through Envoy. What counts is
+// the CPU time per check of the server's process, user and system, as Linux accounts it. docs/performance.md says what is
+// measured, and how to read it.
 //
-//	go run ./test/bench [-rounds N] [-round D] [-max RATIO] [-envoy PATH]
+//	go run ./test/bench [-md] [-quick] [-enforce] [-only REGEXP] [-rounds N] [-round D] [-sign-ins N]
+//	                    [-envoy PATH] [-gatehouse PATH] [-oauth2-proxy PATH]
 //
-// The ratio is that of all CPU time to all checks of a row; beside it stands the median of the rounds, with the two
-// quartiles. All tell more on a quiet machine. It exits with 1 if the mean ratio of all loads is above -max for a server, or
-// if anything failed.
+// It needs Linux, Envoy (test/tools/install.sh envoy) and the source tree, from which it builds the programs whose
+// paths are not given.
 package main
 
 import (
@@ -19,32 +20,28 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"slices"
+	"regexp"
 	"syscall"
-	"text/tabwriter"
 	"time"
 )
 
-func main() { os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr)) }
+// none, as the path of a program, leaves its rows out.
+const none = "none"
 
-func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
+
+func run(args []string, stdout, stderr io.Writer) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if len(args) > 0 && args[0] == serveCommand {
-		if err := serve(ctx, args[1:], stdin, stdout); err != nil {
+		if err := serve(ctx, args[1:]); err != nil {
 			_, _ = fmt.Fprintln(stderr, "bench serve:", err)
 			return 1
 		}
 		return 0
 	}
-	o := options{log: stderr}
-	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
-	flags.SetOutput(stderr)
-	flags.IntVar(&o.rounds, "rounds", 15, "rounds; each runs every server once")
-	flags.DurationVar(&o.round, "round", 400*time.Millisecond, "length of one run")
-	flags.Float64Var(&o.max, "max", 1.3, "largest mean ratio to the no-op server; 0 for any")
-	flags.StringVar(&o.envoy, "envoy", "", "Envoy binary (default .tools/bin/envoy, or envoy on PATH)")
-	if err := flags.Parse(args); err != nil {
+	o, err := parse(args, stderr)
+	if err != nil {
 		return 2
 	}
 	if err := compare(ctx, o, stdout); err != nil {
@@ -54,111 +51,70 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	return 0
 }
 
+// options say how much is measured, of what, and how it is told.
 type options struct {
-	rounds int
-	round  time.Duration
-	max    float64
-	envoy  string
-	log    io.Writer
+	rounds                       int
+	round, warmUp                time.Duration
+	signIns                      int // sessions made by signing in at the built binary
+	many                         int // sessions of the in-process rows: "100,000 sessions"
+	envoy, gatehouse, otherProxy string
+	only                         *regexp.Regexp // names of loads
+	markdown, enforce            bool
+	log                          io.Writer
 }
 
-// A row is one load on all servers.
-type row struct {
-	name    string
-	servers []string // names; the first is the yardstick
-	load    func(ctx context.Context, server int) (sample, error)
+func parse(args []string, stderr io.Writer) (options, error) {
+	o := options{log: stderr, only: regexp.MustCompile("")}
+	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
+	flags.SetOutput(stderr)
+	flags.IntVar(&o.rounds, "rounds", 15, "rounds of each load; each runs every server once")
+	flags.DurationVar(&o.round, "round", 400*time.Millisecond, "length of one run")
+	flags.IntVar(&o.signIns, "sign-ins", 1000, "sessions of the built binary")
+	flags.Func("only", "run only the loads whose names match this regular expression", func(text string) (err error) {
+		o.only, err = regexp.Compile(text)
+		return err
+	})
+	flags.BoolVar(&o.markdown, "md", false, "print Markdown, for docs/performance.md")
+	flags.BoolVar(&o.enforce, "enforce", false, "exit with 1 if a target is missed")
+	flags.StringVar(&o.envoy, "envoy", "", "Envoy binary (default .tools/bin/envoy, or envoy on PATH), or none")
+	flags.StringVar(&o.gatehouse, "gatehouse", "", "Gatehouse binary (default: built from the source tree)")
+	flags.StringVar(&o.otherProxy, "oauth2-proxy", "", "oauth2-proxy binary (default: built from test/bench/oauth2proxy), or none")
+	quick := flags.Bool("quick", false, "one short round and few sessions: shows that everything runs, and measures nothing")
+	if err := flags.Parse(args); err != nil {
+		return o, err
+	}
+	o.warmUp, o.many = 150*time.Millisecond, 100_000
+	if *quick {
+		o = o.quick()
+	}
+	if flags.NArg() > 0 || o.rounds < 1 || o.round <= 0 || o.signIns < 1 {
+		err := errors.New("want no arguments but flags, at least one round of some length, and one sign-in")
+		_, _ = fmt.Fprintln(stderr, "bench:", err)
+		return o, err
+	}
+	return o, nil
 }
 
-// A sample is what one run cost.
-type sample struct {
-	checks   int
-	cpu      time.Duration // of the server
-	p50, p99 time.Duration
+// quick returns o with everything as small as it works.
+func (o options) quick() options {
+	o.rounds, o.round, o.warmUp, o.signIns, o.many = 1, 50*time.Millisecond, 5*time.Millisecond, 4, 2000
+	return o
 }
 
-// perCheck returns microseconds.
-func (s sample) perCheck() float64 { return float64(s.cpu.Nanoseconds()) / float64(s.checks) / 1e3 }
-
-// compare runs all rows and prints the table.
+// compare runs all loads and prints the report.
 func compare(ctx context.Context, o options, out io.Writer) (err error) {
 	b, err := start(ctx, o)
 	defer func() { err = errors.Join(err, b.stop()) }()
 	if err != nil {
 		return err
 	}
-	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	_, _ = fmt.Fprintln(w, "load\tserver\tCPU/check us\tp50\tp99\tratio to no-op\tof rounds: median (quartiles)")
-	sums, rows := map[string]float64{}, b.rows()
-	for _, r := range rows {
-		samples, err := measure(ctx, o, r)
+	r := report{machine: machine(ctx, b), many: o.many}
+	for _, l := range b.loads() {
+		rows, err := measure(ctx, o, l)
 		if err != nil {
-			return fmt.Errorf("%s: %w", r.name, err)
+			return fmt.Errorf("%s: %w", l.name, err)
 		}
-		for i, name := range r.servers {
-			ratio, rounds := total(samples[i])/total(samples[0]), ratiosOf(samples, i)
-			_, _ = fmt.Fprintf(w, "%s\t%s\t%.1f\t%v\t%v\t%.2f\t%.2f (%.2f-%.2f)\n", r.name, name, total(samples[i]),
-				typical(samples[i], func(s sample) time.Duration { return s.p50 }),
-				typical(samples[i], func(s sample) time.Duration { return s.p99 }),
-				ratio, quantile(rounds, 0.5), quantile(rounds, 0.25), quantile(rounds, 0.75))
-			sums[name] += ratio
-		}
+		r.rows = append(r.rows, rows...)
 	}
-	var above []error
-	for _, c := range b.children {
-		mean := sums[c.name] / float64(len(rows))
-		_, _ = fmt.Fprintf(w, "mean of all loads\t%s\t\t\t\t%.2f\t\n", c.name, mean)
-		if o.max > 0 && mean > o.max {
-			above = append(above, fmt.Errorf("%s: %.2f times the CPU of the no-op server, want at most %.2f", c.name, mean, o.max))
-		}
-	}
-	return errors.Join(append(above, w.Flush())...)
+	return r.print(out, o)
 }
-
-// measure runs the servers in turn, so that a change of the machine's load meets all of them.
-func measure(ctx context.Context, o options, r row) ([][]sample, error) {
-	samples := make([][]sample, len(r.servers))
-	for round := range o.rounds {
-		for i := range r.servers {
-			i := (i + round) % len(r.servers)
-			s, err := r.load(ctx, i)
-			if err != nil {
-				return nil, err
-			}
-			samples[i] = append(samples[i], s)
-		}
-		_, _ = fmt.Fprintf(o.log, "%s: round %d of %d\n", r.name, round+1, o.rounds)
-	}
-	return samples, nil
-}
-
-// total returns the CPU time of a check in microseconds, over all samples.
-func total(list []sample) float64 {
-	var sum sample
-	for _, s := range list {
-		sum.checks += s.checks
-		sum.cpu += s.cpu
-	}
-	return sum.perCheck()
-}
-
-// ratiosOf returns the CPU of server i to that of the yardstick, round by round.
-func ratiosOf(samples [][]sample, i int) []float64 {
-	var out []float64
-	for round, s := range samples[i] {
-		out = append(out, s.perCheck()/samples[0][round].perCheck())
-	}
-	slices.Sort(out)
-	return out
-}
-
-// typical returns the median of a latency.
-func typical(list []sample, f func(sample) time.Duration) time.Duration {
-	var out []time.Duration
-	for _, s := range list {
-		out = append(out, f(s))
-	}
-	slices.Sort(out)
-	return quantile(out, 0.5).Round(time.Microsecond)
-}
-
-func quantile[T any](sorted []T, q float64) T { return sorted[int(q*float64(len(sorted)-1)+0.5)] }

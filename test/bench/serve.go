@@ -4,12 +4,12 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"os"
-	"strconv"
+	"runtime/debug"
 	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -27,24 +27,36 @@ import (
 	"gatehouse/internal/seal"
 )
 
-const (
-	serveCommand = "serve"
-	host         = "kubeflow.example.com"
-	sessions     = 256
-)
+const serveCommand = "serve"
 
-// ready is what a server writes to its standard output once it listens.
+// ready is what a server writes to a file once it listens.
 type ready struct {
 	Address string
 	Cookies []string // of live sessions
 }
 
-// serve runs one server, the no-op one or Gatehouse with a number of rules, until its standard input ends.
-func serve(ctx context.Context, args []string, stdin io.Reader, stdout io.Writer) error {
-	if len(args) != 1 {
-		return errors.New("want one argument: noop, or the number of rules")
+// A recipe says which server to run.
+type recipe struct {
+	rules    int // of Gatehouse; 0 means the no-op server
+	sessions int // live ones in the store
+	capacity int // of the view of them
+	gc       int // percentage, as GOGC
+}
+
+// serve runs one server until ctx ends.
+func serve(ctx context.Context, args []string) error {
+	var r recipe
+	flags := flag.NewFlagSet(serveCommand, flag.ContinueOnError)
+	file := flags.String("ready", "", "")
+	flags.IntVar(&r.rules, "rules", 0, "")
+	flags.IntVar(&r.sessions, "sessions", 0, "")
+	flags.IntVar(&r.capacity, "capacity", 0, "")
+	flags.IntVar(&r.gc, "gc", 100, "")
+	if err := flags.Parse(args); err != nil {
+		return err
 	}
-	server, cookies, err := newServer(args[0])
+	debug.SetGCPercent(r.gc)
+	server, cookies, err := newServer(r)
 	if err != nil {
 		return err
 	}
@@ -52,27 +64,32 @@ func serve(ctx context.Context, args []string, stdin io.Reader, stdout io.Writer
 	if err != nil {
 		return err
 	}
-	go func() {
-		_, _ = io.Copy(io.Discard, stdin)
-		server.Stop()
-	}()
-	if err := json.NewEncoder(stdout).Encode(ready{Address: l.Addr().String(), Cookies: cookies}); err != nil {
+	context.AfterFunc(ctx, server.Stop)
+	if err := writeReady(*file, ready{Address: l.Addr().String(), Cookies: cookies}); err != nil {
 		return err
 	}
 	return server.Serve(l)
 }
 
-func newServer(kind string) (*grpc.Server, []string, error) {
-	if kind == "noop" {
+// writeReady writes the file so that nobody reads a part of it.
+func writeReady(file string, r ready) error {
+	b, err := json.Marshal(r)
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(file+".new", b, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(file+".new", file)
+}
+
+func newServer(r recipe) (*grpc.Server, []string, error) {
+	if r.rules == 0 {
 		g := grpc.NewServer()
 		authv3.RegisterAuthorizationServer(g, noop{})
 		return g, nil, nil
 	}
-	rules, err := strconv.Atoi(kind)
-	if err != nil {
-		return nil, nil, fmt.Errorf("number of rules %q: %w", kind, err)
-	}
-	s, cookies, err := newGatehouse(rules)
+	s, cookies, err := newGatehouse(r)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -94,31 +111,30 @@ func (noop) Check(context.Context, *authv3.CheckRequest) (*authv3.CheckResponse,
 	}, nil
 }
 
-// newGatehouse returns the product's server with live sessions, and their cookies.
-func newGatehouse(rules int) (*authz.Server, []string, error) {
+// newGatehouse returns the product's authorizer with live sessions, joined as `gatehouse serve` joins it but without a
+// provider, and the sessions' cookies.
+func newGatehouse(r recipe) (*authz.Server, []string, error) {
 	ring, err := seal.NewRing([][]byte{seal.NewKey()}, authz.Purposes()...)
 	if err != nil {
 		return nil, nil, err
 	}
-	null, err := os.OpenFile(os.DevNull, os.O_WRONLY, 0)
+	cfg, err := config(r.rules)
 	if err != nil {
 		return nil, nil, err
 	}
-	cfg, err := config(rules)
-	if err != nil {
-		return nil, nil, err
-	}
-	store, cookies := newStore(ring, time.Now())
+	store, cookies := newStore(ring, r.sessions, utc())
 	s, err := authz.NewServer(authz.Options{
-		Ring: ring, Sessions: session.NewView(store, session.Options{Idle: 12 * time.Hour}),
-		Ender: store, Pages: noPages{}, Registerer: prometheus.NewRegistry(),
-		Audit: audit.NewWriter(null, 0), Logger: slog.New(slog.NewTextHandler(os.Stderr, nil)),
+		Ring: ring, Sessions: session.NewView(store, session.Options{Capacity: r.capacity, Idle: 12 * time.Hour, Now: utc}),
+		Ender: store, Pages: noPages{}, Registerer: prometheus.NewRegistry(), Now: utc,
+		Audit: audit.NewWriter(os.Stdout, 8<<20), Logger: slog.New(slog.NewJSONHandler(os.Stderr, nil)),
 	})
 	if err != nil {
 		return nil, nil, err
 	}
 	return s, cookies, s.Apply(cfg)
 }
+
+func utc() time.Time { return time.Now().UTC() }
 
 // config returns a configuration whose last rule decides.
 func config(rules int) (*authz.Config, error) {
@@ -147,7 +163,7 @@ func config(rules int) (*authz.Config, error) {
 // A store holds sessions in memory, as the provider would.
 type store map[string]*session.Session
 
-func newStore(ring *seal.Ring, now time.Time) (store, []string) {
+func newStore(ring *seal.Ring, sessions int, now time.Time) (store, []string) {
 	s := store{}
 	var cookies []string
 	for i := range sessions {
