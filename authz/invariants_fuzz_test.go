@@ -404,7 +404,7 @@ func (s *stage) ours(piece string) bool {
 
 // caller returns who the model says sent a request, nil for nobody, and whether that cannot be found out.
 func (s *stage) caller(x shot, req policy.Request) (id *policy.Identity, unknown bool) {
-	for _, c := range strings.Split(x.headers["authorization"], ",") {
+	for c := range strings.SplitSeq(x.headers["authorization"], ",") {
 		if scheme, _, _ := strings.Cut(strings.Trim(c, " \t"), " "); strings.EqualFold(strings.Trim(scheme, " \t"), "bearer") {
 			return nil, false
 		}

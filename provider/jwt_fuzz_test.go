@@ -100,23 +100,24 @@ func (d *dice) of(list ...string) string { return list[d.roll(len(list))] }
 
 // header returns a JOSE header (RFC 7515 section 4). The first of all choices is the one of a good token.
 func (m *mint) header(d *dice, raw string) string {
-	h := `"alg":` + d.of(`"ES256"`, `"RS256"`, `"none"`, `"HS256"`, `"None"`, `"PS256"`, `"ES384"`, `""`, `null`, `["ES256"]`, `"RSA-OAEP"`)
+	var h strings.Builder
+	h.WriteString(`"alg":` + d.of(`"ES256"`, `"RS256"`, `"none"`, `"HS256"`, `"None"`, `"PS256"`, `"ES384"`, `""`, `null`, `["ES256"]`, `"RSA-OAEP"`))
 	switch d.roll(8) {
 	case 0, 1, 2:
-		h += `,"kid":"current"`
+		h.WriteString(`,"kid":"current"`)
 	case 3, 4:
-		h += `,"kid":"previous"`
+		h.WriteString(`,"kid":"previous"`)
 	case 5:
-		h += `,"kid":` + d.of(`"../previous"`, `""`, `"Current"`, `["current"]`, `"current\u0000"`, `"unknown"`)
+		h.WriteString(`,"kid":` + d.of(`"../previous"`, `""`, `"Current"`, `["current"]`, `"current\u0000"`, `"unknown"`))
 	case 6:
-		h += `,"kid":"current","kid":"previous"`
+		h.WriteString(`,"kid":"current","kid":"previous"`)
 	}
 	stranger, _ := json.Marshal(&jose.JSONWebKey{Key: m.stranger.Public(), KeyID: "current", Algorithm: "RS256"}) // of our own making
 	for range d.roll(3) {
-		h += "," + d.of(`"typ":"JWT"`, `"jku":"https://evil.com/keys"`, `"x5u":"https://evil.com/chain"`, `"jwk":`+string(stranger), `"x5c":["AAAA"]`,
-			`"crit":["exp"],"exp":1`, `"b64":false,"crit":["b64"]`, `"zip":"DEF"`, `"enc":"A256GCM"`, `"p2s":"AAAA","p2c":2147483647`, `"cty":"JWT"`, raw)
+		h.WriteString("," + d.of(`"typ":"JWT"`, `"jku":"https://evil.com/keys"`, `"x5u":"https://evil.com/chain"`, `"jwk":`+string(stranger), `"x5c":["AAAA"]`,
+			`"crit":["exp"],"exp":1`, `"b64":false,"crit":["b64"]`, `"zip":"DEF"`, `"enc":"A256GCM"`, `"p2s":"AAAA","p2c":2147483647`, `"cty":"JWT"`, raw))
 	}
-	return "{" + h + "}"
+	return "{" + h.String() + "}"
 }
 
 func (m *mint) payload(d *dice, raw string) string {
@@ -329,6 +330,13 @@ func FuzzVerify(f *testing.F) {
 		f.Add([]byte{byte(i), 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, byte(i + 1), 0}, "", "", uint16(0))
 		f.Add([]byte{0, 0, 1, byte(i), 0, 0, byte(i), 0, 0, 0, 0, 0, 0}, `"alg":"none"`, `"exp":1`, uint16(0))
 		f.Add([]byte{0, 0, 0, byte(i % 7), byte(i), byte(i), byte(i % 5), byte(i % 6), byte(i % 5), 0, 5, 0, 0}, "", `"aud":"x"`, uint16(3*i))
+	}
+	for claim := range 7 { // each claim, alone, in each form
+		for form := range 10 {
+			choices := make([]byte, 13)
+			choices[3+claim] = byte(form)
+			f.Add(choices, "", "", uint16(0))
+		}
 	}
 	f.Fuzz(func(t *testing.T, choices []byte, rawHeader, rawClaim string, flip uint16) {
 		d := &dice{choices}
