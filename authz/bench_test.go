@@ -4,11 +4,14 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"testing"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 
 	"gatehouse/authz/policy"
+	"gatehouse/authz/session"
 )
 
 // browserRequest is the request of a script in a browser, as test/bench sends it.
@@ -75,6 +78,39 @@ func BenchmarkCheck(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
 				if out := f.Server.check(b.Context(), in); !allows(out) {
+					b.Fatalf("got %q", out)
+				}
+			}
+		})
+	}
+}
+
+// BenchmarkSessions checks requests of many sessions in random order: what a check costs when nothing of it is in a cache of the CPU.
+func BenchmarkSessions(b *testing.B) {
+	for _, n := range []int{1_000, 100_000} {
+		b.Run(fmt.Sprintf("sessions=%d", n), func(b *testing.B) {
+			f := newFixture(b)
+			f.Audit = nowhere{}
+			m := &memory{sessions: map[string]*session.Session{}}
+			wires := make([][]byte, n)
+			for i := range wires {
+				id := fmt.Sprintf("session-%018d", i)
+				f.signIn(id, func(s *session.Session) {
+					s.Identity.Groups = []string{"team-a", "team-b", fmt.Sprintf("team-%d", i%500)}
+				})
+				m.sessions[id] = f.sessions.live[id]
+				wires[i] = browserRequest("_ga=GA1.2.3.4; " + f.cookie(appHost, id)).wire(b)
+			}
+			view := session.NewView(m, session.Options{Idle: time.Hour, Now: func() time.Time { return f.now }})
+			defer view.Close(context.WithoutCancel(b.Context())) //nolint:errcheck // nothing is written here
+			f.Sessions = view
+			for _, w := range wires {
+				f.Server.check(b.Context(), w)
+			}
+			order := rand.New(rand.NewPCG(1, 2)) //nolint:gosec // G404: an order, no secret
+			b.ReportAllocs()
+			for b.Loop() {
+				if out := f.Server.check(b.Context(), wires[order.IntN(n)]); !allows(out) {
 					b.Fatalf("got %q", out)
 				}
 			}

@@ -2,6 +2,7 @@ package authz
 
 import (
 	"hash/maphash"
+	"slices"
 	"strings"
 	"sync/atomic"
 
@@ -145,7 +146,7 @@ type principal struct {
 }
 
 func (h *hygiene) principal(s *session.Session) *principal {
-	p := &principal{session: s, of: h, hash: audit.Hash(s.ID), user: userName(&s.Identity)}
+	p := &principal{session: s, of: h, user: userName(&s.Identity)}
 	var set []*corev3.HeaderValueOption
 	var remove []string
 	for i := range h.headers {
@@ -157,9 +158,14 @@ func (h *hygiene) principal(s *session.Session) *principal {
 		}
 		remove = append(remove, e.aliases...)
 	}
-	p.headers = encodeOK(set, append(remove, authorization))
+	headers := encodeOK(set, append(remove, authorization))
+	all := append(slices.Grow(headers, hashSize), audit.Hash(s.ID)...) // of one piece: there are many principals
+	p.headers, p.hash = all[:len(headers):len(headers)], alias(all[len(headers):])
 	return p
 }
+
+// hashSize is the length of audit.Hash.
+const hashSize = 12
 
 func overwrite(name, value string) *corev3.HeaderValueOption {
 	return &corev3.HeaderValueOption{

@@ -7,6 +7,8 @@ package session
 import (
 	"context"
 	"errors"
+	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -47,6 +49,35 @@ type Session struct {
 
 	// Memo is for whoever looks sessions up: what it has made of this one, kept as long as the session is in memory.
 	Memo atomic.Value
+}
+
+// compact returns a copy of s whose strings stand in one piece of memory: a view holds many sessions, and the garbage
+// collector looks at each piece.
+func (s *Session) compact() *Session {
+	c := &Session{
+		ID: s.ID, User: s.User, Identity: s.Identity, SignedInAt: s.SignedInAt, LastActivity: s.LastActivity,
+		IdleExpiry: s.IdleExpiry, AbsoluteExpiry: s.AbsoluteExpiry, BlockedUntil: s.BlockedUntil,
+	}
+	c.Identity.Groups = slices.Clone(s.Identity.Groups)
+	i := &c.Identity
+	all := []*string{&c.ID, &c.User.ID, &i.UserID, &c.User.Connector, &i.Connector, &i.Email, &i.Name, &i.PreferredUsername}
+	for g := range i.Groups {
+		all = append(all, &i.Groups[g])
+	}
+	var b strings.Builder
+	size := 0
+	for _, text := range all {
+		size += len(*text)
+	}
+	b.Grow(size)
+	for _, text := range all {
+		b.WriteString(*text)
+	}
+	rest := b.String()
+	for _, text := range all {
+		*text, rest = rest[:len(*text)], rest[len(*text):]
+	}
+	return c
 }
 
 // A Change says that what is stored about a session or a user is no longer what it was. Activity alone is no change.

@@ -78,5 +78,9 @@ func (sh *shard) touched(t touch, s *Session, err error) {
 		e.touched = t.at.Add(min(touchEvery, sh.view.every) - sh.view.every).UnixMilli() // try again in a minute
 	case !s.LastActivity.Before(e.session.LastActivity): // results may overtake each other
 		e.session = s
+		sh.entries[s.ID] = e // its key has been part of the former session's memory, as has the user's
+		if sh.users[s.User] == e {
+			sh.users[s.User] = e
+		}
 	}
 }

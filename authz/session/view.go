@@ -210,7 +210,7 @@ func (v *View) guard(ctx context.Context, id string, call func() (*Session, erro
 	case s == nil || s.ID != id:
 		return nil, errors.New("session: store returned another session than the one asked for")
 	}
-	return s, nil
+	return s.compact(), nil
 }
 
 // changed forgets what is no longer true. It is called by the store, inside the call that makes the change.

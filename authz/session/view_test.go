@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"reflect"
 	"strings"
 	"sync"
 	"testing"
@@ -719,4 +720,33 @@ func TestStoreFaultsAreLoggedOnce(t *testing.T) {
 			t.Errorf("got %d lines, want one for the fault and one for its end:\n%s", got, log.String())
 		}
 	})
+}
+
+// TestCompact pins that a compacted session says the same, from memory of its own, and leaves out what was made of the old one.
+func TestCompact(t *testing.T) {
+	now := time.Now()
+	old := &Session{
+		ID: "id", User: User{"ldap", "u"}, SignedInAt: now, LastActivity: now, IdleExpiry: now, AbsoluteExpiry: now, BlockedUntil: now,
+		Identity: policy.Identity{
+			Connector: "ldap", UserID: "u", Email: "a@example.com", Name: "A", PreferredUsername: "", Groups: []string{"g", "", "hh"}, Expiry: now,
+		},
+	}
+	got := old.compact()
+	if !reflect.DeepEqual(got, old) {
+		t.Errorf("got %+v, want %+v", got, old)
+	}
+	if got.Identity.Groups[0] = "x"; old.Identity.Groups[0] != "g" {
+		t.Error("the groups are those of the old session")
+	}
+	old.Memo.Store("made")
+	if old.compact().Memo.Load() != nil {
+		t.Error("what was made of the old session is kept")
+	}
+	if empty := (&Session{ID: "i"}).compact(); empty.Identity.Groups != nil || empty.ID != "i" {
+		t.Errorf("got %+v", empty)
+	}
+	fields := reflect.TypeFor[Session]().NumField()
+	if fields != 9 {
+		t.Errorf("a session has %d fields, and compact copies 9", fields)
+	}
 }
