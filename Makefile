@@ -6,15 +6,17 @@ GOLANGCI := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 FUZZTIME ?= 30s
 FUZZFLAGS ?=
 
-# The product is one static file. The linters use the same flags, so that each reuses what the other has compiled.
+# The product is one static file, optimised by cmd/gatehouse/default.pgo (make pgo). Linters and tests do without the profile: it would
+# have every package compiled once more for them.
 static := CGO_ENABLED=0 GOFLAGS="$(GOFLAGS) -trimpath"
+linted := CGO_ENABLED=0 GOFLAGS="$(GOFLAGS) -trimpath -pgo=off"
 product := GATEHOUSE_BIN=$(CURDIR)/bin/gatehouse
 # The race detector needs cgo; lint has vetted before. Real programs run beside the tests, hence the long timeout.
-race := -race -vet=off -timeout 15m
+race := -race -vet=off -pgo=off -timeout 15m
 # The packages with benchmarks: no other test program is linked a second time.
 benchmarks = $(addprefix ./,$(sort $(dir $(shell grep -rl --include='*_test.go' '^func Benchmark' */))))
 
-.PHONY: build demo test lint bench fuzz tools clean
+.PHONY: build demo test lint bench pgo fuzz tools clean
 
 build:
 	$(static) go build -o bin/gatehouse ./cmd/gatehouse
@@ -36,14 +38,18 @@ lint:
 	@test -z "$$(gofmt -l */)" || { echo "gofmt -w these files:"; gofmt -l */; exit 1; }
 	@! grep -rl --include='*_test.go' 'time\.Sleep(' */ | xargs -r grep -L '"testing/synctest"' | grep . || { echo "time.Sleep in a test needs testing/synctest: wait for a condition in the files above"; exit 1; }
 	go mod tidy -diff
-	$(static) go vet ./...
-	$(static) go fix -diff ./...
-	$(static) go run $(GOLANGCI) run
+	$(linted) go vet ./...
+	$(linted) go fix -diff ./...
+	$(linted) go run $(GOLANGCI) run
 
 # Some minutes on a quiet machine. The second command is the comparison; see docs/performance.md.
 bench: tools build
 	$(product) go test -run '^$$' -bench . -benchmem -timeout 60m $(benchmarks)
 	go run ./test/bench -envoy .tools/bin/envoy -gatehouse bin/gatehouse
+
+# The profile that the product is built with, from the load of the bench.
+pgo: tools
+	go run ./test/bench -envoy none -oauth2-proxy none -only '^sessions' -rounds 40 -profile cmd/gatehouse/default.pgo
 
 # For each fuzz target FUZZTIME, one after the other; a crash does not keep the others from running. Inputs that crash are
 # left in testdata/fuzz as the seeds of the tests that they will be. FUZZFLAGS="-parallel 1" is gentle.

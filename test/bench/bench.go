@@ -105,7 +105,7 @@ func (b *bench) startChildren(ctx context.Context) error {
 		{&b.noop, "no-op", nil},
 		{&b.again, "no-op, a second one", nil},
 		{&b.noopGC, fmt.Sprintf("no-op, GOGC=%d", gcPercent), []string{"-gc", strconv.Itoa(gcPercent)}},
-		{&b.few, "in process, " + thousands(few) + " sessions", gatehouse(few, 2*few)},
+		{&b.few, "in process, " + thousands(few) + " sessions", append(gatehouse(few, 2*few), "-profile", b.profile)},
 		{&b.thousands, "in process, " + thousands(b.many) + " sessions", gatehouse(b.many, 2*b.many)},
 		{&b.misses, "in process, nearly all misses", gatehouse(b.many, b.many/100)},
 	} {

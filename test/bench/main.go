@@ -6,7 +6,7 @@
 // measured, and how to read it.
 //
 //	go run ./test/bench [-md] [-quick] [-enforce] [-only REGEXP] [-rounds N] [-round D] [-sign-ins N]
-//	                    [-envoy PATH] [-gatehouse PATH] [-oauth2-proxy PATH]
+//	                    [-envoy PATH] [-gatehouse PATH] [-oauth2-proxy PATH] [-profile FILE]
 //
 // It needs Linux, Envoy (test/tools/install.sh envoy) and the source tree, from which it builds the programs whose
 // paths are not given.
@@ -58,6 +58,7 @@ type options struct {
 	signIns                      int // sessions made by signing in at the built binary
 	many                         int // sessions of the in-process rows: "100,000 sessions"
 	envoy, gatehouse, otherProxy string
+	profile                      string         // file for a CPU profile of the in-process authorizer with few sessions; "" writes none
 	only                         *regexp.Regexp // names of loads
 	markdown, enforce            bool
 	log                          io.Writer
@@ -79,6 +80,7 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	flags.StringVar(&o.envoy, "envoy", "", "Envoy binary (default .tools/bin/envoy, or envoy on PATH), or none")
 	flags.StringVar(&o.gatehouse, "gatehouse", "", "Gatehouse binary (default: built from the source tree)")
 	flags.StringVar(&o.otherProxy, "oauth2-proxy", "", "oauth2-proxy binary (default: built from test/bench/oauth2proxy), or none")
+	flags.StringVar(&o.profile, "profile", "", "write a CPU profile of the in-process authorizer to this file, for profile-guided optimisation")
 	quick := flags.Bool("quick", false, "one short round and few sessions: shows that everything runs, and measures nothing")
 	if err := flags.Parse(args); err != nil {
 		return o, err

@@ -10,6 +10,9 @@ import (
 	"net"
 	"os"
 	"runtime/debug"
+	"runtime/pprof"
+	"strconv"
+	"strings"
 	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -52,6 +55,7 @@ func serve(ctx context.Context, args []string) error {
 	flags.IntVar(&r.sessions, "sessions", 0, "")
 	flags.IntVar(&r.capacity, "capacity", 0, "")
 	flags.IntVar(&r.gc, "gc", 100, "")
+	profile := flags.String("profile", "", "")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -65,10 +69,33 @@ func serve(ctx context.Context, args []string) error {
 		return err
 	}
 	context.AfterFunc(ctx, server.Stop)
+	stopProfile, err := startProfile(*profile)
+	if err != nil {
+		return err
+	}
+	defer stopProfile()
 	if err := writeReady(*file, ready{Address: l.Addr().String(), Cookies: cookies}); err != nil {
 		return err
 	}
 	return server.Serve(l)
+}
+
+// startProfile writes a CPU profile to a file until it is stopped; "" writes none.
+func startProfile(file string) (stop func(), err error) {
+	if file == "" {
+		return func() {}, nil
+	}
+	f, err := os.Create(file) //nolint:gosec // G304: from the command line
+	if err != nil {
+		return nil, err
+	}
+	if err := pprof.StartCPUProfile(f); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return func() {
+		pprof.StopCPUProfile()
+		_ = f.Close() // a file that is cut short is told by whoever reads it
+	}, nil
 }
 
 // writeReady writes the file so that nobody reads a part of it.
@@ -160,34 +187,38 @@ func config(rules int) (*authz.Config, error) {
 	}, nil
 }
 
-// A store holds sessions in memory, as the provider would.
-type store map[string]*session.Session
+// A store has sessions without keeping them: each is made when it is read, as from a file, so that in memory there are only
+// those of the view.
+type store struct {
+	sessions int
+	start    time.Time
+}
+
+const sessionID = "session-%022d"
 
 func newStore(ring *seal.Ring, sessions int, now time.Time) (store, []string) {
-	s := store{}
 	var cookies []string
 	for i := range sessions {
-		id := fmt.Sprintf("session-%022d", i)
-		expiry := now.Add(24 * time.Hour)
-		s[id] = &session.Session{
-			ID: id, User: session.User{Connector: "local", ID: id},
-			Identity: policy.Identity{
-				Connector: "local", UserID: id, Email: fmt.Sprintf("user%d@example.com", i), Name: "User",
-				Groups: []string{"team-a", "team-b", "data-scientists"}, Expiry: expiry,
-			},
-			SignedInAt: now, LastActivity: now, IdleExpiry: now.Add(12 * time.Hour), AbsoluteExpiry: expiry,
-		}
-		cookies = append(cookies, handoff.Names(true).Session+"="+handoff.SealCookie(ring, host, id, now))
+		cookies = append(cookies, handoff.Names(true).Session+"="+handoff.SealCookie(ring, host, fmt.Sprintf(sessionID, i), now))
 	}
-	return s, cookies
+	return store{sessions, now}, cookies
 }
 
 // Session implements session.Store.
 func (s store) Session(_ context.Context, id string) (*session.Session, error) {
-	if v := s[id]; v != nil {
-		return v, nil
+	i, err := strconv.Atoi(strings.TrimPrefix(id, "session-"))
+	if err != nil || i < 0 || i >= s.sessions || fmt.Sprintf(sessionID, i) != id {
+		return nil, session.ErrNotFound
 	}
-	return nil, session.ErrNotFound
+	expiry := s.start.Add(24 * time.Hour)
+	return &session.Session{
+		ID: id, User: session.User{Connector: "local", ID: id},
+		Identity: policy.Identity{
+			Connector: "local", UserID: id, Email: fmt.Sprintf("user%d@example.com", i), Name: "User",
+			Groups: []string{"team-a", "team-b", "data-scientists"}, Expiry: expiry,
+		},
+		SignedInAt: s.start, LastActivity: s.start, IdleExpiry: s.start.Add(12 * time.Hour), AbsoluteExpiry: expiry,
+	}, nil
 }
 
 // Touch implements session.Store. The sessions here are used for minutes only.
