@@ -140,11 +140,12 @@ func TestLargeAssertion(t *testing.T) {
 type h2 struct {
 	*http2.Framer
 
-	conn    net.Conn
-	out     *bufio.Writer
-	refused atomic.Int64  // streams that were reset or answered
-	goAway  atomic.Bool   // the server wants no more
-	ended   chan struct{} // closed when the connection has ended
+	conn     net.Conn
+	out      *bufio.Writer
+	refused  atomic.Int64  // streams that were reset, or answered by an error
+	answered atomic.Int64  // streams that were answered otherwise
+	goAway   atomic.Bool   // the server wants no more
+	ended    chan struct{} // closed when the connection has ended
 }
 
 func (w *world) http2(t *testing.T, listener string) *h2 {
@@ -152,6 +153,7 @@ func (w *world) http2(t *testing.T, listener string) *h2 {
 	c := &h2{conn: w.dial(t, listener, "h2"), ended: make(chan struct{})}
 	c.out = bufio.NewWriterSize(c.conn, 64<<10)
 	c.Framer = http2.NewFramer(c.out, c.conn)
+	c.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
 	send(t, c.conn, http2.ClientPreface)
 	if err := errors.Join(c.WriteSettings(), c.out.Flush()); err != nil {
 		t.Fatal(err)
@@ -172,9 +174,15 @@ func (c *h2) read() {
 		if err != nil {
 			return
 		}
-		switch frame.(type) {
-		case *http2.RSTStreamFrame, *http2.HeadersFrame:
+		switch frame := frame.(type) {
+		case *http2.RSTStreamFrame:
 			c.refused.Add(1)
+		case *http2.MetaHeadersFrame:
+			if frame.PseudoValue("status") == "200" { // gRPC answers 200 to all that it reads
+				c.answered.Add(1)
+			} else {
+				c.refused.Add(1)
+			}
 		case *http2.GoAwayFrame:
 			c.goAway.Store(true)
 		}
@@ -214,6 +222,7 @@ func TestHTTP2Floods(t *testing.T) {
 	refused := func(n int64) func(*h2) bool {
 		return func(c *h2) bool { return c.over() || c.refused.Load() >= n }
 	}
+	tooLarge := func(c *h2) bool { return c.over() || c.refused.Load() > 0 || c.answered.Load() > 0 }
 	for _, tt := range []struct {
 		name string
 		n    int
@@ -237,14 +246,14 @@ func TestHTTP2Floods(t *testing.T) {
 			head := append(requestBlock(l), block("x", strings.Repeat("x", 3900))...)
 			bomb := bytes.Repeat([]byte{0x80 | 62}, 15000) // the newest entry of the dynamic table, again and again
 			return errors.Join(c.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: head, EndStream: true}), c.WriteContinuation(1, true, bomb))
-		}, refused(1)},
+		}, tooLarge},
 		{"header of 100 KB", 1, func(c *h2, l string, _ int) error {
 			err := c.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: requestBlock(l), EndStream: true})
 			for i := range 10 {
 				err = errors.Join(err, c.WriteContinuation(1, i == 9, block(fmt.Sprintf("x%d", i), strings.Repeat("~", 10000))))
 			}
 			return err
-		}, refused(1)},
+		}, tooLarge},
 		{"settings", 100000, func(c *h2, _ string, _ int) error { return c.WriteSettings() }, nil},
 		{"pings", 100000, func(c *h2, _ string, _ int) error { return c.WritePing(false, [8]byte{}) }, nil},
 		{"priorities", 100000, func(c *h2, _ string, _ int) error {
@@ -273,6 +282,9 @@ func TestHTTP2Floods(t *testing.T) {
 				}
 				_ = c.conn.Close()
 				<-c.ended
+				if strings.HasPrefix(tt.name, "header") && c.answered.Load() > 0 {
+					t.Error("the header was taken")
+				}
 				t.Logf("ended by %v, GOAWAY %t, %d streams refused, %d MB resident", err, c.goAway.Load(), c.refused.Load(), resident(t, w.gatehouse.Pid())>>20)
 			})
 		}
