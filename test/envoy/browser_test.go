@@ -87,6 +87,7 @@ type message struct {
 	method, target, host string
 	lines                []string // header lines
 	body                 string
+	chunks               string // body in chunks, as they go over the wire
 
 	http2 bool
 	forge func(*authv3.CheckRequest) // what a checker asks in place of what Envoy would
@@ -121,7 +122,7 @@ func (e *edge) send(ctx context.Context, m message) (*page, error) {
 	if m.body != "" && !hasLine(lines, "Content-Length") {
 		lines = append(lines, fmt.Sprintf("Content-Length: %d", len(m.body)))
 	}
-	text := m.method + " " + m.target + " HTTP/1.1\r\nHost: " + m.host + "\r\n" + strings.Join(lines, "\r\n") + "\r\n\r\n" + m.body
+	text := m.method + " " + m.target + " HTTP/1.1\r\nHost: " + m.host + "\r\n" + strings.Join(lines, "\r\n") + "\r\n\r\n" + m.body + m.chunks
 	// Envoy may refuse in the middle of a long request: then there is an answer although the write failed.
 	_, writeErr := io.WriteString(conn, text)
 	res, err := http.ReadResponse(bufio.NewReader(conn), &http.Request{Method: m.method})
@@ -200,8 +201,8 @@ func (b *browser) forget(host, name, path string) {
 	b.jar.SetCookies(&url.URL{Scheme: "http", Host: host, Path: path + "/"}, []*http.Cookie{{Name: name, Path: path, MaxAge: -1}})
 }
 
-// forgetApp signs the browser out of one host as a restart would: the issuer still knows it.
-func (b *browser) forgetApp(host string) { b.forget(host, sessionCookie, "/") }
+// forgetApp signs the browser out of the app's host as a restart would: the issuer still knows it.
+func (b *browser) forgetApp() { b.forget(appHost, sessionCookie, "/") }
 
 // step sends one request and keeps the cookies of the answer.
 func (b *browser) step(ctx context.Context, method, target string, form url.Values, header ...string) (*page, error) {

@@ -279,6 +279,9 @@ func (c *checker) forward(ctx context.Context, m message, h *authv3.AttributeCon
 	if path == "/dex" || strings.HasPrefix(path, "/dex/") {
 		on := message{method: h.GetMethod(), target: h.GetPath(), host: h.GetHost(), body: m.body}
 		for _, f := range fields {
+			if name := fold(f.name); h.GetHost() == issuerHost && (name == "kubeflow-userid" || name == "kubeflow-groups" || name == "kubeflow-name") {
+				return nil, fmt.Errorf("the issuer sees %s: %q", f.name, f.value)
+			}
 			on.lines = append(on.lines, f.name+": "+f.value)
 		}
 		return c.w.issuer.send(ctx, on)

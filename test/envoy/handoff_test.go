@@ -76,7 +76,7 @@ func replayTicket(t testing.TB, w *world, e *edge) {
 	if got := signedIn.location(); got != "http://"+appHost+"/headers?page" {
 		t.Errorf("signed in already: leads to %q", got)
 	}
-	b.forgetApp(appHost)
+	b.forgetApp()
 	again := must(t)(b.step(t.Context(), http.MethodGet, ticket, nil))
 	hasNoSession(t, again)
 	if got := again.location(); got != "http://"+appHost+"/headers?page" {
@@ -137,7 +137,7 @@ func damagedTicket(t testing.TB, w *world, e *edge) {
 
 func ticketAfterSignOut(t testing.TB, w *world, e *edge) {
 	b := w.signedIn(t, e, user)
-	b.forgetApp(appHost)
+	b.forgetApp()
 	p := must(t)(b.step(t.Context(), http.MethodGet, "http://"+appHost+"/headers", nil))
 	ticket := must(t)(b.step(t.Context(), http.MethodGet, p.location(), nil)).location()
 	other := b.clone()

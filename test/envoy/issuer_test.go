@@ -92,26 +92,30 @@ func (w *world) refusesURI(t testing.TB, e *edge, change url.Values) {
 	}
 }
 
-func challenge(verifier string) string {
+// verifier is a code verifier (RFC 7636 section 4.1).
+const verifier = "a-verifier-of-forty-three-characters-at-least-0"
+
+// challenge is its S256 challenge.
+func challenge() string {
 	sum := sha256.Sum256([]byte(verifier))
 	return base64.RawURLEncoding.EncodeToString(sum[:])
 }
 
 // codeRows exchange authorization codes as only the client that asked may.
 func codeRows() (all []row) {
-	const family, verifier = "provider", "a-verifier-of-forty-three-characters-at-least-0"
+	const family = "provider"
 	for name, c := range inOrder(map[string]struct {
 		ask, exchange url.Values
 		good          bool
 	}{
-		"S256, good":                 {url.Values{"code_challenge": {challenge(verifier)}, "code_challenge_method": {"S256"}}, url.Values{"code_verifier": {verifier}}, true},
-		"S256, none":                 {url.Values{"code_challenge": {challenge(verifier)}, "code_challenge_method": {"S256"}}, url.Values{}, false},
-		"S256, empty":                {url.Values{"code_challenge": {challenge(verifier)}, "code_challenge_method": {"S256"}}, url.Values{"code_verifier": {""}}, false},
-		"S256, wrong":                {url.Values{"code_challenge": {challenge(verifier)}, "code_challenge_method": {"S256"}}, url.Values{"code_verifier": {verifier + "x"}}, false},
-		"S256, the challenge":        {url.Values{"code_challenge": {challenge(verifier)}, "code_challenge_method": {"S256"}}, url.Values{"code_verifier": {challenge(verifier)}}, false},
-		"S256, downgraded":           {url.Values{"code_challenge": {challenge(verifier)}, "code_challenge_method": {"S256"}}, url.Values{"code_verifier": {challenge(verifier)}, "code_challenge_method": {"plain"}}, false},
-		"S256, two":                  {url.Values{"code_challenge": {challenge(verifier)}, "code_challenge_method": {"S256"}}, url.Values{"code_verifier": {"x", verifier}}, false},
-		"no method is plain, hashed": {url.Values{"code_challenge": {challenge(verifier)}}, url.Values{"code_verifier": {verifier}}, false},
+		"S256, good":                 {url.Values{"code_challenge": {challenge()}, "code_challenge_method": {"S256"}}, url.Values{"code_verifier": {verifier}}, true},
+		"S256, none":                 {url.Values{"code_challenge": {challenge()}, "code_challenge_method": {"S256"}}, url.Values{}, false},
+		"S256, empty":                {url.Values{"code_challenge": {challenge()}, "code_challenge_method": {"S256"}}, url.Values{"code_verifier": {""}}, false},
+		"S256, wrong":                {url.Values{"code_challenge": {challenge()}, "code_challenge_method": {"S256"}}, url.Values{"code_verifier": {verifier + "x"}}, false},
+		"S256, the challenge":        {url.Values{"code_challenge": {challenge()}, "code_challenge_method": {"S256"}}, url.Values{"code_verifier": {challenge()}}, false},
+		"S256, downgraded":           {url.Values{"code_challenge": {challenge()}, "code_challenge_method": {"S256"}}, url.Values{"code_verifier": {challenge()}, "code_challenge_method": {"plain"}}, false},
+		"S256, two":                  {url.Values{"code_challenge": {challenge()}, "code_challenge_method": {"S256"}}, url.Values{"code_verifier": {"x", verifier}}, false},
+		"no method is plain, hashed": {url.Values{"code_challenge": {challenge()}}, url.Values{"code_verifier": {verifier}}, false},
 		"plain, wrong":               {url.Values{"code_challenge": {verifier}, "code_challenge_method": {"plain"}}, url.Values{"code_verifier": {verifier + "x"}}, false},
 		"plain, none":                {url.Values{"code_challenge": {verifier}, "code_challenge_method": {"plain"}}, url.Values{}, false},
 		"verifier without challenge": {url.Values{}, url.Values{"code_verifier": {verifier}}, false},
@@ -134,7 +138,7 @@ func codeRows() (all []row) {
 	return append(all,
 		row{family: family, name: "PKCE method that is none", on: atIssuer(), play: func(t testing.TB, w *world, e *edge) {
 			for _, method := range []string{"S512", "none", "s256", "S256 "} {
-				w.isRefused(t, e, "/auth?"+join(outsideQuery("openid"), url.Values{"code_challenge": {challenge(verifier)}, "code_challenge_method": {method}}).Encode(), "", "")
+				w.isRefused(t, e, "/auth?"+join(outsideQuery("openid"), url.Values{"code_challenge": {challenge()}, "code_challenge_method": {method}}).Encode(), "", "")
 			}
 		}},
 		row{family: family, name: "a replayed code ends what it led to", on: atIssuer(), hole: "RFC 6749 section 4.1.2: Dex answers a replay with invalid_grant and lets the tokens of the first exchange go on", play: replayEndsFamily},
@@ -142,6 +146,7 @@ func codeRows() (all []row) {
 		row{family: family, name: "one refresh token, many at once", on: atIssuer(), play: refreshRace},
 		row{family: family, name: "an old refresh token is refused", on: atIssuer(), play: oldRefresh},
 		row{family: family, name: "refresh widens no scope", on: atIssuer(), play: refreshScope},
+		row{family: family, name: "consent to two requests at once", on: []string{"hardened"}, play: approvalMix},
 		row{family: family, name: "consent is not for another browser", on: []string{"hardened", "direct"}, play: approvalTheft},
 	)
 }
@@ -254,13 +259,7 @@ func refreshScope(t testing.TB, w *world, e *edge) {
 // another browser, signed in as somebody else or not at all (CVE-2022-39222).
 func approvalTheft(t testing.TB, w *world, e *edge) {
 	b := w.knownBrowser(t, e)
-	form := join(outsideQuery("openid email"), url.Values{"prompt": {"consent"}})
-	p := must(t)(b.visit(t.Context(), issuer+"/auth?"+form.Encode()))
-	link := p.url
-	if !strings.HasSuffix(link.Path, "/approval") || p.status != http.StatusOK {
-		t.Fatalf("not asked for consent: %s", p)
-	}
-	id, good := link.Query().Get("req"), link.Query().Get("hmac")
+	id, good := b.consent(t)
 	other := w.signedIn(t, e, administrator)
 	for name, thief := range map[string]*browser{"nobody": w.browser(e), "another user": other} {
 		for _, hmac := range []string{good, "", damage(good), "AAAA"} {
@@ -279,6 +278,45 @@ func approvalTheft(t testing.TB, w *world, e *edge) {
 		target := issuer + "/approval?" + url.Values{"req": {id}, "hmac": {hmac}}.Encode()
 		if p := must(t)(b.clone().step(t.Context(), http.MethodPost, target, url.Values{"approval": {"approve"}, "req": {id}}, "Origin: http://"+issuerHost)); strings.Contains(p.location(), "code=") {
 			t.Errorf("the same browser without the right hmac: %s", p)
+		}
+	}
+}
+
+// consent takes a browser to the page that asks for consent and returns the parameters of its link.
+func (b *browser) consent(t testing.TB) (req, hmac string) {
+	t.Helper()
+	form := join(outsideQuery("openid email"), url.Values{"prompt": {"consent"}})
+	p := must(t)(b.visit(t.Context(), issuer+"/auth?"+form.Encode()))
+	if !strings.HasSuffix(p.url.Path, "/approval") || p.status != http.StatusOK {
+		t.Fatalf("not asked for consent: %s", p)
+	}
+	return p.url.Query().Get("req"), p.url.Query().Get("hmac")
+}
+
+// approvalMix names the thief's own request in one place and the victim's in another: whichever is read, no code is the victim's.
+func approvalMix(t testing.TB, w *world, e *edge) {
+	thief := w.signedIn(t, e, administrator)
+	for i := range 4 {
+		req, hmac := w.knownBrowser(t, e).consent(t)
+		own, ownHMAC := thief.consent(t)
+		query, body := url.Values{"req": {own}, "hmac": {ownHMAC}}, url.Values{"req": {req}, "hmac": {hmac}, "approval": {"approve"}}
+		switch i {
+		case 1:
+			query, body = url.Values{"req": {req}, "hmac": {hmac}}, url.Values{"req": {own}, "hmac": {ownHMAC}, "approval": {"approve"}}
+		case 2:
+			query, body = url.Values{"req": {own, req}, "hmac": {ownHMAC, hmac}}, url.Values{"approval": {"approve"}}
+		case 3:
+			query, body = url.Values{}, url.Values{"req": {own, req}, "hmac": {hmac, ownHMAC}, "approval": {"approve"}}
+		}
+		p := must(t)(thief.step(t.Context(), http.MethodPost, issuer+"/approval?"+query.Encode(), body, "Origin: http://"+issuerHost))
+		code := parse(p.location()).Query().Get("code")
+		if code == "" {
+			continue
+		}
+		_, got := w.token(t, e, w.client.id, codeForm(code))
+		token, _ := got["access_token"].(string)
+		if p := w.userinfo(t, e, token); strings.Contains(p.body, user) {
+			t.Errorf("%d: a code of the victim's: %s", i, p)
 		}
 	}
 }
@@ -338,6 +376,15 @@ func grantRows() (all []row) {
 				t.Errorf("fetched: %+v", a)
 			}
 		}},
+		row{family: family, name: "multipart forms name no other client", on: atIssuer(), play: func(t testing.TB, w *world, e *edge) {
+			body := "--x\r\nContent-Disposition: form-data; name=\"client_id\"\r\n\r\ngatehouse\r\n--x\r\nContent-Disposition: form-data; name=\"grant_type\"\r\n\r\nclient_credentials\r\n--x--\r\n"
+			for _, path := range []string{"/token", "/token/introspect", "/auth?client_id=outside"} {
+				p := must(t)(fetch(t.Context(), e.http, http.MethodPost, issuer+path, body, "Content-Type: multipart/form-data; boundary=x"))
+				if p.status < 400 || p.status > 499 || strings.Contains(p.body, "_token") {
+					t.Errorf("%s: got %s, want a refusal", path, p)
+				}
+			}
+		}},
 		row{family: family, name: "token in the query is no credential", on: atIssuer(), play: func(t testing.TB, w *world, e *edge) {
 			token := w.goodToken(t, e)
 			for _, target := range []string{"/userinfo?access_token=" + token, "/userinfo?Authorization=Bearer+" + token} {
@@ -395,6 +442,24 @@ func logoutRows() (all []row) {
 			w.stillKnown(t, b)
 		}})
 	}
+	all = append(all, row{family: family, name: "forged logout: hint of another user", on: atIssuer(), play: func(t testing.TB, w *world, e *edge) {
+		_, code := w.outsideAs(t, e, administrator, "openid email")
+		_, got := w.token(t, e, w.client.id, codeForm(code))
+		hint, _ := got["id_token"].(string)
+		b := w.knownBrowser(t, e)
+		for _, uri := range []string{"", clientOrigin + "/bye"} {
+			form := url.Values{"id_token_hint": {hint}, "post_logout_redirect_uri": {uri}}
+			for _, p := range []*page{
+				must(t)(b.clone().step(t.Context(), http.MethodPost, issuer+"/logout", form, "Origin: http://evil.example", "Sec-Fetch-Site: cross-site")),
+				must(t)(b.clone().step(t.Context(), http.MethodGet, issuer+"/logout?"+form.Encode(), nil, "Sec-Fetch-Site: cross-site")),
+			} {
+				if p.location() != "" {
+					t.Errorf("leads on without asking: %s", p)
+				}
+			}
+			w.stillKnown(t, b)
+		}
+	}})
 	for name, uri := range inOrder(redirectURIs) {
 		uri = strings.ReplaceAll(strings.ReplaceAll(uri, "/cb", "/bye"), "/CB", "/BYE")
 		if uri == clientOrigin+"/bye" {
@@ -444,7 +509,10 @@ func issuerHostRows() (all []row) {
 		}
 	}
 	for _, lines := range [][]string{
-		{"X-Forwarded-Host: evil.example"}, {"X-Forwarded-Proto: https", "X-Forwarded-Host: evil.example", "X-Forwarded-Port: 1"}, {"Forwarded: host=evil.example;proto=https"}, {"X-Original-Host: evil.example", "X-Host: evil.example"},
+		{"X-Forwarded-Host: evil.example"},
+		{"X-Forwarded-Proto: https", "X-Forwarded-Host: evil.example", "X-Forwarded-Port: 1"},
+		{"Forwarded: host=evil.example;proto=https"},
+		{"X-Original-Host: evil.example", "X-Host: evil.example"},
 		{"X-Forwarded-Prefix: /evil", "X-Original-URL: /evil", "X-Rewrite-URL: /evil"},
 	} {
 		name, _, _ := strings.Cut(lines[0], ":")
@@ -480,8 +548,16 @@ func issuerHostRows() (all []row) {
 func issuerMethodRows() (all []row) {
 	const family = "methods"
 	for _, c := range []struct{ path, has string }{
-		{"/dex/token", "OPTIONS POST"}, {"/dex/keys", "GET HEAD OPTIONS"}, {"/dex/auth/local/login", "GET HEAD POST"}, {"/dex/logout", "GET HEAD POST"}, {"/dex/token/introspect", "POST"},
-		{"/dex/.well-known/openid-configuration", "GET HEAD OPTIONS"}, {"/dex/callback", "GET HEAD POST"}, {"/dex/gatehouse/callback", "GET HEAD"}, {"/dex/auth", "GET HEAD POST"}, {"/dex/approval", "GET HEAD POST"},
+		{"/dex/token", "OPTIONS POST"},
+		{"/dex/keys", "GET HEAD OPTIONS"},
+		{"/dex/auth/local/login", "GET HEAD POST"},
+		{"/dex/logout", "GET HEAD POST"},
+		{"/dex/token/introspect", "POST"},
+		{"/dex/.well-known/openid-configuration", "GET HEAD OPTIONS"},
+		{"/dex/callback", "GET HEAD POST"},
+		{"/dex/gatehouse/callback", "GET HEAD"},
+		{"/dex/auth", "GET HEAD POST"},
+		{"/dex/approval", "GET HEAD POST"},
 	} {
 		for _, method := range []string{"GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "PROPFIND"} {
 			if slices.Contains(strings.Fields(c.has), method) {

@@ -34,7 +34,7 @@ type forger struct {
 	n               string // its modulus as the key set shows it
 	own             *rsa.PrivateKey
 	trap            string // URL where keys would be fetched, if anybody did
-	session, sso    string // sealed cookies
+	session         string // the sealed cookie of a browser
 }
 
 // forger gets a token and keys; they are made once.

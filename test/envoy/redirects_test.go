@@ -162,7 +162,7 @@ func (w *world) knownBrowser(t testing.TB, e *edge) *browser {
 	t.Helper()
 	if w.known == nil {
 		w.known = w.signedIn(t, e, user)
-		w.known.forgetApp(appHost)
+		w.known.forgetApp()
 	}
 	b := w.known.clone()
 	b.edge = e

@@ -159,7 +159,7 @@ func or(s, fallback string) string {
 
 // rows is the table.
 func rows() []row {
-	return slices.Concat(redirectRows(), pathRows(), hostRows(), methodRows(), http2Rows(), rawRows(), headerRows(), cookieRows(), identityRows(),
+	return slices.Concat(redirectRows(), pathRows(), hostRows(), methodRows(), http2Rows(), rawRows(), listenerRows(), headerRows(), cookieRows(), identityRows(), passwordRows(),
 		handoffRows(), providerRows(), issuerRows(), joseRows(), scriptRows(), clientRows(), flowRows(), signOutRows(), adminRows(), floodRows())
 }
 

@@ -1,5 +1,6 @@
 // Package envoy attacks the built Gatehouse as the world meets it: behind a real Envoy, through two kinds of connection
-// manager, and at the issuer directly. Most cases are rows of one table (TestTable).
+// manager, and at its ports directly, over gRPC and at the issuer. Most cases are rows of one table (TestTable), which ends
+// with a summary; what they are about is listed in coverage_test.go. TestMutants shows that the table finds mistakes.
 //
 // The tests run one after the other: half of the machine checks passwords when 50 users sign in at once.
 //
@@ -15,6 +16,7 @@ import (
 	"database/sql"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -141,7 +143,7 @@ func newBareWorld(t testing.TB, storage string) (*world, demo.Edge) {
 	t.Helper()
 	w := &world{
 		t: t, app: newRecorder(t), admin: peers.FreeAddr(t), secrets: &secrets{}, ports: &http.Transport{},
-		passwords: map[string]string{administrator: rand.Text(), user: rand.Text(), tricky: rand.Text()},
+		passwords: map[string]string{administrator: rand.Text(), user: rand.Text(), tricky: strings.Repeat(rand.Text(), 3)[:72]},
 		client:    client{id: "outside", secret: rand.Text()},
 		hosts:     []string{"http://" + issuerHost, "http://" + appHost, "http://" + wildHost, "http://" + otherHost, "http://deep.down.apps.example.test"},
 	}
@@ -372,7 +374,7 @@ type recorder struct {
 // An arrival is a request that reached the app.
 type arrival struct {
 	method, host, target string
-	header               http.Header
+	header, trailer      http.Header
 }
 
 func newRecorder(t testing.TB) *recorder {
@@ -385,8 +387,9 @@ func newRecorder(t testing.TB) *recorder {
 
 // ServeHTTP implements http.Handler.
 func (r *recorder) ServeHTTP(w http.ResponseWriter, req *http.Request) {
+	_, _ = io.Copy(io.Discard, req.Body) // trailers come behind it
 	r.mu.Lock()
-	r.seen = append(r.seen, arrival{req.Method, req.Host, req.RequestURI, req.Header.Clone()})
+	r.seen = append(r.seen, arrival{req.Method, req.Host, req.RequestURI, req.Header.Clone(), req.Trailer.Clone()})
 	r.mu.Unlock()
 	r.app.ServeHTTP(w, req)
 }
