@@ -11,6 +11,7 @@ import (
 type counter struct {
 	testing.TB
 	failures []string
+	gaveUp   bool // in the middle
 }
 
 // run runs f until it returns or gives up.
@@ -37,6 +38,11 @@ func (c *counter) Log(...any)                        {}
 func (c *counter) Logf(string, ...any)               {}
 func (c *counter) Error(args ...any)                 { c.fail(fmt.Sprint(args...)) }
 func (c *counter) Errorf(format string, args ...any) { c.fail(fmt.Sprintf(format, args...)) }
-func (c *counter) FailNow()                          { c.Fail(); runtime.Goexit() }
-func (c *counter) Fatal(args ...any)                 { c.Error(args...); runtime.Goexit() }
-func (c *counter) Fatalf(format string, args ...any) { c.Errorf(format, args...); runtime.Goexit() }
+func (c *counter) Fatal(args ...any)                 { c.Error(args...); c.giveUp() }
+func (c *counter) Fatalf(format string, args ...any) { c.Errorf(format, args...); c.giveUp() }
+func (c *counter) FailNow()                          { c.Fail(); c.giveUp() }
+
+func (c *counter) giveUp() {
+	c.gaveUp = true
+	runtime.Goexit()
+}

@@ -161,12 +161,20 @@ func afterSignIn(path, want string) func(testing.TB, *world, *edge) {
 func (w *world) knownBrowser(t testing.TB, e *edge) *browser {
 	t.Helper()
 	if w.known == nil {
-		w.known = w.signedIn(t, e, user)
+		w.known = w.signedIn(t, w.gateway(), user)
 		w.known.forgetApp()
 	}
 	b := w.known.clone()
 	b.edge = e
 	return b
+}
+
+// gateway returns an edge that leads to the app.
+func (w *world) gateway() *edge {
+	if w.hardened != nil {
+		return w.hardened
+	}
+	return w.direct
 }
 
 // lastRedirect follows redirects of Gatehouse until one leads out of the sign-in, and returns where to, without going there.

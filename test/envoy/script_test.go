@@ -80,7 +80,7 @@ func scriptRows() (all []row) {
 func (w *world) signedInAt(t testing.TB, e *edge) *browser {
 	t.Helper()
 	if w.inside == nil {
-		w.inside = w.signedIn(t, e, user)
+		w.inside = w.signedIn(t, w.gateway(), user)
 	}
 	b := w.inside.clone()
 	b.edge = e
