@@ -4,12 +4,14 @@ import (
 	"fmt"
 	"runtime"
 	"strings"
+	"sync"
 	"testing"
 )
 
 // A counter is a testing.TB that keeps failures in place of failing the test.
 type counter struct {
 	testing.TB
+	mu       sync.Mutex
 	failures []string
 	gaveUp   bool // in the middle
 }
@@ -28,11 +30,12 @@ func (c *counter) fail(text string) {
 	if len(text) > 300 {
 		text = strings.ToValidUTF8(text[:300], "") + "…"
 	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	c.failures = append(c.failures, text)
 }
 
 func (c *counter) Helper()                           {}
-func (c *counter) Failed() bool                      { return len(c.failures) > 0 }
 func (c *counter) Fail()                             { c.fail("failed") }
 func (c *counter) Log(...any)                        {}
 func (c *counter) Logf(string, ...any)               {}

@@ -32,9 +32,6 @@ var mutants = []mutant{
 	{name: "escapes in paths are decoded and not judged", edits: []edit{
 		{"authz/policy/request.go", `if reason := badEscape(c); reason != "" {`, `if reason := badEscape(c); reason == "x" {`},
 	}},
-	{name: "the query takes part in path rules", edits: []edit{
-		{"authz/policy/request.go", `if i := strings.IndexByte(path, '?'); i >= 0 {`, `if i := strings.IndexByte(path, '?'); i < -1 {`},
-	}},
 	{name: "identity headers of the client stay", edits: []edit{
 		{"authz/identity.go", `names = append(append(names, name), usualAliases(name)...)`, `_ = usualAliases`},
 	}},
@@ -118,7 +115,7 @@ func TestMutants(t *testing.T) {
 			if len(red) == 0 {
 				t.Fatal("no row is red")
 			}
-			t.Logf("%d rows are red, such as %s", len(red), red[0])
+			t.Logf("%d rows are red, such as %.160s", len(red), red[0])
 		})
 	}
 }

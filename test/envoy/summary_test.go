@@ -17,7 +17,7 @@ type tally struct {
 	rows                     map[string]bool
 	at                       map[string]int
 	refused, allowed, scenes int
-	byEnvoy, failed          int
+	byEnvoy, holes, failed   int
 }
 
 func (s *summary) add(r row, at run, ok bool) {
@@ -32,6 +32,8 @@ func (s *summary) add(r row, at run, ok bool) {
 		switch {
 		case !ok:
 			n.failed++
+		case r.hole != "":
+			n.holes++
 		case at.want == nil:
 			n.scenes++
 		case at.want.passes:
@@ -47,10 +49,10 @@ func (s *summary) add(r row, at run, ok bool) {
 
 // lines is a table, with all families last.
 func (s *summary) lines() []string {
-	const format = "%-10s %5v %8v %8v %7v %10v %7v | %8v %7v %7v %8v %7v"
+	const format = "%-10s %5v %8v %8v %7v %10v %7v | %8v %7v %7v %7v %6v %6v"
 	out := []string{
-		"runs at each kind of edge, and how they ended as they must: refused (byEnvoy: of these, by Envoy itself), let through, scenes of several requests",
-		fmt.Sprintf(format, "family", "rows", "hardened", "relaxed", "direct", "direct raw", "issuer", "refused", "byEnvoy", "through", "scenes", "failed"),
+		"runs at each kind of edge, and how they ended as they must: refused (byEnvoy: of these, by Envoy itself), let through, scenes of several requests; holes that are known",
+		fmt.Sprintf(format, "family", "rows", "hardened", "relaxed", "direct", "direct raw", "issuer", "refused", "byEnvoy", "through", "scenes", "holes", "failed"),
 	}
 	names := slices.DeleteFunc(slices.Sorted(maps.Keys(s.families)), func(n string) bool { return n == "all" })
 	for _, name := range append(names, "all") {
@@ -59,7 +61,7 @@ func (s *summary) lines() []string {
 			continue
 		}
 		out = append(out, strings.TrimRight(fmt.Sprintf(format, name, len(n.rows), n.at["hardened"], n.at["relaxed"], n.at["direct"], n.at["direct raw"], n.at["issuer"],
-			n.refused, n.byEnvoy, n.allowed, n.scenes, n.failed), " "))
+			n.refused, n.byEnvoy, n.allowed, n.scenes, n.holes, n.failed), " "))
 	}
 	return out
 }
