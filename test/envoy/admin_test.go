@@ -17,16 +17,17 @@ import (
 // adminRows talk to the operator's listener.
 func adminRows() []row {
 	const family = "admin"
+	on := []string{"hardened"}
 	return []row{
-		{family: family, name: "listener refuses what is not an operator", play: adminRefuses},
-		{family: family, name: "list and revoke", play: listAndRevoke},
-		{family: family, name: "sessions have one id everywhere", play: oneSessionID},
+		{family: family, name: "listener refuses what is not an operator", on: on, play: adminRefuses},
+		{family: family, name: "list and revoke", on: on, play: listAndRevoke},
+		{family: family, name: "sessions have one id everywhere", on: on, play: oneSessionID},
 		{family: family, name: "is not behind the gateway", as: user, target: "/v1/sessions", lines: []string{"X-Gatehouse-Admin: 1"}, both: passes(http.StatusNotFound)},
-		{family: family, name: "telemetry has nothing else", play: telemetryOnly},
+		{family: family, name: "telemetry has nothing else", on: on, play: telemetryOnly},
 	}
 }
 
-func adminRefuses(t *testing.T, w *world, _ *edge) {
+func adminRefuses(t testing.TB, w *world, _ *edge) {
 	base := "http://" + w.admin
 	for _, c := range []struct {
 		name, method, path string
@@ -51,7 +52,7 @@ func adminRefuses(t *testing.T, w *world, _ *edge) {
 }
 
 // sessionOf finds the session of a browser by its user agent.
-func (w *world) sessionOf(t *testing.T, agent string) admin.Session {
+func (w *world) sessionOf(t testing.TB, agent string) admin.Session {
 	t.Helper()
 	var all []admin.Session
 	if err := json.Unmarshal([]byte(gatehouse(t, "sessions", "list", "-o", "json", "--admin", w.admin)), &all); err != nil {
@@ -65,7 +66,7 @@ func (w *world) sessionOf(t *testing.T, agent string) admin.Session {
 }
 
 // signInAs signs a user in with a user agent of its own.
-func (w *world) signInAs(t *testing.T, e *edge, mail, agent string) *browser {
+func (w *world) signInAs(t testing.TB, e *edge, mail, agent string) *browser {
 	t.Helper()
 	b := w.browser(e)
 	p := must(t)(b.visit(t.Context(), "http://"+appHost+"/headers"))
@@ -80,7 +81,7 @@ func (w *world) signInAs(t *testing.T, e *edge, mail, agent string) *browser {
 	return b
 }
 
-func listAndRevoke(t *testing.T, w *world, e *edge) {
+func listAndRevoke(t testing.TB, w *world, e *edge) {
 	const agent = "browser to revoke"
 	b := w.signInAs(t, e, user, agent)
 	s := w.sessionOf(t, agent)
@@ -97,7 +98,7 @@ func listAndRevoke(t *testing.T, w *world, e *edge) {
 
 // oneSessionID follows a session through whoami, the operator's list and the audit log: "sessions revoke" takes the id that
 // the log shows.
-func oneSessionID(t *testing.T, w *world, e *edge) {
+func oneSessionID(t testing.TB, w *world, e *edge) {
 	const agent = "browser with one id"
 	b := w.signInAs(t, e, user, agent)
 	listed := w.sessionOf(t, agent).ID
@@ -124,7 +125,7 @@ func oneSessionID(t *testing.T, w *world, e *edge) {
 	}
 }
 
-func telemetryOnly(t *testing.T, w *world, _ *edge) {
+func telemetryOnly(t testing.TB, w *world, _ *edge) {
 	for path, want := range inOrder(map[string]int{
 		"/metrics": 200, "/healthz/live": 200, "/healthz/ready": 200, "/": 404, "/v1/sessions": 404, "/debug/pprof/": 404, "/dex/keys": 404, "/healthz/live/x": 404,
 	}) {
@@ -136,10 +137,10 @@ func telemetryOnly(t *testing.T, w *world, _ *edge) {
 
 // floodRows send much, anonymously: nothing of it is kept.
 func floodRows() []row {
-	return []row{{family: "flood", name: "2,000 anonymous requests store nothing", play: floodStoresNothing}}
+	return []row{{family: "flood", name: "2,000 anonymous requests store nothing", on: []string{"hardened"}, play: floodStoresNothing}}
 }
 
-func floodStoresNothing(t *testing.T, w *world, e *edge) {
+func floodStoresNothing(t testing.TB, w *world, e *edge) {
 	before := w.rows(t)
 	if before["auth_session"] == 0 {
 		t.Fatalf("no sessions to be seen in the database: %v", before)

@@ -15,6 +15,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 )
 
 // A page is an answer.
@@ -84,10 +86,22 @@ func fetch(ctx context.Context, tr http.RoundTripper, method, target, body strin
 type message struct {
 	method, target, host string
 	lines                []string // header lines
+	body                 string
+	chunks               string // body in chunks, as they go over the wire
+
+	http2 bool
+	forge func(*authv3.CheckRequest) // what a checker asks in place of what Envoy would
+	wire  func([]byte) []byte        // and how that goes over the wire
 }
 
 // send writes a message on a connection of its own and reads the answer.
 func (e *edge) send(ctx context.Context, m message) (*page, error) {
+	switch {
+	case e.direct != nil:
+		return e.direct.send(ctx, m)
+	case m.http2:
+		return e.sendHTTP2(ctx, m)
+	}
 	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
 	var d net.Dialer
@@ -105,7 +119,10 @@ func (e *edge) send(ctx context.Context, m message) (*page, error) {
 	if !hasLine(lines, "Connection") {
 		lines = append(lines, "Connection: close")
 	}
-	text := m.method + " " + m.target + " HTTP/1.1\r\nHost: " + m.host + "\r\n" + strings.Join(lines, "\r\n") + "\r\n\r\n"
+	if m.body != "" && !hasLine(lines, "Content-Length") {
+		lines = append(lines, fmt.Sprintf("Content-Length: %d", len(m.body)))
+	}
+	text := m.method + " " + m.target + " HTTP/1.1\r\nHost: " + m.host + "\r\n" + strings.Join(lines, "\r\n") + "\r\n\r\n" + m.body + m.chunks
 	// Envoy may refuse in the middle of a long request: then there is an answer although the write failed.
 	_, writeErr := io.WriteString(conn, text)
 	res, err := http.ReadResponse(bufio.NewReader(conn), &http.Request{Method: m.method})
@@ -184,8 +201,8 @@ func (b *browser) forget(host, name, path string) {
 	b.jar.SetCookies(&url.URL{Scheme: "http", Host: host, Path: path + "/"}, []*http.Cookie{{Name: name, Path: path, MaxAge: -1}})
 }
 
-// forgetApp signs the browser out of one host as a restart would: the issuer still knows it.
-func (b *browser) forgetApp(host string) { b.forget(host, sessionCookie, "/") }
+// forgetApp signs the browser out of the app's host as a restart would: the issuer still knows it.
+func (b *browser) forgetApp() { b.forget(appHost, sessionCookie, "/") }
 
 // step sends one request and keeps the cookies of the answer.
 func (b *browser) step(ctx context.Context, method, target string, form url.Values, header ...string) (*page, error) {

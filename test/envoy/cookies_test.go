@@ -17,42 +17,48 @@ func cookieRows() (all []row) {
 		cookies []string // each a Cookie header
 		as      string   // who that makes
 		want    *verdict
+		direct  *verdict // where Envoy answers by itself
 	}{
-		{"one that is good", []string{"gatehouse-dev={user}"}, user, ok},
-		{"garbage", []string{"gatehouse-dev=" + rand.Text()}, "", signIn},
-		{"garbage that is no base64", []string{`gatehouse-dev=%00"<>\`}, "", signIn},
-		{"empty", []string{"gatehouse-dev="}, "", signIn},
-		{"no equals sign", []string{"gatehouse-dev"}, "", signIn},
-		{"damaged", []string{"gatehouse-dev={damaged}"}, "", signIn},
-		{"cut short", []string{"gatehouse-dev=AAAA"}, "", signIn},
-		{"50 kB", []string{"gatehouse-dev=" + strings.Repeat("A", 50<<10)}, "", signIn},
-		{"64 kB", []string{"gatehouse-dev=" + strings.Repeat("A", 64<<10)}, "", byEnvoy(http.StatusRequestHeaderFieldsTooLarge)},
-		{"200 cookies of the app's, and a good one", []string{strings.Repeat("a=b; ", 200) + "gatehouse-dev={user}"}, user, ok},
-		{"200 of ours, one of them good", []string{strings.Repeat("gatehouse-dev=x; ", 200) + "gatehouse-dev={user}"}, "", signIn},
-		{"200 Cookie headers", strings.Split(strings.Repeat("a=b ", 199)+"gatehouse-dev={user}", " "), "", byEnvoy(http.StatusRequestHeaderFieldsTooLarge)},
-		{"two good ones of two users", []string{"gatehouse-dev={user}; gatehouse-dev={admin}"}, "", signIn},
-		{"the same, the other way round", []string{"gatehouse-dev={admin}; gatehouse-dev={user}"}, "", signIn},
-		{"two good ones in two headers", []string{"gatehouse-dev={user}", "gatehouse-dev={admin}"}, "", signIn},
-		{"two good ones and a comma", []string{"gatehouse-dev={user},gatehouse-dev={admin}"}, "", signIn},
-		{"a good one and garbage", []string{"gatehouse-dev={user}; gatehouse-dev=x"}, user, ok},
-		{"garbage and a good one", []string{"gatehouse-dev=x; gatehouse-dev={user}"}, user, ok},
-		{"garbage and a good one in two headers", []string{"gatehouse-dev=x", "gatehouse-dev={user}"}, user, ok},
-		{"a good one and a stranger's", []string{"gatehouse-dev={stranger}; gatehouse-dev={user}"}, user, ok},
-		{"another host's", []string{"gatehouse-dev={admin@portal}"}, "", signIn},
-		{"a good one and another host's of another user", []string{"gatehouse-dev={user}; gatehouse-dev={admin@portal}"}, user, ok},
-		{"sealed with an unknown key", []string{"gatehouse-dev={stranger}"}, "", signIn},
-		{"the issuer's own", []string{"gatehouse-dev={admin sso}"}, "", signIn},
-		{"the issuer's own, by its name", []string{"gatehouse-sso={admin sso}"}, "", signIn},
-		{"a name that begins like ours", []string{"gatehouse-devX={admin}"}, "", signIn},
-		{"a name that ends like ours", []string{"x-gatehouse-dev={admin}"}, "", signIn},
-		{"our name in other case", []string{"Gatehouse-Dev={admin}"}, "", signIn},
-		{"the name for https", []string{"__Host-gatehouse={admin}"}, "", signIn},
-		{"the name of the pre-cookie", []string{"gatehouse-dev-login={admin}"}, "", signIn},
-		{"quoted", []string{`gatehouse-dev="{admin}"`}, "", signIn},
-		{"in the value of another", []string{"a=gatehouse-dev={admin}"}, "", signIn},
-		{"in the path parameter of an old cookie", []string{`$Version=1; gatehouse-devx={admin}; $Path=/`}, "", signIn},
+		{"one that is good", []string{"gatehouse-dev={user}"}, user, ok, nil},
+		{"garbage", []string{"gatehouse-dev=" + rand.Text()}, "", signIn, nil},
+		{"garbage that is no base64", []string{`gatehouse-dev=%00"<>\`}, "", signIn, nil},
+		{"empty", []string{"gatehouse-dev="}, "", signIn, nil},
+		{"no equals sign", []string{"gatehouse-dev"}, "", signIn, nil},
+		{"damaged", []string{"gatehouse-dev={damaged}"}, "", signIn, nil},
+		{"damaged in its key id", []string{"gatehouse-dev={damaged key id}"}, "", signIn, nil},
+		{"damaged in its nonce", []string{"gatehouse-dev={damaged nonce}"}, "", signIn, nil},
+		{"damaged in its time", []string{"gatehouse-dev={damaged time}"}, "", signIn, nil},
+		{"damaged in its tag", []string{"gatehouse-dev={damaged tag}"}, "", signIn, nil},
+		{"a good one and the same with a damaged tag", []string{"gatehouse-dev={admin}; gatehouse-dev={damaged tag}"}, administrator, ok, nil},
+		{"cut short", []string{"gatehouse-dev=AAAA"}, "", signIn, nil},
+		{"50 kB", []string{"gatehouse-dev=" + strings.Repeat("A", 50<<10)}, "", signIn, nil},
+		{"64 kB", []string{"gatehouse-dev=" + strings.Repeat("A", 64<<10)}, "", byEnvoy(http.StatusRequestHeaderFieldsTooLarge), signIn},
+		{"200 cookies of the app's, and a good one", []string{strings.Repeat("a=b; ", 200) + "gatehouse-dev={user}"}, user, ok, nil},
+		{"200 of ours, one of them good", []string{strings.Repeat("gatehouse-dev=x; ", 200) + "gatehouse-dev={user}"}, "", signIn, nil},
+		{"200 Cookie headers", strings.Split(strings.Repeat("a=b ", 199)+"gatehouse-dev={user}", " "), user, byEnvoy(http.StatusRequestHeaderFieldsTooLarge), ok},
+		{"two good ones of two users", []string{"gatehouse-dev={user}; gatehouse-dev={admin}"}, "", signIn, nil},
+		{"the same, the other way round", []string{"gatehouse-dev={admin}; gatehouse-dev={user}"}, "", signIn, nil},
+		{"two good ones in two headers", []string{"gatehouse-dev={user}", "gatehouse-dev={admin}"}, "", signIn, nil},
+		{"two good ones and a comma", []string{"gatehouse-dev={user},gatehouse-dev={admin}"}, "", signIn, nil},
+		{"a good one and garbage", []string{"gatehouse-dev={user}; gatehouse-dev=x"}, user, ok, nil},
+		{"garbage and a good one", []string{"gatehouse-dev=x; gatehouse-dev={user}"}, user, ok, nil},
+		{"garbage and a good one in two headers", []string{"gatehouse-dev=x", "gatehouse-dev={user}"}, user, ok, nil},
+		{"a good one and a stranger's", []string{"gatehouse-dev={stranger}; gatehouse-dev={user}"}, user, ok, nil},
+		{"another host's", []string{"gatehouse-dev={admin@portal}"}, "", signIn, nil},
+		{"a good one and another host's of another user", []string{"gatehouse-dev={user}; gatehouse-dev={admin@portal}"}, user, ok, nil},
+		{"sealed with an unknown key", []string{"gatehouse-dev={stranger}"}, "", signIn, nil},
+		{"the issuer's own", []string{"gatehouse-dev={admin sso}"}, "", signIn, nil},
+		{"the issuer's own, by its name", []string{"gatehouse-sso={admin sso}"}, "", signIn, nil},
+		{"a name that begins like ours", []string{"gatehouse-devX={admin}"}, "", signIn, nil},
+		{"a name that ends like ours", []string{"x-gatehouse-dev={admin}"}, "", signIn, nil},
+		{"our name in other case", []string{"Gatehouse-Dev={admin}"}, "", signIn, nil},
+		{"the name for https", []string{"__Host-gatehouse={admin}"}, "", signIn, nil},
+		{"the name of the pre-cookie", []string{"gatehouse-dev-login={admin}"}, "", signIn, nil},
+		{"quoted", []string{`gatehouse-dev="{admin}"`}, "", signIn, nil},
+		{"in the value of another", []string{"a=gatehouse-dev={admin}"}, "", signIn, nil},
+		{"in the path parameter of an old cookie", []string{`$Version=1; gatehouse-devx={admin}; $Path=/`}, "", signIn, nil},
 	} {
-		r := row{family: family, name: c.name, as: c.as, both: c.want}
+		r := row{family: family, name: c.name, as: c.as, both: c.want, direct: c.direct}
 		for _, v := range c.cookies {
 			r.lines = append(r.lines, "Cookie: "+v)
 		}
@@ -86,7 +92,7 @@ func passingRows() (all []row) {
 	} {
 		all = append(all, row{
 			family: family, name: c.name, as: c.as, target: "/public/headers", lines: []string{"Cookie: " + c.cookie}, both: passes(http.StatusOK),
-			check: func(t *testing.T, _ *world, p *page) {
+			check: func(t testing.TB, _ *world, p *page) {
 				var h map[string]string
 				if err := json.Unmarshal([]byte(p.body), &h); err != nil {
 					t.Fatal(err)

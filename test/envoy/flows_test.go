@@ -56,7 +56,7 @@ func clientRows() (all []row) {
 }
 
 // asksToSignIn checks a 401 for programs: a challenge, and where a person can sign in.
-func asksToSignIn(t *testing.T, _ *world, p *page) {
+func asksToSignIn(t testing.TB, _ *world, p *page) {
 	t.Helper()
 	if got := p.header.Get("WWW-Authenticate"); !strings.HasPrefix(got, "Bearer ") {
 		t.Errorf("challenge %q, want Bearer", got)
@@ -75,14 +75,14 @@ func asksToSignIn(t *testing.T, _ *world, p *page) {
 	}
 }
 
-func asksForToken(t *testing.T, _ *world, p *page) {
+func asksForToken(t testing.TB, _ *world, p *page) {
 	t.Helper()
 	if got := p.header.Get("WWW-Authenticate"); !strings.Contains(got, `error="invalid_token"`) {
 		t.Errorf("challenge %q, want invalid_token", got)
 	}
 }
 
-func isDenied(t *testing.T, _ *world, p *page) {
+func isDenied(t testing.TB, _ *world, p *page) {
 	t.Helper()
 	var body map[string]string
 	jsonBody(t, p, &body)
@@ -91,8 +91,8 @@ func isDenied(t *testing.T, _ *world, p *page) {
 	}
 }
 
-func grpcStatus(want string) func(*testing.T, *world, *page) {
-	return func(t *testing.T, _ *world, p *page) {
+func grpcStatus(want string) func(testing.TB, *world, *page) {
+	return func(t testing.TB, _ *world, p *page) {
 		t.Helper()
 		if got := p.header.Get("Grpc-Status"); got != want {
 			t.Errorf("grpc-status %q, want %s", got, want)
@@ -100,7 +100,7 @@ func grpcStatus(want string) func(*testing.T, *world, *page) {
 	}
 }
 
-func hasNoScript(t *testing.T, _ *world, p *page) {
+func hasNoScript(t testing.TB, _ *world, p *page) {
 	t.Helper()
 	csp := p.header.Get("Content-Security-Policy")
 	if strings.Contains(p.body, "<script") || strings.Contains(csp, "script-src") || !strings.Contains(csp, "default-src 'none'") {
@@ -124,8 +124,8 @@ func flowRows() []row {
 	}
 }
 
-func signInRequests(host string, want int) func(*testing.T, *world, *edge) {
-	return func(t *testing.T, w *world, e *edge) {
+func signInRequests(host string, want int) func(testing.TB, *world, *edge) {
+	return func(t testing.TB, w *world, e *edge) {
 		b := w.browser(e)
 		p := must(t)(b.signIn(t.Context(), "http://"+host+"/headers?first=asked", user))
 		if p.status != http.StatusOK || p.url.String() != "http://"+host+"/headers?first=asked" {
@@ -144,7 +144,7 @@ func signInRequests(host string, want int) func(*testing.T, *world, *edge) {
 	}
 }
 
-func singleSignOn(t *testing.T, w *world, e *edge) {
+func singleSignOn(t testing.TB, w *world, e *edge) {
 	b := w.knownBrowser(t, e)
 	for _, host := range []string{appHost, wildHost, "deep.down.apps.example.test", otherHost} {
 		b.trail = nil
@@ -161,7 +161,7 @@ func singleSignOn(t *testing.T, w *world, e *edge) {
 }
 
 // manyTabs opens five sign-in pages in one browser and completes them all, in another order.
-func manyTabs(t *testing.T, w *world, e *edge) {
+func manyTabs(t testing.TB, w *world, e *edge) {
 	b := w.browser(e)
 	pages := make([]*page, 5)
 	for i := range pages {
@@ -176,7 +176,7 @@ func manyTabs(t *testing.T, w *world, e *edge) {
 	}
 }
 
-func whoAmI(t *testing.T, w *world, e *edge) {
+func whoAmI(t testing.TB, w *world, e *edge) {
 	started := time.Now().Add(-time.Minute)
 	b := w.signedIn(t, e, administrator)
 	p := must(t)(b.step(t.Context(), http.MethodGet, "http://"+appHost+"/_gatehouse/whoami", nil))
@@ -202,7 +202,7 @@ func whoAmI(t *testing.T, w *world, e *edge) {
 	}
 }
 
-func cookieAttributes(t *testing.T, w *world, e *edge) {
+func cookieAttributes(t testing.TB, w *world, e *edge) {
 	b := w.browser(e)
 	first := must(t)(b.step(t.Context(), http.MethodGet, "http://"+appHost+"/headers", nil))
 	form := must(t)(b.step(t.Context(), http.MethodGet, first.location(), nil))
@@ -242,7 +242,7 @@ func signOutRows() []row {
 	}
 }
 
-func clearsNothing(t *testing.T, _ *world, p *page) {
+func clearsNothing(t testing.TB, _ *world, p *page) {
 	t.Helper()
 	if got := p.header.Values("Set-Cookie"); len(got) != 0 {
 		t.Errorf("sets cookies: %q", got)
@@ -250,7 +250,7 @@ func clearsNothing(t *testing.T, _ *world, p *page) {
 }
 
 // signOut signs a browser out at a host, by the page that asks.
-func (w *world) signOut(t *testing.T, b *browser, host string) {
+func (w *world) signOut(t testing.TB, b *browser, host string) {
 	t.Helper()
 	p := must(t)(b.step(t.Context(), http.MethodGet, "http://"+host+"/oauth2/sign_out", nil))
 	p = must(t)(b.submit(t.Context(), p, url.Values{}))
@@ -260,7 +260,7 @@ func (w *world) signOut(t *testing.T, b *browser, host string) {
 }
 
 // isOver checks that nothing of what a browser had before its sign-out works any more.
-func (w *world) isOver(t *testing.T, old *browser) {
+func (w *world) isOver(t testing.TB, old *browser) {
 	t.Helper()
 	hosts := 0
 	for _, origin := range w.origins() {
@@ -289,7 +289,7 @@ func (w *world) isOver(t *testing.T, old *browser) {
 	}
 }
 
-func signOutByForm(t *testing.T, w *world, e *edge) {
+func signOutByForm(t testing.TB, w *world, e *edge) {
 	b := w.signedIn(t, e, user)
 	old := b.clone()
 	w.signOut(t, b, appHost)
@@ -303,7 +303,7 @@ func signOutByForm(t *testing.T, w *world, e *edge) {
 }
 
 // signOutByGet is how Kubeflow's dashboard does it: a link within the app.
-func signOutByGet(t *testing.T, w *world, e *edge) {
+func signOutByGet(t testing.TB, w *world, e *edge) {
 	b := w.signedIn(t, e, user)
 	old := b.clone()
 	p := must(t)(b.step(t.Context(), http.MethodGet, "http://"+appHost+"/oauth2/sign_out", nil,
@@ -314,7 +314,7 @@ func signOutByGet(t *testing.T, w *world, e *edge) {
 	w.isOver(t, old)
 }
 
-func signOutEverywhere(t *testing.T, w *world, e *edge) {
+func signOutEverywhere(t testing.TB, w *world, e *edge) {
 	b := w.signedIn(t, e, user)
 	for _, host := range []string{otherHost, wildHost, issuerHost} {
 		must(t)(b.visit(t.Context(), "http://"+host+"/headers"))
@@ -324,7 +324,7 @@ func signOutEverywhere(t *testing.T, w *world, e *edge) {
 	w.isOver(t, old)
 }
 
-func signOutFromElsewhere(t *testing.T, w *world, e *edge) {
+func signOutFromElsewhere(t testing.TB, w *world, e *edge) {
 	b := w.signedIn(t, e, user)
 	other := w.signedIn(t, e, administrator)
 	target := "http://" + appHost + "/oauth2/sign_out"
@@ -406,7 +406,7 @@ func providerRows() (all []row) {
 		"redirect URI, foreign":     {"/auth", "?client_id=outside&response_type=code&scope=openid&redirect_uri=http://evil.example/cb", "", ""},
 		"redirect URI, with a user": {"/auth", "?client_id=outside&response_type=code&scope=openid&redirect_uri=http://client.example.test@evil.example/cb", "", ""},
 	}) {
-		all = append(all, row{family: family, name: "refused: " + name, on: []string{"hardened", "issuer"}, play: func(t *testing.T, w *world, e *edge) {
+		all = append(all, row{family: family, name: "refused: " + name, on: []string{"hardened", "issuer"}, play: func(t testing.TB, w *world, e *edge) {
 			w.isRefused(t, e, c.path+c.query, c.form, c.basic)
 		}})
 	}
@@ -414,7 +414,7 @@ func providerRows() (all []row) {
 }
 
 // isRefused sends a request to the issuer that must get neither a token nor a code nor a place to sign in.
-func (w *world) isRefused(t *testing.T, e *edge, target, form, basic string) {
+func (w *world) isRefused(t testing.TB, e *edge, target, form, basic string) {
 	t.Helper()
 	method, lines := http.MethodGet, []string{"Host: " + issuerHost}
 	if form != "" {
@@ -442,13 +442,18 @@ func (w *world) isRefused(t *testing.T, e *edge, target, form, basic string) {
 }
 
 // outside signs a user in to the outside client and returns the code.
-func (w *world) outside(t *testing.T, e *edge, scope string) (b *browser, code string) {
+func (w *world) outside(t testing.TB, e *edge, scope string) (b *browser, code string) {
+	t.Helper()
+	return w.outsideAs(t, e, user, scope)
+}
+
+func (w *world) outsideAs(t testing.TB, e *edge, mail, scope string) (b *browser, code string) {
 	t.Helper()
 	b = w.browser(e)
 	target := issuer + "/auth?" + url.Values{
 		"client_id": {w.client.id}, "response_type": {"code"}, "scope": {scope}, "redirect_uri": {clientOrigin + "/cb"}, "state": {"a-state"}, "nonce": {"a-nonce"},
 	}.Encode()
-	p := must(t)(b.signIn(t.Context(), target, user))
+	p := must(t)(b.signIn(t.Context(), target, mail))
 	code = parse(p.location()).Query().Get("code")
 	if !strings.HasPrefix(p.location(), clientOrigin+"/cb?") || code == "" {
 		t.Fatalf("no code: %s", p)
@@ -457,7 +462,7 @@ func (w *world) outside(t *testing.T, e *edge, scope string) (b *browser, code s
 }
 
 // token asks the token endpoint.
-func (w *world) token(t *testing.T, e *edge, client string, form url.Values) (status int, got map[string]any) {
+func (w *world) token(t testing.TB, e *edge, client string, form url.Values) (status int, got map[string]any) {
 	t.Helper()
 	r := &http.Request{Header: http.Header{}}
 	r.SetBasicAuth(client, w.client.secret)
@@ -476,7 +481,7 @@ func codeForm(code string) url.Values {
 	return url.Values{"grant_type": {"authorization_code"}, "code": {code}, "redirect_uri": {clientOrigin + "/cb"}}
 }
 
-func replayCode(t *testing.T, w *world, e *edge) {
+func replayCode(t testing.TB, w *world, e *edge) {
 	_, code := w.outside(t, e, "openid email offline_access")
 	if status, got := w.token(t, e, "elsewhere", codeForm(code)); status != http.StatusBadRequest {
 		t.Errorf("by another client: %d %v", status, got)
@@ -491,7 +496,7 @@ func replayCode(t *testing.T, w *world, e *edge) {
 	}
 }
 
-func refreshThrice(t *testing.T, w *world, e *edge) {
+func refreshThrice(t testing.TB, w *world, e *edge) {
 	_, code := w.outside(t, e, "openid email groups offline_access")
 	status, got := w.token(t, e, w.client.id, codeForm(code))
 	if status != http.StatusOK {
@@ -513,7 +518,7 @@ func refreshThrice(t *testing.T, w *world, e *edge) {
 	}
 }
 
-func postLogout(t *testing.T, w *world, e *edge) {
+func postLogout(t testing.TB, w *world, e *edge) {
 	b, code := w.outside(t, e, "openid email")
 	_, got := w.token(t, e, w.client.id, codeForm(code))
 	hint, _ := got["id_token"].(string)

@@ -25,7 +25,7 @@ func handoffRows() []row {
 		{family: family, name: "form without its page", play: formWithoutPage},
 		{family: family, name: "planted session cookies are replaced", play: plantedCookies},
 		{family: family, name: "another user in the same browser", play: anotherUser},
-		{family: family, name: "wrong password", play: wrongPassword},
+		{family: family, name: "wrong password", on: []string{"hardened"}, play: wrongPassword},
 		{family: family, name: "no parameter", target: "/_gatehouse/session", both: refused(http.StatusBadRequest), check: isExplained},
 		{family: family, name: "two parameters", target: "/_gatehouse/session?t=a&t=b", both: refused(http.StatusBadRequest), check: isExplained},
 		{family: family, name: "a cookie in its place", as: user, target: "/_gatehouse/session?t=AAAA", both: refused(http.StatusBadRequest), check: isExplained},
@@ -36,7 +36,7 @@ func handoffRows() []row {
 }
 
 // isExplained checks that a refusal is a page for people, with the request's id, and sets no session.
-func isExplained(t *testing.T, _ *world, p *page) {
+func isExplained(t testing.TB, _ *world, p *page) {
 	t.Helper()
 	id := p.header.Get("X-Request-Id")
 	if !strings.HasPrefix(p.header.Get("Content-Type"), "text/html") || !strings.Contains(p.body, "<h1>") || id == "" || !strings.Contains(p.body, id) {
@@ -45,7 +45,7 @@ func isExplained(t *testing.T, _ *world, p *page) {
 	hasNoSession(t, p)
 }
 
-func hasNoSession(t *testing.T, p *page) {
+func hasNoSession(t testing.TB, p *page) {
 	t.Helper()
 	if v, set := p.cookie(sessionCookie); set {
 		t.Errorf("a session cookie of %d bytes was set: %s", len(v), p)
@@ -53,7 +53,7 @@ func hasNoSession(t *testing.T, p *page) {
 }
 
 // ticket takes a browser to where the issuer hands it to the app's host, and returns that URL without opening it.
-func (w *world) ticket(t *testing.T, e *edge) (b *browser, target string) {
+func (w *world) ticket(t testing.TB, e *edge) (b *browser, target string) {
 	t.Helper()
 	b = w.knownBrowser(t, e)
 	p := must(t)(b.step(t.Context(), http.MethodGet, "http://"+appHost+"/headers?page", nil))
@@ -65,7 +65,7 @@ func (w *world) ticket(t *testing.T, e *edge) (b *browser, target string) {
 	return b, target
 }
 
-func replayTicket(t *testing.T, w *world, e *edge) {
+func replayTicket(t testing.TB, w *world, e *edge) {
 	b, ticket := w.ticket(t, e)
 	first := must(t)(b.step(t.Context(), http.MethodGet, ticket, nil))
 	if _, set := first.cookie(sessionCookie); !set || first.location() != "http://"+appHost+"/headers?page" {
@@ -76,7 +76,7 @@ func replayTicket(t *testing.T, w *world, e *edge) {
 	if got := signedIn.location(); got != "http://"+appHost+"/headers?page" {
 		t.Errorf("signed in already: leads to %q", got)
 	}
-	b.forgetApp(appHost)
+	b.forgetApp()
 	again := must(t)(b.step(t.Context(), http.MethodGet, ticket, nil))
 	hasNoSession(t, again)
 	if got := again.location(); got != "http://"+appHost+"/headers?page" {
@@ -87,7 +87,7 @@ func replayTicket(t *testing.T, w *world, e *edge) {
 	}
 }
 
-func stolenTicket(t *testing.T, w *world, e *edge) {
+func stolenTicket(t testing.TB, w *world, e *edge) {
 	_, ticket := w.ticket(t, e)
 	thief := w.browser(e)
 	p := must(t)(thief.step(t.Context(), http.MethodGet, ticket, nil))
@@ -98,7 +98,7 @@ func stolenTicket(t *testing.T, w *world, e *edge) {
 }
 
 // plantedTicket is login CSRF: a victim who is at a sign-in page of its own opens the attacker's link.
-func plantedTicket(t *testing.T, w *world, e *edge) {
+func plantedTicket(t testing.TB, w *world, e *edge) {
 	_, ticket := w.ticket(t, e)
 	victim := w.browser(e)
 	must(t)(victim.step(t.Context(), http.MethodGet, "http://"+appHost+"/headers", nil)) // gives it a pre-cookie
@@ -108,7 +108,7 @@ func plantedTicket(t *testing.T, w *world, e *edge) {
 	}
 }
 
-func ticketOfAnotherHost(t *testing.T, w *world, e *edge) {
+func ticketOfAnotherHost(t testing.TB, w *world, e *edge) {
 	b, ticket := w.ticket(t, e)
 	for _, host := range []string{otherHost, wildHost, issuerHost} {
 		b.setCookie(host, loginCookie, b.cookie("http://"+appHost+"/", loginCookie))
@@ -120,7 +120,7 @@ func ticketOfAnotherHost(t *testing.T, w *world, e *edge) {
 	}
 }
 
-func damagedTicket(t *testing.T, w *world, e *edge) {
+func damagedTicket(t testing.TB, w *world, e *edge) {
 	b, ticket := w.ticket(t, e)
 	sealed := parse(ticket).Query().Get("t")
 	for _, bad := range []string{damage(sealed), sealed + "A", sealed[:len(sealed)-1], sealed + "%0a", damageAt(sealed, 0), b.cookie(issuer+"/", ssoCookie)} {
@@ -135,9 +135,9 @@ func damagedTicket(t *testing.T, w *world, e *edge) {
 	}
 }
 
-func ticketAfterSignOut(t *testing.T, w *world, e *edge) {
+func ticketAfterSignOut(t testing.TB, w *world, e *edge) {
 	b := w.signedIn(t, e, user)
-	b.forgetApp(appHost)
+	b.forgetApp()
 	p := must(t)(b.step(t.Context(), http.MethodGet, "http://"+appHost+"/headers", nil))
 	ticket := must(t)(b.step(t.Context(), http.MethodGet, p.location(), nil)).location()
 	other := b.clone()
@@ -150,7 +150,7 @@ func ticketAfterSignOut(t *testing.T, w *world, e *edge) {
 	}
 }
 
-func ticketWithoutPreCookie(t *testing.T, w *world, e *edge) {
+func ticketWithoutPreCookie(t testing.TB, w *world, e *edge) {
 	b, ticket := w.ticket(t, e)
 	b.forget(appHost, loginCookie, "/")
 	p := must(t)(b.step(t.Context(), http.MethodGet, ticket, nil))
@@ -161,7 +161,7 @@ func ticketWithoutPreCookie(t *testing.T, w *world, e *edge) {
 }
 
 // browserWithoutCookies goes the whole way, with the right password, and must be told why it does not arrive.
-func browserWithoutCookies(t *testing.T, w *world, e *edge) {
+func browserWithoutCookies(t testing.TB, w *world, e *edge) {
 	bare := func(method, target, body string, header ...string) *page {
 		p, err := fetch(t.Context(), e.http, method, target, body, append(header, "Accept: text/html")...)
 		if err != nil {
@@ -185,7 +185,7 @@ func browserWithoutCookies(t *testing.T, w *world, e *edge) {
 	hasNoSession(t, p)
 }
 
-func damagedRequest(t *testing.T, w *world, e *edge) {
+func damagedRequest(t testing.TB, w *world, e *edge) {
 	b := w.browser(e)
 	good := must(t)(b.step(t.Context(), http.MethodGet, "http://"+appHost+"/headers", nil)).location()
 	sealed := parse(good).Query().Get("req")
@@ -208,7 +208,7 @@ func damagedRequest(t *testing.T, w *world, e *edge) {
 
 // stolenRequest signs in with a page that was made for another browser: whoever does is signed in at the issuer, as they
 // wished, but the app's host gives the session to the browser that asked only.
-func stolenRequest(t *testing.T, w *world, e *edge) {
+func stolenRequest(t testing.TB, w *world, e *edge) {
 	attacker, victim := w.browser(e), w.browser(e)
 	p := must(t)(attacker.step(t.Context(), http.MethodGet, "http://"+appHost+"/headers", nil))
 	p = must(t)(victim.step(t.Context(), http.MethodGet, p.location(), nil))
@@ -220,7 +220,7 @@ func stolenRequest(t *testing.T, w *world, e *edge) {
 	}
 }
 
-func formOfAnotherSite(t *testing.T, w *world, e *edge) {
+func formOfAnotherSite(t testing.TB, w *world, e *edge) {
 	b := w.browser(e)
 	p := must(t)(b.visit(t.Context(), "http://"+appHost+"/headers"))
 	action, err := p.action()
@@ -245,7 +245,7 @@ func formOfAnotherSite(t *testing.T, w *world, e *edge) {
 }
 
 // formWithoutPage is a script that posts what another browser was shown.
-func formWithoutPage(t *testing.T, w *world, e *edge) {
+func formWithoutPage(t testing.TB, w *world, e *edge) {
 	p := must(t)(w.browser(e).visit(t.Context(), "http://"+appHost+"/headers"))
 	action, err := p.action()
 	if err != nil {
@@ -258,7 +258,7 @@ func formWithoutPage(t *testing.T, w *world, e *edge) {
 }
 
 // plantedCookies is session fixation: what an attacker put into the browser beforehand counts for nothing after the sign-in.
-func plantedCookies(t *testing.T, w *world, e *edge) {
+func plantedCookies(t testing.TB, w *world, e *edge) {
 	attacker := w.signedIn(t, e, user)
 	planted := attacker.cookie("http://"+appHost+"/", sessionCookie)
 	sso := attacker.cookie(issuer+"/", ssoCookie)
@@ -279,7 +279,7 @@ func plantedCookies(t *testing.T, w *world, e *edge) {
 }
 
 // anotherUser signs in with a password over a live session of another user: the former session is over.
-func anotherUser(t *testing.T, w *world, e *edge) {
+func anotherUser(t testing.TB, w *world, e *edge) {
 	b := w.browser(e)
 	first := must(t)(b.visit(t.Context(), "http://"+appHost+"/headers"))
 	if p := must(t)(b.signIn(t.Context(), "http://"+appHost+"/headers", user)); p.status != http.StatusOK {
@@ -298,7 +298,7 @@ func anotherUser(t *testing.T, w *world, e *edge) {
 	}
 }
 
-func wrongPassword(t *testing.T, w *world, e *edge) {
+func wrongPassword(t testing.TB, w *world, e *edge) {
 	b := w.browser(e)
 	p := must(t)(b.visit(t.Context(), "http://"+appHost+"/headers"))
 	w.secrets.add("not-the-right-password")

@@ -4,6 +4,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"testing"
 )
 
 // headerRows forge identities. Whoever sends them, the app sees who they are, or nobody (judge).
@@ -51,6 +52,7 @@ func headerRows() (all []row) {
 			both: refused(http.StatusFound), hardened: f.hardened,
 		})
 	}
+	all = append(all, row{family: family, name: "trailers that are ours", on: []string{"hardened", "relaxed"}, play: trailers})
 	// Envoy drops what Connection names before anybody sees it: so the user goes too.
 	all = append(all, row{family: family, name: "hop by hop, cookie", lines: []string{"Connection: close, cookie", "Cookie: gatehouse-dev={user}"}, both: refused(http.StatusFound)})
 	return slices.Concat(all, trustRows(), authorizationRows())
@@ -94,4 +96,21 @@ func authorizationRows() []row {
 		{family: family, name: "bearer at whoami", as: user, target: "/_gatehouse/whoami", lines: []string{"Authorization: Bearer zq81header.zq82claims.zq83signature"}, both: unauthorized},
 		{family: family, name: "basic is no token", as: user, lines: []string{"Authorization: Basic YTpi"}, both: passes(http.StatusOK)},
 	}
+}
+
+// trailers sends our headers behind the body, where no check sees them.
+func trailers(t testing.TB, w *world, e *edge) {
+	p := must(t)(e.send(t.Context(), message{method: http.MethodPost, target: "/public/headers", host: appHost, lines: []string{
+		"Transfer-Encoding: chunked", "TE: trailers", "Trailer: kubeflow-userid, kubeflow_groups, authorization",
+	}, chunks: "1\r\nx\r\n0\r\nkubeflow-userid: admin@example.com\r\nkubeflow_groups: admins\r\nauthorization: Basic YTpi\r\n\r\n"}))
+	arrivals := w.app.take()
+	if len(arrivals) != 1 {
+		t.Fatalf("%d requests reached the app: %s", len(arrivals), p)
+	}
+	for name := range arrivals[0].trailer {
+		if arrivals[0].trailer.Get(name) != "" {
+			t.Errorf("the app sees the trailer %s: %q", name, arrivals[0].trailer[name])
+		}
+	}
+	w.judgeHygiene(t, arrivals[0])
 }

@@ -147,7 +147,7 @@ func http2Rows() (all []row) {
 
 // malformed sends, all at once, what breaks RFC 9113 section 8: Envoy takes a second to end such a connection, without an answer.
 // Nobody else sees the requests.
-func malformed(t *testing.T, w *world, e *edge) {
+func malformed(t testing.TB, w *world, e *edge) {
 	requests := map[string]message{
 		"path without a slash":  {target: "admin/x"},
 		"path that is a URL":    {target: "http://app.example.test/admin/x"},
@@ -182,8 +182,8 @@ func malformed(t *testing.T, w *world, e *edge) {
 	}
 }
 
-func appSeesCookie(want string) func(*testing.T, *world, *page) {
-	return func(t *testing.T, _ *world, p *page) {
+func appSeesCookie(want string) func(testing.TB, *world, *page) {
+	return func(t testing.TB, _ *world, p *page) {
 		t.Helper()
 		var h map[string]string
 		jsonBody(t, p, &h)

@@ -126,7 +126,7 @@ func returnRows() (all []row) {
 		"registered, without a hint": "?client_id=outside&post_logout_redirect_uri=http://client.example.test.evil.example/bye",
 		"back, of an upstream":       "/callback?state=x&redirect_uri=http://evil.example/&post_logout_redirect_uri=http://evil.example/",
 	}) {
-		all = append(all, row{family: family, name: "post-logout: " + name, play: func(t *testing.T, w *world, e *edge) {
+		all = append(all, row{family: family, name: "post-logout: " + name, play: func(t testing.TB, w *world, e *edge) {
 			p := must(t)(w.browser(e).step(t.Context(), http.MethodGet, issuer+"/logout"+path, nil))
 			if l := p.location(); l != "" && !w.own(l) {
 				t.Errorf("leads to %q", l)
@@ -136,8 +136,8 @@ func returnRows() (all []row) {
 	return all
 }
 
-func leadsTo(want string) func(*testing.T, *world, *page) {
-	return func(t *testing.T, _ *world, p *page) {
+func leadsTo(want string) func(testing.TB, *world, *page) {
+	return func(t testing.TB, _ *world, p *page) {
 		t.Helper()
 		if got := p.location(); got != want {
 			t.Errorf("leads to %q, want %q", got, want)
@@ -146,8 +146,8 @@ func leadsTo(want string) func(*testing.T, *world, *page) {
 }
 
 // afterSignIn is a browser that the issuer knows, so that the whole way is there but the password: it must end at want.
-func afterSignIn(path, want string) func(*testing.T, *world, *edge) {
-	return func(t *testing.T, w *world, e *edge) {
+func afterSignIn(path, want string) func(testing.TB, *world, *edge) {
+	return func(t testing.TB, w *world, e *edge) {
 		b := w.knownBrowser(t, e)
 		p := must(t)(b.step(t.Context(), http.MethodGet, "http://"+appHost+path, nil))
 		got := b.lastRedirect(t, p)
@@ -158,19 +158,27 @@ func afterSignIn(path, want string) func(*testing.T, *world, *edge) {
 }
 
 // knownBrowser returns a browser with a session at the issuer and none at the app.
-func (w *world) knownBrowser(t *testing.T, e *edge) *browser {
+func (w *world) knownBrowser(t testing.TB, e *edge) *browser {
 	t.Helper()
 	if w.known == nil {
-		w.known = w.signedIn(t, e, user)
-		w.known.forgetApp(appHost)
+		w.known = w.signedIn(t, w.gateway(), user)
+		w.known.forgetApp()
 	}
 	b := w.known.clone()
 	b.edge = e
 	return b
 }
 
+// gateway returns an edge that leads to the app.
+func (w *world) gateway() *edge {
+	if w.hardened != nil {
+		return w.hardened
+	}
+	return w.direct
+}
+
 // lastRedirect follows redirects of Gatehouse until one leads out of the sign-in, and returns where to, without going there.
-func (b *browser) lastRedirect(t *testing.T, p *page) string {
+func (b *browser) lastRedirect(t testing.TB, p *page) string {
 	t.Helper()
 	for range 10 {
 		l := p.location()
@@ -187,8 +195,8 @@ func (b *browser) lastRedirect(t *testing.T, p *page) string {
 }
 
 // returnPath sends a hostile request line as a browser that the issuer knows, and goes on to the end.
-func returnPath(target string) func(*testing.T, *world, *edge) {
-	return func(t *testing.T, w *world, e *edge) {
+func returnPath(target string) func(testing.TB, *world, *edge) {
+	return func(t testing.TB, w *world, e *edge) {
 		b := w.knownBrowser(t, e)
 		p := must(t)(e.send(t.Context(), message{method: http.MethodGet, target: target, host: appHost, lines: []string{"Accept: text/html"}}))
 		b.absorb(parse("http://"+appHost+"/"), p)

@@ -80,6 +80,12 @@ func pathRows() (all []row) {
 		all = append(all, r)
 	}
 	return append(all,
+		row{family: family, name: "the first rule opens", target: "/admin/open", both: passes(http.StatusOK)},
+		row{family: family, name: "the first rule opens that path only", target: "/admin/open/x", both: signIn},
+		row{family: family, name: "the first rule opens no other spelling", target: "/admin/Open", both: signIn},
+		row{family: family, name: "the first rule closes", target: "/public/closed/x", both: signIn},
+		row{family: family, name: "the first rule closes, to a user", as: user, target: "/public/closed/x", both: isForbidden},
+		row{family: family, name: "the first rule closes, not to an administrator", as: administrator, target: "/public/closed/x", both: passes(http.StatusNotFound)},
 		row{family: family, name: "an administrator gets there", as: administrator, target: "/admin/x", both: passes(http.StatusOK)},
 		row{family: family, name: "anyone gets to what is open", target: "/public/headers", both: passes(http.StatusOK)},
 		row{family: family, name: "open means the path above too", target: "/public", both: passes(http.StatusNotFound)},
@@ -170,7 +176,7 @@ func hostRows() (all []row) {
 		row{family: family, name: "absolute form of an unlisted host", as: user, target: "http://unlisted.example.test/public/x", both: unlisted},
 		row{family: family, name: "absolute form, the rules hold", as: user, host: issuerHost, target: "http://app.example.test/admin/x", lines: []string{"Cookie: gatehouse-dev={user}"}, both: refused(http.StatusForbidden)},
 		row{family: family, name: "absolute form with the issuer's path for an app", host: issuerHost, target: "http://app.example.test/dex/x", both: refused(http.StatusFound)},
-		row{family: family, name: "absolute form with a user", target: "http://app.example.test@evil.example/public/x", both: unlisted},
+		row{family: family, name: "absolute form with a user", target: "http://app.example.test@evil.example/public/x", both: unlisted, direct: ambiguous},
 		row{family: family, name: "X-Forwarded-Host is no host", as: user, host: unlistedHost, lines: []string{"X-Forwarded-Host: app.example.test", "Forwarded: host=app.example.test"}, both: unlisted},
 		row{
 			family: family, name: "X-Forwarded-Host builds no URL", lines: []string{"X-Forwarded-Host: evil.example", "X-Forwarded-Proto: https", "X-Forwarded-Port: 1", "X-Forwarded-Prefix: //evil.example"},
@@ -179,7 +185,7 @@ func hostRows() (all []row) {
 		row{
 			family: family, name: "X-Forwarded-Host builds no URL of the issuer", host: issuerHost, target: "/dex/.well-known/openid-configuration",
 			lines: []string{"X-Forwarded-Host: evil.example", "X-Forwarded-Proto: https"}, both: refused(http.StatusOK), issuer: refused(http.StatusOK),
-			check: func(t *testing.T, _ *world, p *page) {
+			check: func(t testing.TB, _ *world, p *page) {
 				if strings.Contains(p.body, "evil") || !strings.Contains(p.body, `"issuer": "`+issuer+`"`) {
 					t.Errorf("discovery: %s", p.body)
 				}
@@ -189,8 +195,8 @@ func hostRows() (all []row) {
 }
 
 // appSeesHost checks that the app takes the request for the host that Gatehouse decided on.
-func appSeesHost(want string) func(*testing.T, *world, *page) {
-	return func(t *testing.T, _ *world, p *page) {
+func appSeesHost(want string) func(testing.TB, *world, *page) {
+	return func(t testing.TB, _ *world, p *page) {
 		t.Helper()
 		var h map[string]string
 		jsonBody(t, p, &h)
@@ -200,7 +206,7 @@ func appSeesHost(want string) func(*testing.T, *world, *page) {
 	}
 }
 
-func leadsToIssuer(t *testing.T, _ *world, p *page) {
+func leadsToIssuer(t testing.TB, _ *world, p *page) {
 	t.Helper()
 	if l := p.location(); !strings.HasPrefix(l, issuer+"/auth/local/login?req=") {
 		t.Errorf("leads to %q, want the issuer's sign-in", l)
@@ -229,7 +235,7 @@ func methodRows() (all []row) {
 		row{family: family, name: "preflight", method: "OPTIONS", target: "/admin/x", lines: preflight, both: refused(http.StatusUnauthorized)},
 		row{family: family, name: "lower case", method: "get", target: "/admin/x", as: user, both: byEnvoy(400)},
 		row{family: family, name: "mixed case", method: "Get", target: "/public/x", both: byEnvoy(400)},
-		row{family: family, name: "method that Envoy does not know", method: "QUERY", target: "/admin/x", as: user, both: byEnvoy(400)},
+		row{family: family, name: "method that Envoy does not know", method: "QUERY", target: "/admin/x", as: user, both: byEnvoy(400), direct: isForbidden},
 		row{family: family, name: "CONNECT", method: "CONNECT", target: "app.example.test:80", as: user, both: byEnvoy(404)},
 		row{family: family, name: "OPTIONS of everything", method: "OPTIONS", target: "*", as: user, both: byEnvoy(404)},
 		row{family: family, name: "no method of HTTP", method: "GE\x00T", target: "/public/x", both: byEnvoy(400)},

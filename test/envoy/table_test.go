@@ -1,9 +1,11 @@
 package envoy
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"iter"
 	"maps"
@@ -14,6 +16,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 
 	"gatehouse/internal/handoff"
 	"gatehouse/internal/seal"
@@ -34,11 +38,19 @@ type row struct {
 	http2  bool // over HTTP/2
 
 	both, hardened, relaxed *verdict
+	direct                  *verdict // over gRPC; as relaxed if nil, and 400 where that is Envoy's own answer
 	issuer                  *verdict // at the issuer's own port
-	check                   func(t *testing.T, w *world, p *page)
+	check                   func(t testing.TB, w *world, p *page)
 
-	play func(t *testing.T, w *world, e *edge)
-	on   []string // edges of the scene; hardened if empty
+	// Of rows that are asked directly only: what Envoy would not ask.
+	forge func(c *cast, in *authv3.CheckRequest)
+	wire  func([]byte) []byte
+
+	// What is not refused yet, and why that matters: the row has to fail until it is, and then this has to go.
+	hole string
+
+	play func(t testing.TB, w *world, e *edge)
+	on   []string // edges of the scene; hardened and direct if empty
 }
 
 // noHost is the host of a row that sends an empty one.
@@ -49,6 +61,7 @@ type verdict struct {
 	status  int
 	byEnvoy bool // Envoy answers by itself: Gatehouse is not asked
 	passes  bool // the app is reached
+	failed  bool // the check has no answer: Envoy refuses the request
 }
 
 func refused(status int) *verdict { return &verdict{status: status} }
@@ -61,13 +74,17 @@ type cast struct {
 	cookies map[string]string
 }
 
-func newCast(t *testing.T, w *world) *cast {
+func newCast(t testing.TB, w *world, e *edge) *cast {
 	c := &cast{w: w, cookies: map[string]string{}}
-	for _, mail := range []string{administrator, user} {
-		b := w.signedIn(t, w.hardened, mail)
-		for _, host := range []string{appHost, otherHost, wildHost, issuerHost} {
-			if p := must(t)(b.visit(t.Context(), "http://"+host+"/headers")); p.status != http.StatusOK {
-				t.Fatalf("single sign-on at %s: %s", host, p)
+	for _, mail := range []string{administrator, user, tricky} {
+		b := w.browser(e)
+		for i, host := range []string{appHost, otherHost, wildHost, issuerHost} {
+			visit, target := b.visit, "http://"+host+"/_gatehouse/sign-in?rd=/headers" // asked for: whatever the rules say
+			if i == 0 {
+				visit = func(ctx context.Context, target string) (*page, error) { return b.signIn(ctx, target, mail) }
+			}
+			if p := must(t)(visit(t.Context(), target)); p.status != http.StatusOK {
+				t.Fatalf("sign-in of %s at %s: %s", mail, host, p)
 			}
 			c.cookies[mail+" "+host] = b.cookie("http://"+host+"/", sessionCookie)
 		}
@@ -87,7 +104,9 @@ func (c *cast) expand(s string) string {
 	return strings.NewReplacer(
 		"{admin}", c.cookies[administrator+" "+appHost], "{user}", c.cookies[user+" "+appHost],
 		"{admin@portal}", c.cookies[administrator+" "+otherHost], "{admin sso}", c.cookies[administrator+" sso"], "{stranger}", c.cookies["stranger"],
-		"{damaged}", damage(c.cookies[administrator+" "+appHost]),
+		"{tricky}", c.cookies[tricky+" "+appHost], "{damaged}", damage(c.cookies[administrator+" "+appHost]),
+		"{damaged key id}", damageAt(c.cookies[administrator+" "+appHost], 1), "{damaged nonce}", damageAt(c.cookies[administrator+" "+appHost], 12),
+		"{damaged time}", damageAt(c.cookies[administrator+" "+appHost], 24), "{damaged tag}", damageAt(c.cookies[administrator+" "+appHost], len(c.cookies[administrator+" "+appHost])-8),
 	).Replace(s)
 }
 
@@ -108,7 +127,10 @@ func damageAt(s string, i int) string {
 
 // message returns the request of a row.
 func (c *cast) message(r row) message {
-	m := message{method: or(r.method, http.MethodGet), target: or(r.target, "/headers"), host: or(r.host, appHost)}
+	m := message{method: or(r.method, http.MethodGet), target: or(r.target, "/headers"), host: or(r.host, appHost), http2: r.http2, wire: r.wire}
+	if r.forge != nil {
+		m.forge = func(in *authv3.CheckRequest) { r.forge(c, in) }
+	}
 	for _, l := range r.lines {
 		m.lines = append(m.lines, c.expand(l))
 	}
@@ -137,41 +159,27 @@ func or(s, fallback string) string {
 
 // rows is the table.
 func rows() []row {
-	return slices.Concat(redirectRows(), pathRows(), hostRows(), methodRows(), http2Rows(), headerRows(), cookieRows(),
-		handoffRows(), providerRows(), clientRows(), flowRows(), signOutRows(), adminRows(), floodRows())
+	return slices.Concat(redirectRows(), pathRows(), hostRows(), methodRows(), http2Rows(), rawRows(), listenerRows(), headerRows(), cookieRows(), identityRows(), passwordRows(),
+		handoffRows(), providerRows(), issuerRows(), joseRows(), scriptRows(), clientRows(), flowRows(), signOutRows(), adminRows(), floodRows())
 }
 
 // TestTable runs every row against one Gatehouse, one after the other, so that what reaches the app and what Gatehouse
-// was asked belong to one row.
+// was asked belong to one row. Its last lines are the summary.
 func TestTable(t *testing.T) {
 	w := newWorld(t, "sqlite", true)
-	c := newCast(t, w)
+	c := newCast(t, w, w.hardened)
 	w.app.take()
-	counts := map[string]*tally{}
+	sum := newSummary()
 	for _, r := range rows() {
-		n := counts[r.family]
-		if n == nil {
-			n = &tally{}
-			counts[r.family] = n
-		}
-		n.rows++
 		for _, run := range c.runs(t, r) {
-			n.runs++
-			if run.want != nil && run.want.byEnvoy {
-				n.byEnvoy++
-			}
-			if !t.Run(r.family+"/"+r.name+"/"+run.edge.name, func(t *testing.T) { c.run(t, r, run) }) {
-				n.failed++
-			}
+			ok := t.Run(r.family+"/"+r.name+"/"+run.edge.name, func(t *testing.T) { c.runOrHole(t, r, run) })
+			sum.add(r, run, ok)
 		}
 	}
 	t.Run("log", w.judgeLog)
-	all := tally{}
-	for _, family := range slices.Sorted(maps.Keys(counts)) {
-		t.Logf("%-10s %s", family, counts[family])
-		all.add(counts[family])
+	for _, line := range sum.lines() {
+		t.Log(line)
 	}
-	t.Logf("%-10s %s", "all", &all)
 }
 
 // inOrder yields a map's entries by their keys.
@@ -185,52 +193,70 @@ func inOrder[V any](m map[string]V) iter.Seq2[string, V] {
 	}
 }
 
-// A tally counts the rows of a family and how often they ran.
-type tally struct{ rows, runs, byEnvoy, failed int }
-
-func (n *tally) add(o *tally) {
-	n.rows, n.runs, n.byEnvoy, n.failed = n.rows+o.rows, n.runs+o.runs, n.byEnvoy+o.byEnvoy, n.failed+o.failed
-}
-
-func (n *tally) String() string {
-	return fmt.Sprintf("%3d rows, %3d runs, %2d answered by Envoy itself, %d failed", n.rows, n.runs, n.byEnvoy, n.failed)
-}
-
 // A run is a row at one edge.
 type run struct {
 	edge *edge
 	want *verdict // nil for a scene
 }
 
-func (c *cast) runs(t *testing.T, r row) (all []run) {
-	edges := []*edge{c.w.hardened, c.w.relaxed, c.w.issuer}
+func (c *cast) runs(t testing.TB, r row) (all []run) {
+	t.Helper()
+	w := c.w
 	if r.play != nil {
 		on := r.on
 		if len(on) == 0 {
-			on = []string{"hardened"}
+			on = []string{"hardened", "direct"}
 		}
-		for _, e := range edges {
-			if slices.Contains(on, e.name) {
+		for _, e := range []*edge{w.hardened, w.relaxed, w.direct, w.raw, w.issuer} {
+			if e != nil && slices.Contains(on, e.name) {
 				all = append(all, run{edge: e})
 			}
 		}
 		return all
 	}
-	for i, v := range []*verdict{r.hardened, r.relaxed, r.issuer} {
-		if v == nil && i < 2 {
-			v = r.both
-		}
-		if v != nil {
-			all = append(all, run{edges[i], v})
+	add := func(e *edge, v *verdict) {
+		if e != nil && v != nil {
+			all = append(all, run{e, v})
 		}
 	}
-	if len(all) == 0 {
+	soft := cmp.Or(r.relaxed, r.both)
+	add(w.hardened, cmp.Or(r.hardened, r.both))
+	add(w.relaxed, soft)
+	direct := cmp.Or(r.direct, soft)
+	if direct != nil && direct.byEnvoy {
+		direct = isAmbiguous
+	}
+	add(w.direct, direct)
+	if r.forge == nil && r.wire == nil {
+		add(w.raw, direct)
+	}
+	add(w.issuer, r.issuer)
+	if cmp.Or(direct, r.hardened, r.issuer) == nil {
 		t.Fatalf("row %s/%s has no verdict", r.family, r.name)
 	}
 	return all
 }
 
-func (c *cast) run(t *testing.T, r row, at run) {
+// runOrHole runs a row. One with a known hole must fail.
+func (c *cast) runOrHole(t *testing.T, r row, at run) {
+	if r.hole == "" {
+		c.run(t, r, at)
+		return
+	}
+	n := &counter{TB: t}
+	n.run(func() { c.run(n, r, at) })
+	switch {
+	case n.gaveUp:
+		t.Errorf("not even tried: %s", n.failures)
+	case len(n.failures) == 0:
+		t.Errorf("this hole is closed: remove the mark %q", r.hole)
+	default:
+		t.Logf("HOLE: %s: %s", r.hole, n.failures[0])
+	}
+}
+
+func (c *cast) run(t testing.TB, r row, at run) {
+	t.Helper()
 	if r.play != nil {
 		r.play(t, c.w, at.edge)
 		for _, a := range c.w.app.take() {
@@ -238,30 +264,35 @@ func (c *cast) run(t *testing.T, r row, at run) {
 		}
 		return
 	}
-	before := c.w.checks(t)
+	asked := func() int { // a checker knows that it asked
+		if at.edge.direct != nil {
+			return 0
+		}
+		return c.w.checks(t)
+	}
+	before := asked()
 	m := c.message(r)
 	for _, l := range m.lines {
 		if _, v, ok := strings.Cut(l, ": Bearer "); ok {
 			c.w.secrets.add(v)
 		}
 	}
-	send := at.edge.send
-	if r.http2 {
-		send = at.edge.sendHTTP2
+	p, err := at.edge.send(t.Context(), m)
+	if at.want.failed && errors.Is(err, errRPC) {
+		return
 	}
-	p, err := send(t.Context(), m)
 	if err != nil {
 		t.Fatalf("%s %q: %v", m.method, m.target, err)
 	}
 	c.w.note(p)
-	c.judge(t, r, at, p, c.w.checks(t)-before)
+	c.judge(t, r, at, p, asked()-before)
 	if r.check != nil && !at.want.byEnvoy {
 		r.check(t, c.w, p)
 	}
 }
 
 // judge compares the answer with the verdict, and holds every row to what is always true.
-func (c *cast) judge(t *testing.T, r row, at run, p *page, checks int) {
+func (c *cast) judge(t testing.TB, r row, at run, p *page, checks int) {
 	t.Helper()
 	if p.status != at.want.status {
 		t.Errorf("got %s, want status %d", p, at.want.status)
@@ -270,7 +301,7 @@ func (c *cast) judge(t *testing.T, r row, at run, p *page, checks int) {
 		t.Errorf("leads to a foreign place: %q", l)
 	}
 	wantChecks := 1
-	if at.want.byEnvoy || !at.edge.checked {
+	if at.want.byEnvoy || !at.edge.checked || at.edge.direct != nil {
 		wantChecks = 0
 	}
 	if checks != wantChecks {
@@ -288,11 +319,11 @@ func (c *cast) judge(t *testing.T, r row, at run, p *page, checks int) {
 
 // judgeHygiene checks what an app may see at all: our identity headers once and by their own names, none of our cookies,
 // no Authorization.
-func (w *world) judgeHygiene(t *testing.T, a arrival) {
+func (w *world) judgeHygiene(t testing.TB, a arrival) {
 	t.Helper()
 	for name, values := range a.header {
 		switch fold(name) {
-		case "kubeflow-userid", "kubeflow-groups":
+		case "kubeflow-userid", "kubeflow-groups", "kubeflow-name":
 			if len(values) != 1 || !strings.EqualFold(name, fold(name)) {
 				t.Errorf("the app sees %s: %q", name, values)
 			}
@@ -324,7 +355,7 @@ func fold(name string) string {
 }
 
 // judgeAccess checks that the app knows exactly who sent the request, and that they may.
-func judgeAccess(t *testing.T, as string, a arrival) {
+func judgeAccess(t testing.TB, as string, a arrival) {
 	t.Helper()
 	if got := a.header.Get("Kubeflow-Userid"); got != as {
 		t.Errorf("the app takes %q for the user, want %q", got, as)
@@ -332,16 +363,22 @@ func judgeAccess(t *testing.T, as string, a arrival) {
 	if got := a.header.Get("Kubeflow-Groups"); got != groupsOf(as) {
 		t.Errorf("the app sees groups %q, want %q", got, groupsOf(as))
 	}
+	if got := a.header.Get("Kubeflow-Name"); got != nameOf(as) {
+		t.Errorf("the app sees the name %q, want %q", got, nameOf(as))
+	}
 	p := a.target
 	if u, err := url.Parse(p); err == nil {
 		p = u.Path
 	}
 	p = path.Clean("/" + strings.ReplaceAll(p, `\`, "/"))
-	open := p == "/public" || strings.HasPrefix(p, "/public/") || p == "/healthz" && a.method == http.MethodGet
-	if as == "" && !open {
+	below := func(prefix string) bool { return p == prefix || strings.HasPrefix(p, prefix+"/") }
+	closed := below("/admin") || below("/public/closed")
+	open := p == "/admin/open" || below("/public") && !closed || p == "/healthz" && a.method == http.MethodGet
+	switch {
+	case open:
+	case as == "":
 		t.Errorf("nobody reached %s %s", a.method, a.target)
-	}
-	if closed := p == "/admin" || strings.HasPrefix(p, "/admin/"); closed && as != administrator {
+	case closed && as != administrator, (below("/by-mail") || below("/by-id")) && as != user:
 		t.Errorf("%q reached %s %s", as, a.method, a.target)
 	}
 }
@@ -391,7 +428,7 @@ func (w *world) judgeLog(t *testing.T) {
 }
 
 // jsonBody parses the answer's body into v.
-func jsonBody(t *testing.T, p *page, v any) {
+func jsonBody(t testing.TB, p *page, v any) {
 	t.Helper()
 	if got := p.header.Get("Content-Type"); got != "application/json" {
 		t.Errorf("content type %q, want application/json", got)

@@ -1,5 +1,6 @@
 // Package envoy attacks the built Gatehouse as the world meets it: behind a real Envoy, through two kinds of connection
-// manager, and at the issuer directly. Most cases are rows of one table (TestTable).
+// manager, and at its ports directly, over gRPC and at the issuer. Most cases are rows of one table (TestTable), which ends
+// with a summary; what they are about is listed in coverage_test.go. TestMutants shows that the table finds mistakes.
 //
 // The tests run one after the other: half of the machine checks passwords when 50 users sign in at once.
 //
@@ -15,6 +16,7 @@ import (
 	"database/sql"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -50,11 +52,19 @@ const (
 const (
 	administrator = "admin@example.com"
 	user          = "user@example.com"
+	tricky        = "tricky@example.com"  // whose groups are almost those of others
+	locked        = "limited@example.com" // whose password is guessed
+	invited       = "invited@example.com" // and theirs
 )
 
-// groupsOf are the values of kubeflow-groups.
+// groupsOf are the values of kubeflow-groups. A group with a comma in its name is not among them: it would be read as two.
 func groupsOf(mail string) string {
-	return map[string]string{administrator: "admins,staff", user: "team-a"}[mail]
+	return map[string]string{administrator: "admins,staff", user: "team-a", tricky: "admin,Admins,admins2,%C3%A4dmins"}[mail]
+}
+
+// nameOf are the values of kubeflow-name.
+func nameOf(mail string) string {
+	return map[string]string{administrator: "Ada Admin", user: "Uma User", tricky: "<script>Zo%C3%AB 100%25 %E2%80%AEx</script>"}[mail]
 }
 
 // Names of cookies over plain http.
@@ -67,12 +77,14 @@ const (
 
 // A world is a running Gatehouse with what stands around it.
 type world struct {
-	t         *testing.T // that everything ends with
+	t         testing.TB // that everything ends with
 	gatehouse *peers.GatehouseServer
 	admin     string // address of its admin listener
 	app       *recorder
 	hardened  *edge
 	relaxed   *edge           // nil unless asked for
+	direct    *edge           // Gatehouse's gRPC port, see checker
+	raw       *edge           // the same with headers in their raw encoding
 	issuer    *edge           // Gatehouse's own port, without Envoy
 	ports     *http.Transport // to the admin listener and telemetry
 	passwords map[string]string
@@ -80,7 +92,10 @@ type world struct {
 	secrets   *secrets
 	hosts     []string // origins
 
-	known *browser // see knownBrowser
+	known  *browser       // see knownBrowser
+	inside *browser       // see signedInAt
+	tokens map[string]any // see outsideTokens
+	forged *forger        // see forger
 }
 
 // A client is an outside client of the issuer.
@@ -91,11 +106,12 @@ type edge struct {
 	name    string
 	addr    string
 	checked bool // asks Gatehouse before a request passes
-	http    *http.Transport
-	proxy   *peers.EnvoyServer // nil for the issuer's own port
+	http    http.RoundTripper
+	proxy   *peers.EnvoyServer // nil where there is none
+	direct  *checker           // nil where requests are sent over HTTP
 }
 
-func newEdge(t *testing.T, name, addr string, proxy *peers.EnvoyServer) *edge {
+func newEdge(t testing.TB, name, addr string, proxy *peers.EnvoyServer) *edge {
 	tr := &http.Transport{
 		MaxIdleConnsPerHost: 64,
 		DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
@@ -109,25 +125,9 @@ func newEdge(t *testing.T, name, addr string, proxy *peers.EnvoyServer) *edge {
 
 // newWorld starts Gatehouse with a storage, "sqlite" or "memory", behind a hardened Envoy and, if asked for, one with
 // Envoy's default connection manager too.
-func newWorld(t *testing.T, storage string, relaxed bool) *world {
+func newWorld(t testing.TB, storage string, relaxed bool) *world {
 	t.Helper()
-	w := &world{
-		t: t, app: newRecorder(t), admin: peers.FreeAddr(t), secrets: &secrets{}, ports: &http.Transport{},
-		passwords: map[string]string{administrator: rand.Text(), user: rand.Text()},
-		client:    client{id: "outside", secret: rand.Text()},
-		hosts:     []string{"http://" + issuerHost, "http://" + appHost, "http://" + wildHost, "http://" + otherHost, "http://deep.down.apps.example.test"},
-	}
-	t.Cleanup(w.ports.CloseIdleConnections)
-	for _, s := range []string{w.passwords[administrator], w.passwords[user], w.client.secret} {
-		w.secrets.add(s)
-	}
-	web, grpc := peers.FreeAddr(t), peers.FreeAddr(t)
-	w.gatehouse = peers.Gatehouse(t, w.config(t, storage, web, grpc))
-	w.issuer = newEdge(t, "issuer", web, nil)
-	// As in the demo: the issuer's path leads to Gatehouse under every host, everything else to the app.
-	e := demo.Edge{Check: grpc, Hosts: []demo.VirtualHost{{Name: "all", Domains: []string{"*"}, Routes: []demo.Route{
-		{Prefix: "/dex", Upstream: web}, {Prefix: "/", Upstream: w.app.addr},
-	}}}}
+	w, e := newBareWorld(t, storage)
 	hard := peers.Envoy(t, e)
 	w.hardened = newEdge(t, "hardened", hard.Addr, hard)
 	if relaxed {
@@ -138,6 +138,31 @@ func newWorld(t *testing.T, storage string, relaxed bool) *world {
 	return w
 }
 
+// newBareWorld is newWorld without an Envoy; it returns what one would be started with.
+func newBareWorld(t testing.TB, storage string) (*world, demo.Edge) {
+	t.Helper()
+	w := &world{
+		t: t, app: newRecorder(t), admin: peers.FreeAddr(t), secrets: &secrets{}, ports: &http.Transport{},
+		passwords: map[string]string{administrator: rand.Text(), user: rand.Text(), tricky: strings.Repeat(rand.Text(), 3)[:72]},
+		client:    client{id: "outside", secret: rand.Text()},
+		hosts:     []string{"http://" + issuerHost, "http://" + appHost, "http://" + wildHost, "http://" + otherHost, "http://deep.down.apps.example.test"},
+	}
+	t.Cleanup(w.ports.CloseIdleConnections)
+	w.passwords[locked], w.passwords[invited] = w.passwords[user], w.passwords[user] // a hash takes a while
+	for _, s := range w.passwords {
+		w.secrets.add(s)
+	}
+	w.secrets.add(w.client.secret)
+	web, grpc := peers.FreeAddr(t), peers.FreeAddr(t)
+	w.gatehouse = peers.Gatehouse(t, w.config(t, storage, web, grpc))
+	w.issuer = newEdge(t, "issuer", web, nil)
+	w.direct, w.raw = newChecker(t, w, "direct", grpc, false), newChecker(t, w, "direct raw", grpc, true)
+	// As in the demo: the issuer's path leads to Gatehouse under every host, everything else to the app.
+	return w, demo.Edge{Check: grpc, Hosts: []demo.VirtualHost{{Name: "all", Domains: []string{"*"}, Routes: []demo.Route{
+		{Prefix: "/dex", Upstream: web}, {Prefix: "/", Upstream: w.app.addr},
+	}}}}
+}
+
 const configText = `
 issuer: %[1]s
 storage: %[2]s
@@ -146,10 +171,19 @@ web:
   clientRemoteIP: {header: X-Real-IP, trustedProxies: [127.0.0.1/32]}
 telemetry: {http: %[4]s}
 oauth2: {skipApprovalScreen: true}
+sessions: {ssoSharedWithDefault: all}
 enablePasswordDB: true
 staticPasswords:
 - {email: admin@example.com, username: admin, name: Ada Admin, userID: id-admin, groups: [admins, staff], hash: %[5]q}
 - {email: user@example.com, username: user, name: Uma User, userID: id-user, groups: [team-a], hash: %[6]q}
+- email: tricky@example.com
+  username: tricky
+  name: "<script>Zo\u00eb 100%% \u202ex</script>"
+  userID: id-tricky
+  groups: [admin, Admins, admins2, "x,admins", "\u00e4dmins"]
+  hash: %[10]q
+- {email: limited@example.com, username: limited, name: L, userID: id-limited, hash: %[6]q}
+- {email: invited@example.com, username: invited, name: I, userID: id-invited, hash: %[6]q}
 staticClients:
 - id: outside
   name: Outside
@@ -161,24 +195,29 @@ gateway:
   grpc: %[8]s
   admin: %[9]s
   hosts: [auth.example.test, app.example.test, "*.apps.example.test", portal.example.org]
+  identity: {headers: {kubeflow-userid: email, kubeflow-groups: groups, kubeflow-name: name}}
   rules:
+  - {name: open-in-admin, paths: ["/admin/open"], allow: anyone}
+  - {name: closed-in-public, paths: ["/public/closed/**"], groups: [admins]}
+  - {name: by-mail, paths: ["/by-mail/**"], users: [User@Example.com]}
+  - {name: by-id, paths: ["/by-id/**"], users: ["local:id-user"]}
   - {name: public, paths: ["/public/**"], allow: anyone}
   - {name: health, paths: [/healthz], methods: [GET], allow: anyone}
   - {name: admin, paths: ["/admin/**"], groups: [admins]}
   default: signed-in
 `
 
-func (w *world) config(t *testing.T, storage, web, grpc string) string {
+func (w *world) config(t testing.TB, storage, web, grpc string) string {
 	t.Helper()
 	if storage == "sqlite" {
 		storage = "sqlite, config: {file: gatehouse.db}"
 	}
 	return fmt.Sprintf(configText, issuer, "{type: "+storage+"}", web, peers.FreeAddr(t),
-		hash(t, w.passwords[administrator]), hash(t, w.passwords[user]), w.client.secret, grpc, w.admin)
+		hash(t, w.passwords[administrator]), hash(t, w.passwords[user]), w.client.secret, grpc, w.admin, hash(t, w.passwords[tricky]))
 }
 
 // hash makes a bcrypt hash of the lowest cost that the configuration takes.
-func hash(t *testing.T, password string) string {
+func hash(t testing.TB, password string) string {
 	t.Helper()
 	h, err := bcrypt.GenerateFromPassword([]byte(password), bcrypt.DefaultCost)
 	if err != nil {
@@ -188,7 +227,7 @@ func hash(t *testing.T, password string) string {
 }
 
 // gatehouse runs the product's binary and returns what it wrote.
-func gatehouse(t *testing.T, args ...string) string {
+func gatehouse(t testing.TB, args ...string) string {
 	t.Helper()
 	var stderr bytes.Buffer
 	cmd := exec.CommandContext(t.Context(), peers.Binary(t), args...)
@@ -202,7 +241,7 @@ func gatehouse(t *testing.T, args ...string) string {
 
 // restart starts Gatehouse again, whether it runs or not, and waits until Envoy has found it. The process is to outlive the
 // subtest that does this.
-func (w *world) restart(t *testing.T) {
+func (w *world) restart(t testing.TB) {
 	t.Helper()
 	w.gatehouse.Restart(w.t)
 	peers.Eventually(t, within, "Envoy asks the new process", func() bool {
@@ -218,7 +257,7 @@ func (w *world) origins() []string { return w.hosts }
 var checksRE = regexp.MustCompile(`(?m)^gatehouse_checks_total\{[^}]*\} (\d+)$`)
 
 // checks returns how many checks Gatehouse has answered so far.
-func (w *world) checks(t *testing.T) int {
+func (w *world) checks(t testing.TB) int {
 	t.Helper()
 	n := 0
 	for _, m := range checksRE.FindAllStringSubmatch(w.metrics(t), -1) {
@@ -231,7 +270,7 @@ func (w *world) checks(t *testing.T) int {
 	return n
 }
 
-func (w *world) metrics(t *testing.T) string {
+func (w *world) metrics(t testing.TB) string {
 	t.Helper()
 	p, err := fetch(t.Context(), w.ports, http.MethodGet, "http://"+w.gatehouse.Telemetry+"/metrics", "")
 	if err != nil || p.status != http.StatusOK {
@@ -241,7 +280,7 @@ func (w *world) metrics(t *testing.T) string {
 }
 
 // rows counts the records of each kind in the product's database, and the entries of its change log.
-func (w *world) rows(t *testing.T) map[string]int {
+func (w *world) rows(t testing.TB) map[string]int {
 	t.Helper()
 	db := w.database(t, "ro")
 	defer func() { _ = db.Close() }()
@@ -265,7 +304,7 @@ func (w *world) rows(t *testing.T) map[string]int {
 	return n
 }
 
-func (w *world) database(t *testing.T, mode string) *sql.DB {
+func (w *world) database(t testing.TB, mode string) *sql.DB {
 	t.Helper()
 	db, err := sql.Open("sqlite", "file:"+filepath.Join(w.gatehouse.Folder, "gatehouse.db")+"?mode="+mode)
 	if err != nil {
@@ -326,6 +365,7 @@ func (s *secrets) in(text string) (found []string, of int) {
 // A recorder is the sample app, which remembers what reached it.
 type recorder struct {
 	addr string
+	app  http.Handler
 
 	mu   sync.Mutex
 	seen []arrival
@@ -334,21 +374,24 @@ type recorder struct {
 // An arrival is a request that reached the app.
 type arrival struct {
 	method, host, target string
-	header               http.Header
+	header, trailer      http.Header
 }
 
-func newRecorder(t *testing.T) *recorder {
-	r := &recorder{}
-	app := demo.SampleApp()
-	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
-		r.mu.Lock()
-		r.seen = append(r.seen, arrival{req.Method, req.Host, req.RequestURI, req.Header.Clone()})
-		r.mu.Unlock()
-		app.ServeHTTP(w, req)
-	}))
+func newRecorder(t testing.TB) *recorder {
+	r := &recorder{app: demo.SampleApp()}
+	s := httptest.NewServer(r)
 	t.Cleanup(s.Close)
 	r.addr = s.Listener.Addr().String()
 	return r
+}
+
+// ServeHTTP implements http.Handler.
+func (r *recorder) ServeHTTP(w http.ResponseWriter, req *http.Request) {
+	_, _ = io.Copy(io.Discard, req.Body) // trailers come behind it
+	r.mu.Lock()
+	r.seen = append(r.seen, arrival{req.Method, req.Host, req.RequestURI, req.Header.Clone(), req.Trailer.Clone()})
+	r.mu.Unlock()
+	r.app.ServeHTTP(w, req)
 }
 
 // take returns what has reached the app since the last call.
