@@ -92,7 +92,7 @@ func Open(ctx context.Context, cache *dexconnectors.Cache, store storage.Storage
 		users:      newLimiter(opts.Limits.Window, opts.Limits.Entries, opts.Now),
 		networks:   newLimiter(opts.Limits.Window, opts.Limits.Entries, opts.Now),
 		factors:    newLimiter(opts.Limits.Window, opts.Limits.Entries, opts.Now),
-		workers:    newWorkers(max(1, runtime.GOMAXPROCS(0)-1), 256),
+		workers:    newWorkers(slotsFor(runtime.GOMAXPROCS(0))),
 	}
 	for _, c := range all { // a static connector, which comes first, hides a stored one
 		if !slices.ContainsFunc(d.configured, func(k storage.Connector) bool { return k.ID == c.ID }) {
@@ -264,7 +264,7 @@ func (d *Door) CheckPassword(ctx context.Context, in Login) (connector.Identity,
 	failed := false
 	defer func() { done(failed) }() // should the connector panic, too
 	in.Scopes.Groups = true         // the identity is shared by all clients of the user: never without groups
-	id, valid, err := pc.Login(ctx, in.Scopes, in.User, in.Password)
+	id, valid, err := pc.Login(withNetwork(ctx, in.Network), in.Scopes, in.User, in.Password)
 	failed = err == nil && !valid
 	switch {
 	case err != nil:
