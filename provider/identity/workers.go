@@ -41,7 +41,7 @@ type workers struct {
 	waiting int
 	turns   *list.List               // of *line, the next one first
 	lines   map[string]*list.Element // by network, in turns
-	took    time.Duration            // what one job takes, lately
+	took    time.Duration            // what one job takes: a moving average
 	refused uint64
 }
 
@@ -69,9 +69,12 @@ func (w *workers) do(ctx context.Context, network string, f func()) *connectors.
 	if no != nil {
 		return turnedAway(ctx, no)
 	}
-	begin := time.Now()
-	defer func() { w.leave(time.Since(begin)) }() // should f panic, too
+	begin, took := time.Now(), time.Duration(0)
+	defer func() { w.leave(took) }() // should f panic, too
 	f()
+	if ctx.Err() == nil { // else it may have ended early
+		took = time.Since(begin)
+	}
 	return nil
 }
 
@@ -171,11 +174,13 @@ func (w *workers) wait(ctx context.Context, j *job) *connectors.Refusal {
 	return w.refuse(cause)
 }
 
-// leave gives the slot on.
+// leave gives the slot on. took is what the job took, 0 if it did not come to its end.
 func (w *workers) leave(took time.Duration) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.learn(took)
+	if took > 0 {
+		w.took += (took - w.took) / 8
+	}
 	w.next()
 }
 
@@ -198,11 +203,6 @@ func (w *workers) expect(took time.Duration) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.took = max(w.took, took)
-}
-
-// learn adds to what a job takes. The caller holds the lock.
-func (w *workers) learn(took time.Duration) {
-	w.took += (took - w.took) / 8
 }
 
 // Queue returns how many sign-ins wait until their password is checked, and how many were turned away so far, since

@@ -139,6 +139,21 @@ func TestWhoHasGoneLeavesTheQueue(t *testing.T) {
 	})
 }
 
+func TestWhoGivesUpDoesNotMakeTheQueueLonger(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q := newQueue(1, time.Second)
+		for range 100 {
+			ctx, leave := context.WithCancel(t.Context())
+			if no := q.do(ctx, "", leave); no != nil {
+				t.Fatal(no)
+			}
+		}
+		if q.took != time.Second {
+			t.Errorf("a job is thought to take %s, want 1s", q.took)
+		}
+	})
+}
+
 func TestNobodyWaitsForEver(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		q := newQueue(1, time.Second)
