@@ -45,7 +45,7 @@ type stack struct {
 }
 
 // start serves SQLite and many users, whose hashes have the lowest cost that the configuration takes.
-func start(t testing.TB, env ...string) *stack {
+func start(t testing.TB) *stack {
 	t.Helper()
 	h, err := bcrypt.GenerateFromPassword([]byte(password), bcrypt.DefaultCost)
 	if err != nil {
@@ -74,7 +74,7 @@ staticPasswords:
 	for i := range users {
 		fmt.Fprintf(&b, "- {email: %s, username: user-%d, userID: id-%d, groups: [team-a], hash: %q}\n", userName(i), i, i, h)
 	}
-	s.gatehouse = peers.Gatehouse(t, b.String(), env...)
+	s.gatehouse = peers.Gatehouse(t, b.String())
 	return s
 }
 
