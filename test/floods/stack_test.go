@@ -8,6 +8,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/url"
@@ -113,9 +114,7 @@ func (c *caller) close() {
 // checkRequest is what Envoy makes of a request.
 func checkRequest(method, host, target string, headers map[string]string) *authv3.CheckRequest {
 	h := map[string]string{":authority": host, ":path": target, ":method": method, ":scheme": "http"}
-	for k, v := range headers {
-		h[k] = v
-	}
+	maps.Copy(h, headers)
 	return &authv3.CheckRequest{Attributes: &authv3.AttributeContext{Request: &authv3.AttributeContext_Request{
 		Http: &authv3.AttributeContext_HttpRequest{
 			Id: "1234567890", Method: method, Headers: h, Path: target, Host: host, Scheme: "http", Protocol: "HTTP/2",
