@@ -38,6 +38,7 @@ const (
 	AccountLocked        Failure = "locked"      // 401
 	AccountDisabled      Failure = "disabled"    // 401
 	DirectoryUnavailable Failure = "unavailable" // 503
+	Busy                 Failure = "busy"        // 503, with SignIn.Wait
 )
 
 func (f Failure) status() int {
@@ -46,7 +47,7 @@ func (f Failure) status() int {
 		return http.StatusOK
 	case Throttled:
 		return http.StatusTooManyRequests
-	case DirectoryUnavailable:
+	case DirectoryUnavailable, Busy:
 		return http.StatusServiceUnavailable
 	case WrongPassword, PasswordExpired, AccountLocked, AccountDisabled:
 		return http.StatusUnauthorized
@@ -73,7 +74,7 @@ type SignIn struct {
 	Client        string   // name of what the user goes on to; empty: not told
 	Connectors    []Connector
 	Failure       Failure
-	Wait          time.Duration // until the next attempt is allowed, for Throttled; shown in minutes, rounded up
+	Wait          time.Duration // until the next attempt is allowed, for Throttled, shown in minutes, rounded up; or is likely to succeed, for Busy
 	RequestID     string
 }
 
@@ -98,7 +99,7 @@ func (p *Pages) SignIn(lang string, d SignIn) Page {
 		targets = append([]string{"'self'"}, d.FormAction...)
 	}
 	page := p.render(lang, "signin.html", d.Failure.status(), view, targets...)
-	if d.Failure == Throttled {
+	if d.Failure == Throttled || d.Failure == Busy {
 		page.retryAfter(d.Wait)
 	}
 	return page

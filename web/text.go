@@ -73,6 +73,7 @@ type signInTexts struct {
 	Locked      text `json:"locked"`
 	Disabled    text `json:"disabled"`
 	Unavailable text `json:"unavailable"`
+	Busy        text `json:"busy"`
 }
 
 type deniedTexts struct {

@@ -55,7 +55,7 @@ func ownSamples(p *Pages, full bool) []sample {
 			csp:    func(*Pages) string { return render().Header.Get("Content-Security-Policy") },
 		})
 	}
-	for _, f := range []Failure{"", WrongPassword, Throttled, PasswordExpired, AccountLocked, AccountDisabled, DirectoryUnavailable} {
+	for _, f := range []Failure{"", WrongPassword, Throttled, PasswordExpired, AccountLocked, AccountDisabled, DirectoryUnavailable, Busy} {
 		d := &SignIn{Failure: f}
 		if full {
 			*d = SignIn{
@@ -476,6 +476,7 @@ func TestStatus(t *testing.T) {
 		{"locked", p.SignIn("en", SignIn{Failure: AccountLocked}), 401, "", "locked"},
 		{"disabled", p.SignIn("en", SignIn{Failure: AccountDisabled}), 401, "", "may not sign in"},
 		{"directory", p.SignIn("en", SignIn{Failure: DirectoryUnavailable}), 503, "", "directory"},
+		{"busy", p.SignIn("en", SignIn{Failure: Busy, Wait: 1500 * time.Millisecond}), 503, "2", "Wait a few seconds, then try again"},
 		{"unknown failure is no success", p.SignIn("en", SignIn{Failure: "x"}), 401, "", "not right"},
 		{"denied", p.Denied("en", Denied{User: "ada", Rule: "admins", RequestID: "r-1"}), 403, "", "ada"},
 		{"zero error", p.Error("en", Error{}), 500, "", "Something went wrong"},

@@ -116,14 +116,8 @@ func New(o Options) (*Front, error) {
 			Name: "gatehouse_sign_ins_total", Help: "Sign-ins by connector and result: ok, sso, or the reason of the refusal.",
 		}, []string{"connector", "result"}),
 	}
-	if err := o.Registerer.Register(f.signIns); err != nil { // the counter goes on where another front, of a former configuration, has it
-		known, ok := errors.AsType[prometheus.AlreadyRegisteredError](err)
-		if !ok {
-			return nil, err
-		}
-		if f.signIns, ok = known.ExistingCollector.(*prometheus.CounterVec); !ok {
-			return nil, err
-		}
+	if err := f.register(o.Registerer); err != nil {
+		return nil, err
 	}
 	f.clientIP = ClientIP(o.IPHeader, o.TrustedProxies)
 	f.mux = f.routes()
@@ -193,12 +187,13 @@ func (f *Front) routes() *http.ServeMux {
 	}
 	for _, p := range []string{
 		"OPTIONS /.well-known/openid-configuration", "GET /keys", "OPTIONS /keys",
-		"POST /token", "OPTIONS /token",
+		"OPTIONS /token",
 	} {
 		method, path, _ := strings.Cut(p, " ")
 		m.HandleFunc(method+" "+f.base+path, f.api)
 	}
 	m.HandleFunc("GET "+f.base+"/.well-known/openid-configuration", f.discovery)
+	m.HandleFunc("POST "+f.base+"/token", f.token)
 	m.HandleFunc(f.base+"/userinfo", f.userinfo)
 	m.HandleFunc("POST "+f.base+"/token/introspect", f.introspect)
 	page("GET /static/{file}", f.static)

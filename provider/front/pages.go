@@ -46,7 +46,9 @@ func failureOf(reason connectors.Reason) web.Failure {
 		return web.Throttled
 	case connectors.Blocked, connectors.NotAllowed:
 		return web.AccountDisabled
-	case connectors.Busy, connectors.Unavailable, connectors.UpstreamRefused:
+	case connectors.Busy:
+		return web.Busy
+	case connectors.Unavailable, connectors.UpstreamRefused:
 		return web.DirectoryUnavailable
 	}
 	return web.DirectoryUnavailable

@@ -285,7 +285,7 @@ func (f *Front) refuse(w http.ResponseWriter, r *http.Request, q *request, door 
 	case connectors.WrongCredentials, connectors.UpstreamRefused:
 	}
 	if st.wait > 0 {
-		w.Header().Set("Retry-After", fmt.Sprint(int((st.wait+time.Second-1)/time.Second)))
+		w.Header().Set("Retry-After", seconds(st.wait))
 	}
 	if door.Kind != identity.Password {
 		f.upstreamFailed(w, r, q, no)

@@ -141,7 +141,7 @@ func newDoors(cache *dexconnectors.Cache, opts Options) *Doors {
 		users:      newLimiter(opts.Limits.Window, opts.Limits.Entries, opts.Now),
 		networks:   newLimiter(opts.Limits.Window, opts.Limits.Entries, opts.Now),
 		factors:    newLimiter(opts.Limits.Window, opts.Limits.Entries, opts.Now),
-		workers:    newWorkers(max(1, runtime.GOMAXPROCS(0)-1), 256),
+		workers:    newWorkers(slotsFor(runtime.GOMAXPROCS(0))),
 	}
 }
 
@@ -372,7 +372,7 @@ func (d *Door) CheckPassword(ctx context.Context, in Login) (connector.Identity,
 	failed := false
 	defer func() { done(failed) }() // should the connector panic, too
 	in.Scopes.Groups = true         // the identity is shared by all clients of the user: never without groups
-	id, valid, err := pc.Login(ctx, in.Scopes, in.User, in.Password)
+	id, valid, err := pc.Login(withNetwork(ctx, in.Network), in.Scopes, in.User, in.Password)
 	failed = err == nil && !valid
 	switch {
 	case err != nil:

@@ -48,7 +48,7 @@ func newTestDoor(t *testing.T, inner connector.Connector, limits Limits) (*Door,
 	doors := &Doors{
 		opts:  Options{Limits: limits, Store: st, Now: time.Now, Log: slog.New(slog.DiscardHandler)},
 		users: newLimiter(limits.Window, limits.Entries, time.Now), networks: newLimiter(limits.Window, limits.Entries, time.Now),
-		workers: newWorkers(1, 8),
+		workers: newWorkers(1),
 	}
 	d, err := newDoor(doors, storage.Connector{ID: "dir", Type: "ldap", Name: "Directory"}, inner)
 	if err != nil {
@@ -287,7 +287,7 @@ func TestUnknownLocalUserCostsWhatAKnownOneCosts(t *testing.T) {
 	}
 	st := store.Memory(store.Options{})
 	s := storage.WithStaticPasswords(st, []storage.Password{{Email: "alice@example.com", Hash: hash, UserID: "1"}}, slog.New(slog.DiscardHandler))
-	l, err := newLocal(t.Context(), s, newWorkers(1, 1))
+	l, err := newLocal(t.Context(), s, newWorkers(1))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -310,26 +310,6 @@ func TestUnknownLocalUserCostsWhatAKnownOneCosts(t *testing.T) {
 			t.Errorf("%s: %v, %v, %v", name, id.UserID, ok, err)
 		}
 	}
-}
-
-func TestBusyWorkersRefuseInsteadOfQueueingForEver(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorkers(1, 1)
-		release, queued := make(chan struct{}), make(chan error)
-		go func() { _ = w.do(t.Context(), func() { <-release }) }()
-		synctest.Wait()
-		ctx, cancel := context.WithCancel(t.Context())
-		go func() { queued <- w.do(ctx, func() {}) }()
-		synctest.Wait()
-		if got := reason(w.do(t.Context(), func() {})); got != connectors.Busy {
-			t.Errorf("third: %q, want %q", got, connectors.Busy)
-		}
-		cancel()
-		if got := reason(<-queued); got != connectors.Busy {
-			t.Errorf("second after it gave up: %q, want %q", got, connectors.Busy)
-		}
-		close(release)
-	})
 }
 
 func TestNetwork(t *testing.T) {

@@ -118,31 +118,3 @@ func (l *limiter) end(f *failures, failed bool) {
 		}
 	}
 }
-
-// workers run what costs much CPU, few at once and with a short queue: what the gateway checks needs the rest.
-type workers struct {
-	slots chan struct{}
-	queue chan struct{}
-}
-
-func newWorkers(n, queue int) *workers {
-	return &workers{slots: make(chan struct{}, n), queue: make(chan struct{}, n+queue)}
-}
-
-// do runs f, or fails with a Busy refusal when the queue is full or ctx ends first.
-func (w *workers) do(ctx context.Context, f func()) error {
-	select {
-	case w.queue <- struct{}{}:
-		defer func() { <-w.queue }()
-	default:
-		return &connectors.Refusal{Reason: connectors.Busy, RetryAfter: 2 * time.Second}
-	}
-	select {
-	case w.slots <- struct{}{}:
-		defer func() { <-w.slots }()
-	case <-ctx.Done():
-		return &connectors.Refusal{Reason: connectors.Busy, RetryAfter: 2 * time.Second, Err: ctx.Err()}
-	}
-	f()
-	return nil
-}

@@ -6,16 +6,17 @@ import (
 	"errors"
 	"fmt"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/crypto/bcrypt"
 
+	"gatehouse/connectors"
+
 	"github.com/dexidp/dex/connector"
 	dexconnectors "github.com/dexidp/dex/server/connectors"
+	"github.com/dexidp/dex/server/passwords"
 	"github.com/dexidp/dex/storage"
 )
-
-// maxBcrypt is how many bytes of a password bcrypt looks at; a longer one would be accepted by its beginning.
-const maxBcrypt = 72
 
 // local is Dex's password database with bounded CPU and without telling, by the time it takes, whether a user exists.
 type local struct {
@@ -39,10 +40,12 @@ func newLocal(ctx context.Context, store storage.Storage, w *workers) (*local, e
 			cost = max(cost, c)
 		}
 	}
+	begin := time.Now()
 	hash, err := bcrypt.GenerateFromPassword([]byte(rand.Text()), cost)
 	if err != nil {
 		return nil, fmt.Errorf("hash: %w", err)
 	}
+	w.expect(time.Since(begin))
 	l.dummy.Store(&hash)
 	return l, nil
 }
@@ -51,22 +54,42 @@ func newLocal(ctx context.Context, store storage.Storage, w *workers) (*local, e
 func (l *local) Prompt() string { return "Email address" }
 
 // Login implements connector.PasswordConnector.
-func (l *local) Login(ctx context.Context, s connector.Scopes, email, password string) (id connector.Identity, ok bool, err error) {
-	_, lookup := l.store.GetPassword(ctx, email)
-	busy := l.workers.do(ctx, func() {
-		if lookup != nil || len(password) > maxBcrypt {
-			_ = bcrypt.CompareHashAndPassword(*l.dummy.Load(), []byte(password[:min(len(password), maxBcrypt)]))
-			return
-		}
-		id, ok, err = l.db.Login(ctx, s, email, password)
+func (l *local) Login(ctx context.Context, s connector.Scopes, email, password string) (connector.Identity, bool, error) {
+	user, lookup := l.store.GetPassword(ctx, email)
+	hash := user.Hash
+	if lookup == nil {
+		lookup = passwords.CheckCost(hash)
+	}
+	known := lookup == nil && len(password) <= maxBcrypt
+	if !known {
+		hash = *l.dummy.Load()
+	}
+	ok, err := l.compare(ctx, hash, password[:min(len(password), maxBcrypt)])
+	switch {
+	case err != nil:
+		return connector.Identity{}, false, err
+	case lookup != nil && !errors.Is(lookup, storage.ErrNotFound):
+		return connector.Identity{}, false, fmt.Errorf("get local user: %w", lookup)
+	case !known || !ok:
+		return connector.Identity{}, false, nil
+	}
+	// Dex's Login would hash again; its Refresh reads the rest of the same user.
+	id, err := l.Refresh(ctx, s, connector.Identity{UserID: user.UserID, Email: user.Email})
+	return id, err == nil, err
+}
+
+// compare takes its turn among those who sign in.
+func (l *local) compare(ctx context.Context, hash []byte, password string) (ok bool, err error) {
+	busy := l.workers.do(ctx, networkOf(ctx), func() {
+		ok, err = matches(hash, []byte(password), restAfter, func() error { pause(restFor); return ctx.Err() })
 	})
 	switch {
 	case busy != nil:
-		return connector.Identity{}, false, busy
-	case lookup != nil && !errors.Is(lookup, storage.ErrNotFound):
-		return connector.Identity{}, false, fmt.Errorf("get local user: %w", lookup)
+		return false, busy
+	case err != nil && ctx.Err() != nil: // who asked has gone
+		return false, turnedAway(ctx, &connectors.Refusal{Reason: connectors.Busy, RetryAfter: time.Second, Err: err})
 	}
-	return id, ok, err
+	return ok, err
 }
 
 // Refresh implements connector.RefreshConnector.
