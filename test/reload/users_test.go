@@ -2,6 +2,7 @@ package reload
 
 import (
 	"net/http"
+	"os/exec"
 	"strings"
 	"testing"
 
@@ -39,6 +40,14 @@ func TestUsersOfTheFile(t *testing.T) {
 	}
 	if at := late.signIn(t, open, "carol@example.com"); !strings.Contains(at.body, "x-user-a=carol@example.com") {
 		t.Errorf("new user, on a page from before: status %d at %s: %s", at.status, at.url, at.body)
+	}
+	list := exec.CommandContext(t.Context(), peers.Binary(t), "sessions", "list", "--config", w.gatehouse.Config)
+	list.Dir = w.gatehouse.Folder
+	switch out, err := list.CombinedOutput(); {
+	case err != nil:
+		t.Errorf("gatehouse sessions list: %v: %s", err, out)
+	case !strings.Contains(string(out), "alice@example.net") || strings.Contains(string(out), "bob@"):
+		t.Errorf("sessions after the reload:\n%s", out)
 	}
 	if got := w.metric(t, "gatehouse_config_generation"); got != 2 {
 		t.Errorf("generation %v, want 2", got)
