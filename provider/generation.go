@@ -97,7 +97,7 @@ func (g *generation) release() {
 	}
 }
 
-// end ends a generation that nobody uses any more.
+// endGeneration ends a generation that nobody uses any more.
 func (p *Provider) endGeneration(g *generation) {
 	g.stop()
 	g.doors.Close()
@@ -140,7 +140,7 @@ func (n *Next) Settle(ctx context.Context) error {
 	touched := touchedUsers(n.old.config, n.g.config)
 	err := n.p.reconcileUsers(ctx, touched)
 	n.old.release()
-	go n.p.retire(n.old, touched) //nolint:contextcheck // outlives the call
+	go n.p.retire(n.old, touched)
 	return err
 }
 

@@ -89,7 +89,7 @@ func New(ctx context.Context, o Options) (*Provider, error) {
 	if err := o.Registry.Register(p.requests); err != nil {
 		return nil, fmt.Errorf("provider: metrics: %w", err)
 	}
-	g, err := p.newGeneration(o.Config, nil)
+	g, err := p.newGeneration(o.Config, nil) //nolint:contextcheck // it lives as long as p, whose life this context is
 	if err != nil {
 		return nil, err
 	}

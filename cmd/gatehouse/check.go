@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 
@@ -8,8 +9,8 @@ import (
 )
 
 // load reads a configuration; its mistakes are printed one a line, as FILE:LINE: KEY: what is wrong and how to mend it.
-func load(c *cobra.Command, path string) (loaded, error) {
-	l, err := read(c.Context(), path)
+func load(ctx context.Context, c *cobra.Command, path string) (loaded, error) {
+	l, err := read(ctx, path)
 	if err != nil {
 		_, _ = fmt.Fprintln(c.ErrOrStderr(), err)
 		return l, errSaid
@@ -31,7 +32,7 @@ mend it. The exit code is 0 for a file that "gatehouse serve" would start with, 
 			if path == "" {
 				return errors.New("check-config: say which file: gatehouse check-config FILE")
 			}
-			l, err := load(c, path)
+			l, err := load(c.Context(), c, path)
 			for _, w := range l.warnings {
 				_, _ = fmt.Fprintln(c.ErrOrStderr(), "warning:", w)
 			}

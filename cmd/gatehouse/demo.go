@@ -42,7 +42,7 @@ folder. The address is http://localhost:8080; GATEHOUSE_DEMO_PORT chooses anothe
 
 // demoServe runs serve with its logs beside the configuration file.
 func demoServe(ctx context.Context, c *cobra.Command, path string) (err error) {
-	l, err := load(c, path)
+	l, err := load(ctx, c, path)
 	if err != nil {
 		return err
 	}

@@ -47,7 +47,7 @@ signed in. The exit code is 0 whatever the decision.
   gatehouse explain --config gatehouse.yaml --user alice@example.com --groups admins,dev GET https://app.example.com/admin/x`,
 		Args: cobra.ExactArgs(2),
 		RunE: func(c *cobra.Command, args []string) error {
-			l, err := load(c, path)
+			l, err := load(c.Context(), c, path)
 			if err != nil {
 				return err
 			}

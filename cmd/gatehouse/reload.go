@@ -200,7 +200,7 @@ func (r *reloads) refuse(ctx context.Context, why string, err error) {
 // apply makes a configuration decide: of the provider first, then of the gateway, which sends browsers there. Both are made
 // before either is put in place, so that an error has changed nothing.
 func (s *service) apply(ctx context.Context, l *loaded) error {
-	next, err := s.provider.Prepare(l.cfg)
+	next, err := s.provider.Prepare(l.cfg) //nolint:contextcheck // it outlives the reload
 	if err != nil {
 		return err
 	}

@@ -52,7 +52,7 @@ The file, and those that it names, are read again when they change and on SIGHUP
 that needs a restart, is told in the log and changes nothing.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			l, err := load(c, path)
+			l, err := load(c.Context(), c, path)
 			if err != nil {
 				return err
 			}

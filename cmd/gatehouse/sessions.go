@@ -73,7 +73,7 @@ func adminClient(c *cobra.Command, path, address string) (*admin.Client, error) 
 	if path == "" {
 		return nil, errors.New("sessions: say which gatehouse: --config FILE or --admin ADDRESS")
 	}
-	l, err := load(c, path)
+	l, err := load(c.Context(), c, path)
 	if err != nil {
 		return nil, err
 	}

@@ -188,7 +188,7 @@ func newHandle(c connector.Connector) *handle {
 }
 
 // release closes the connector, if it can be closed, once nobody uses it.
-func (o *handle) release(ctx context.Context, log *slog.Logger, id string) {
+func (o *handle) release(log *slog.Logger, id string) {
 	if o.users.Add(-1) > 0 {
 		return
 	}
@@ -197,7 +197,7 @@ func (o *handle) release(ctx context.Context, log *slog.Logger, id string) {
 		return
 	}
 	if err := c.Close(); err != nil {
-		log.WarnContext(ctx, "connector does not close", "connector", id, "error", err)
+		log.Warn("connector does not close", "connector", id, "error", err)
 	}
 }
 
@@ -233,7 +233,7 @@ func (d *Doors) Close() {
 	}
 	d.closed = true
 	for _, door := range d.live.Load().ordered {
-		door.handle.release(context.Background(), d.opts.Log, door.ID)
+		door.handle.release(d.opts.Log, door.ID)
 	}
 }
 
@@ -270,13 +270,13 @@ func (d *Doors) keepTrying(ctx context.Context, c storage.Connector, first func(
 func (d *Doors) add(c storage.Connector, o *handle) error {
 	door, err := newDoor(d, c, o.Connector)
 	if err != nil {
-		o.release(context.Background(), d.opts.Log, c.ID)
+		o.release(d.opts.Log, c.ID)
 		return err
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.closed { // while it was being opened
-		o.release(context.Background(), d.opts.Log, c.ID)
+		o.release(d.opts.Log, c.ID)
 		return nil
 	}
 	door.handle = o

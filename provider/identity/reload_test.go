@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -30,6 +31,7 @@ func (c *closing) Close() error { c.closed.Add(1); return nil }
 type bench struct {
 	t      *testing.T
 	store  *store.Store
+	mu     sync.Mutex // connectors are opened at once
 	opens  map[string]int
 	latest map[string]*closing
 	err    error // of what is opened
@@ -37,6 +39,8 @@ type bench struct {
 }
 
 func (b *bench) resolve(c storage.Connector) (connector.Connector, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	b.opens[c.ID]++
 	if b.err != nil {
 		return nil, b.err

@@ -228,7 +228,7 @@ func TestReloadUnderLoad(t *testing.T) {
 		return files["a"]
 	})
 	p := w.newPerson(t)
-	if at := p.signIn(t, p.visit(t, "http://"+host+"/two"), "alice@example.com", password); at.body != "app x-user-a=alice@example.com" {
+	if at := p.signIn(t, p.visit(t, "http://"+host+"/two"), "alice@example.com"); at.body != "app x-user-a=alice@example.com" {
 		t.Fatalf("signed in: %d at %s: %s", at.status, at.url, at.body)
 	}
 	goroutines, start := w.metric(t, "go_goroutines"), time.Now()

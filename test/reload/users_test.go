@@ -2,6 +2,7 @@ package reload
 
 import (
 	"net/http"
+	"os/exec"
 	"strings"
 	"testing"
 
@@ -19,8 +20,8 @@ func TestUsersOfTheFile(t *testing.T) {
 	})
 	app := "http://" + host + "/"
 	alice, bob, late := w.newPerson(t), w.newPerson(t), w.newPerson(t)
-	alice.signIn(t, alice.visit(t, app), "alice@example.com", password)
-	bob.signIn(t, bob.visit(t, app), "bob@example.com", password)
+	alice.signIn(t, alice.visit(t, app), "alice@example.com")
+	bob.signIn(t, bob.visit(t, app), "bob@example.com")
 	open := late.visit(t, app) // the page is there before the user is
 
 	w.takenUp(t, file(w, w.user("alice@example.net", "alice", "admins, ops")+w.user("carol@example.com", "carol", "staff")))
@@ -31,14 +32,22 @@ func TestUsersOfTheFile(t *testing.T) {
 	if !strings.HasSuffix(at.url.Path, "/login") {
 		t.Fatalf("removed user: status %d at %s", at.status, at.url)
 	}
-	if at := bob.signIn(t, at, "bob@example.com", password); at.status != http.StatusUnauthorized {
+	if at := bob.signIn(t, at, "bob@example.com"); at.status != http.StatusUnauthorized {
 		t.Errorf("removed user signs in: status %d at %s", at.status, at.url)
 	}
 	if got := w.grant(t, "bob@example.com", password); got != http.StatusUnauthorized {
 		t.Errorf("removed user's password grant: %d", got)
 	}
-	if at := late.signIn(t, open, "carol@example.com", password); !strings.Contains(at.body, "x-user-a=carol@example.com") {
+	if at := late.signIn(t, open, "carol@example.com"); !strings.Contains(at.body, "x-user-a=carol@example.com") {
 		t.Errorf("new user, on a page from before: status %d at %s: %s", at.status, at.url, at.body)
+	}
+	list := exec.CommandContext(t.Context(), peers.Binary(t), "sessions", "list", "--config", w.gatehouse.Config)
+	list.Dir = w.gatehouse.Folder
+	switch out, err := list.CombinedOutput(); {
+	case err != nil:
+		t.Errorf("gatehouse sessions list: %v: %s", err, out)
+	case !strings.Contains(string(out), "alice@example.net") || strings.Contains(string(out), "bob@"):
+		t.Errorf("sessions after the reload:\n%s", out)
 	}
 	if got := w.metric(t, "gatehouse_config_generation"); got != 2 {
 		t.Errorf("generation %v, want 2", got)

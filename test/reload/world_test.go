@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"html"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/cookiejar"
@@ -133,9 +134,7 @@ func (w *world) check(ctx context.Context, path, cookie string, header map[strin
 	if cookie != "" {
 		h["cookie"] = cookie
 	}
-	for k, v := range header {
-		h[k] = v
-	}
+	maps.Copy(h, header)
 	return w.checks.Check(ctx, &authv3.CheckRequest{Attributes: &authv3.AttributeContext{Request: &authv3.AttributeContext_Request{
 		Http: &authv3.AttributeContext_HttpRequest{Method: http.MethodGet, Headers: h, Path: path, Host: host, Scheme: "http"},
 	}}})
@@ -236,8 +235,8 @@ func (p *person) visit(t *testing.T, address string) page {
 
 var action = regexp.MustCompile(`<form[^>]*action="([^"]*)"`)
 
-// signIn posts the form of a sign-in page.
-func (p *person) signIn(t *testing.T, at page, user, password string) page {
+// signIn posts the form of a sign-in page, with the password that all have.
+func (p *person) signIn(t *testing.T, at page, user string) page {
 	t.Helper()
 	m := action.FindStringSubmatch(at.body)
 	if m == nil {
