@@ -131,7 +131,7 @@ func TestHandoffTampered(t *testing.T) {
 	}
 	request := handoff.Request{Host: appHost, Return: "/a", Bind: pre.Bind(), Expiry: k.Expiry}.Seal(f.ring)
 	for rule, query := range map[string]string{
-		"nothing": "", "empty": "t=", "garbage": "t=x", "truncated": "t=" + sealed[:len(sealed)-4], "changed": "t=A" + sealed[1:],
+		"nothing": "", "empty": "t=", "garbage": "t=x", "truncated": "t=" + sealed[:len(sealed)-4], "changed": "t=" + damaged(sealed, 0),
 		"twice": "t=" + sealed + "&t=" + sealed, "other installation": "t=" + k.Seal(ring), "a request": "t=" + request,
 		"a cookie": "t=" + handoff.SealCookie(f.ring, appHost, "alice", epoch), "64 kB": "t=" + strings.Repeat("A", 64<<10),
 		"broken query": "t=" + sealed + "&%zz",

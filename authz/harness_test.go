@@ -221,6 +221,15 @@ func (f *fixture) do(r request) result {
 	return f.check(r.proto())
 }
 
+// damaged returns s with another letter at i: one that it does not have there, whatever it is.
+func damaged(s string, i int) string {
+	letter := "A"
+	if s[i] == 'A' {
+		letter = "B"
+	}
+	return s[:i] + letter + s[i+1:]
+}
+
 func (f *fixture) check(in *authv3.CheckRequest) result {
 	f.t.Helper()
 	answer, err := f.Check(f.t.Context(), in)

@@ -2,9 +2,11 @@ package provider
 
 import (
 	"context"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -129,17 +131,22 @@ type IDToken struct {
 const maxToken = 16 << 10
 
 // Verify checks an ID Token of this issuer for audience, or "" for any: signature, issuer, audience and times (OpenID
-// Connect Core 1.0 section 3.1.3.7). The algorithm is that of the key, never what the token says.
+// Connect Core 1.0 section 3.1.3.7). The algorithm is that of the key: a token that says another is refused, and so is any spelling of a
+// token but the compact one.
 func (s *KeySet) Verify(ctx context.Context, raw, audience string) (IDToken, error) {
 	if len(raw) > maxToken {
 		return IDToken{}, fmt.Errorf("id token: %d bytes, want at most %d", len(raw), maxToken)
 	}
-	tok, err := s.parse(ctx, raw, audience)
-	if err != nil && s.unknownKey(raw) {
+	h, err := compact(raw)
+	if err != nil {
+		return IDToken{}, fmt.Errorf("id token: %w", err)
+	}
+	tok, err := s.parse(ctx, raw, h, audience)
+	if err != nil && s.unknownKey(h) {
 		if _, err, _ := s.flight.Do("keys", func() (any, error) { return nil, s.reread(context.WithoutCancel(ctx)) }); err != nil {
 			return IDToken{}, fmt.Errorf("id token: read keys: %w", err)
 		}
-		tok, err = s.parse(ctx, raw, audience)
+		tok, err = s.parse(ctx, raw, h, audience)
 	}
 	if err != nil {
 		return IDToken{}, fmt.Errorf("id token: %w", err)
@@ -156,16 +163,61 @@ func (s *KeySet) Verify(ctx context.Context, raw, audience string) (IDToken, err
 	return out, nil
 }
 
+// A header is what is asked of a token's JOSE header (RFC 7515 section 4).
+type header struct{ keyID, algorithm string }
+
+// compact reads the header of a token that is of the compact serialisation (RFC 7515 section 7.1) in its only spelling. jwx takes others for
+// it: the JSON serialisation, blanks, padding, the other alphabet, text behind the header and times in quotes. Under these, one token would
+// have many names, and what is in front of us could read it differently.
+func compact(raw string) (header, error) {
+	parts := strings.SplitN(raw, ".", 4)
+	if len(parts) != 3 || strings.ContainsAny(raw, "\r\n") { // which the decoder would pass over
+		return header{}, errors.New("want three parts of base64url in one line, with a dot between them")
+	}
+	var decoded [3][]byte
+	for i, part := range parts {
+		var err error
+		if decoded[i], err = base64.RawURLEncoding.Strict().DecodeString(part); err != nil {
+			return header{}, errors.New("want base64url without padding in each part, in its only spelling")
+		}
+	}
+	// Maps, since a struct would take a name in any case. Of a name that is there twice, the last one counts, as for jwx.
+	var h, claims map[string]json.RawMessage
+	if json.Unmarshal(decoded[0], &h) != nil || json.Unmarshal(decoded[1], &claims) != nil {
+		return header{}, errors.New("want one JSON object in the header, and one in the payload")
+	}
+	if _, there := h["crit"]; there {
+		return header{}, errors.New("the header has crit, and there is no extension that we know (RFC 7515 section 4.1.11)")
+	}
+	for _, name := range []string{jwt.ExpirationKey, jwt.IssuedAtKey, jwt.NotBeforeKey} {
+		if v, there := claims[name]; there && v[0] != '-' && (v[0] < '0' || v[0] > '9') {
+			return header{}, fmt.Errorf("%s is not a number (NumericDate, RFC 7519 section 2)", name)
+		}
+	}
+	var out header
+	if json.Unmarshal(h[jws.KeyIDKey], &out.keyID) != nil || json.Unmarshal(h[jws.AlgorithmKey], &out.algorithm) != nil {
+		return header{}, errors.New("want kid and alg in the header, as texts")
+	}
+	return out, nil
+}
+
 func claim(t jwt.Token, name string) (string, bool) {
 	v, _ := t.Get(name)
 	s, ok := v.(string)
 	return s, ok
 }
 
-func (s *KeySet) parse(ctx context.Context, raw, audience string) (jwt.Token, error) {
+func (s *KeySet) parse(ctx context.Context, raw string, h header, audience string) (jwt.Token, error) {
 	keys := s.keys.Load()
 	if keys == nil {
 		return nil, errors.New("no keys yet")
+	}
+	key, known := (*keys).LookupKeyID(h.keyID)
+	switch {
+	case !known:
+		return nil, fmt.Errorf("no key of ours is %.64q", h.keyID)
+	case h.algorithm != key.Algorithm().String():
+		return nil, fmt.Errorf("the header says %.16q, want %s, the algorithm of the key", h.algorithm, key.Algorithm())
 	}
 	opts := []jwt.ParseOption{
 		jwt.WithKeySet(*keys, jws.WithRequireKid(true)), jwt.WithIssuer(s.issuer),
@@ -177,16 +229,11 @@ func (s *KeySet) parse(ctx context.Context, raw, audience string) (jwt.Token, er
 	return jwt.ParseString(raw, opts...)
 }
 
-func (s *KeySet) unknownKey(raw string) bool {
-	msg, err := jws.ParseString(raw)
-	if err != nil || len(msg.Signatures()) != 1 {
-		return false
-	}
-	h := msg.Signatures()[0].ProtectedHeaders()
+func (s *KeySet) unknownKey(h header) bool {
 	keys := s.keys.Load()
 	if keys == nil {
 		return true
 	}
-	_, known := (*keys).LookupKeyID(h.KeyID())
-	return !known && (h.Algorithm() == jwa.RS256 || h.Algorithm() == jwa.ES256)
+	_, known := (*keys).LookupKeyID(h.keyID)
+	return !known && (h.algorithm == jwa.RS256.String() || h.algorithm == jwa.ES256.String())
 }

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -22,6 +23,8 @@ func FuzzRules(f *testing.F) {
 	f.Add("", "", "", "g", "kelvin@example.com", "local", "\u212Aelvin@example.com", uint8(2))
 	f.Add("A.example", "/**/a", "", "**", "a@b@c", "a", "", uint8(1))
 	f.Add("a.example.com", "/*", "GET", "*", "", "", "*", uint8(0))
+	f.Add("", "/"+strings.Repeat("ä", 2000), "", "", "", "", "", uint8(0))
+	f.Add("", "/"+strings.Repeat("(ä", 1100), "", "", "", "", "", uint8(0))
 	f.Fuzz(func(t *testing.T, host, path, method, group, user, connector, userID string, kind uint8) {
 		fuzzed := Rule{Name: "fuzzed", Line: 7, Hosts: some(host), Paths: some(path), Methods: some(method)}
 		switch kind % 4 {
@@ -85,7 +88,7 @@ func checkRuleErrors(t *testing.T, err error) {
 	}
 }
 
-// matching returns a request that the patterns of a valid rule match, parsed as a client sends it; nil if its path is too long once escaped.
+// matching returns the shortest request that the patterns of a valid rule match, parsed as a client sends it; nil if its host is too long.
 func matching(t *testing.T, r Rule) *Request {
 	t.Helper()
 	want := Request{"GET", "c.example.com", "/x"}
@@ -96,16 +99,17 @@ func matching(t *testing.T, r Rule) *Request {
 		want.Method = r.Methods[0]
 	}
 	if len(r.Paths) > 0 {
-		segments := strings.Split(r.Paths[0], "/")
+		path, _ := strings.CutSuffix(r.Paths[0], "/**")
+		segments := strings.Split(path, "/")
 		for i, s := range segments {
-			if s == "*" || s == "**" {
+			if s == "*" {
 				segments[i] = "x"
 			}
 		}
-		want.Path = strings.Join(segments, "/")
+		want.Path = cmp.Or(strings.Join(segments, "/"), "/")
 	}
 	sent := escapePath(want.Path)
-	if len(sent) > maxPath || len(want.Host) > 253 {
+	if len(want.Host) > 253 {
 		return nil
 	}
 	got, err := ParseRequest(want.Method, want.Host, sent)
@@ -115,17 +119,26 @@ func matching(t *testing.T, r Rule) *Request {
 	return &got
 }
 
-// escapePath escapes what is neither unreserved nor a slash (RFC 3986 section 3.3).
+// escapePath escapes what cannot be sent as it is: the least, and all but a slash where there is room for it (RFC 3986 section 3.3).
 func escapePath(s string) string {
-	var b strings.Builder
+	var all, least strings.Builder
 	for _, c := range []byte(s) {
+		escaped := fmt.Sprintf("%%%02X", c)
 		if c >= '0' && c <= '9' || c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || strings.IndexByte("-._~/", c) >= 0 {
-			b.WriteByte(c)
+			all.WriteByte(c)
 		} else {
-			fmt.Fprintf(&b, "%%%02X", c)
+			all.WriteString(escaped)
+		}
+		if c > ' ' && c < 0x7f {
+			least.WriteByte(c)
+		} else {
+			least.WriteString(escaped)
 		}
 	}
-	return b.String()
+	if all.Len() > maxPath {
+		return least.String()
+	}
+	return all.String()
 }
 
 func checkDecision(t *testing.T, p *Policy, rules []Rule, d Default, r Request, id *Identity) {

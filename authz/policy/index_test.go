@@ -9,39 +9,43 @@ import (
 	"time"
 )
 
-// naive decides as the documentation of Rule says, rule by rule.
-func naive(rules []Rule, d Default, r Request, id *Identity, now time.Time) (effect Effect, rule int) {
+// firstMatch returns the rule that decides on r, as the documentation of Rule says, rule by rule; -1 for the default.
+func firstMatch(rules []Rule, r Request) int {
+	return slices.IndexFunc(rules, func(c Rule) bool {
+		return anyMatches(c.Hosts, r.Host, naiveHost) && anyMatches(c.Paths, r.Path, naivePath) && (len(c.Methods) == 0 || slices.Contains(c.Methods, r.Method))
+	})
+}
+
+// naive returns what the documentation of Rule says of id where the rule with that index decides.
+func naive(rules []Rule, d Default, rule int, id *Identity, now time.Time) Effect {
 	signedIn := id != nil && now.Before(id.Expiry)
-	for i, c := range rules {
-		if !anyMatches(c.Hosts, r.Host, naiveHost) || !anyMatches(c.Paths, r.Path, naivePath) ||
-			len(c.Methods) > 0 && !slices.Contains(c.Methods, r.Method) {
-			continue
-		}
+	if rule < 0 {
 		switch {
-		case c.Anyone:
-			return Allow, i
+		case d == DefaultDeny:
+			return Deny
 		case !signedIn:
-			return Authenticate, i
+			return Authenticate
 		}
-		for _, g := range id.Groups {
-			if slices.Contains(c.Groups, g) {
-				return Allow, i
-			}
-		}
-		for _, u := range c.Users {
-			if u == id.Connector+":"+id.UserID || !strings.Contains(u, ":") && strings.EqualFold(u, id.Email) {
-				return Allow, i
-			}
-		}
-		return Deny, i
+		return Allow
 	}
+	c := rules[rule]
 	switch {
-	case d == DefaultDeny:
-		return Deny, -1
+	case c.Anyone:
+		return Allow
 	case !signedIn:
-		return Authenticate, -1
+		return Authenticate
 	}
-	return Allow, -1
+	for _, g := range id.Groups {
+		if slices.Contains(c.Groups, g) {
+			return Allow
+		}
+	}
+	for _, u := range c.Users {
+		if u == id.Connector+":"+id.UserID || !strings.Contains(u, ":") && strings.EqualFold(u, id.Email) {
+			return Allow
+		}
+	}
+	return Deny
 }
 
 func anyMatches(patterns []string, s string, match func(pattern, s string) bool) bool {
@@ -163,13 +167,12 @@ func checkAgainstNaive(t *testing.T, s *source, all []Request) {
 	}
 	decided := make([]bool, len(rules))
 	for _, r := range all {
+		i, name, line := firstMatch(rules, r), "default", 0
+		if i >= 0 {
+			name, line, decided[i] = rules[i].Name, rules[i].Line, true
+		}
 		for _, id := range ids {
-			got := p.Decide(r, id, now)
-			effect, i := naive(rules, d, r, id, now)
-			name, line := "default", 0
-			if i >= 0 {
-				name, line, decided[i] = rules[i].Name, rules[i].Line, true
-			}
+			got, effect := p.Decide(r, id, now), naive(rules, d, i, id, now)
 			if got.Effect != effect || got.Rule != name || got.Line != line {
 				t.Fatalf("%+v for %+v with %+v: got %+v, want %v of rule %s (line %d)", r, id, rules, got, effect, name, line)
 			}

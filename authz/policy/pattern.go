@@ -38,8 +38,8 @@ func checkPath(p string) error {
 	switch {
 	case !strings.HasPrefix(p, "/"):
 		return fmt.Errorf("must start with a slash: write %q", "/"+p)
-	case len(p) > maxPath:
-		return fmt.Errorf("has %d bytes, want at most %d", len(p), maxPath)
+	case shortest(p) > maxPath:
+		return fmt.Errorf("needs a request path of %d bytes, want at most %d: blanks and what is not ASCII take three each", shortest(p), maxPath)
 	case strings.Contains(p, "?"):
 		return errors.New("rules look at the path only: remove the ? and what follows; one segment of any text is *")
 	case strings.Contains(p, "%"):
@@ -64,4 +64,17 @@ func checkPath(p string) error {
 		}
 	}
 	return nil
+}
+
+// shortest returns the length of the shortest path that p matches as a client sends it, in bytes. Blanks and bytes outside of ASCII
+// can be sent as escapes only; a last ** can be nothing at all.
+func shortest(p string) int {
+	p = strings.TrimSuffix(p, "/**")
+	n := max(len(p), 1)
+	for i := range len(p) {
+		if p[i] <= ' ' || p[i] >= 0x7f {
+			n += 2
+		}
+	}
+	return n
 }

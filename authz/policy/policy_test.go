@@ -251,7 +251,10 @@ func TestNewRefuses(t *testing.T) {
 		{"dots", paths("/a/.."), "paths", "as a segment"},
 		{"control in a path", paths("/a\tb"), "paths", "printable"},
 		{"bad UTF-8 in a path", paths("/\xff"), "paths", "printable"},
-		{"path too long", paths("/" + strings.Repeat("a", maxPath)), "paths", "at most 8192"},
+		{"path too long", paths("/" + strings.Repeat("a", maxPath)), "paths", "needs a request path of 8193 bytes, want at most 8192"},
+		{"path too long once escaped", paths("/" + strings.Repeat("ä", maxPath/6) + "aa"), "paths", "needs a request path of 8193 bytes, want at most 8192"},
+		{"path too long for its blanks", paths("/" + strings.Repeat(" a", maxPath/4)), "paths", "at most 8192"},
+		{"path too long above its wildcard", paths("/" + strings.Repeat("a", maxPath) + "/**"), "paths", "at most 8192"},
 		{"empty host", hosts(""), "hosts", "leave hosts out"},
 		{"every host", hosts("*"), "hosts", "leave hosts out"},
 		{"wildcard of one label", hosts("*.com"), "hosts", "two labels"},
@@ -399,5 +402,29 @@ func TestWarnings(t *testing.T) {
 				t.Errorf("got %v, want one that says %q", got, tt.want)
 			}
 		})
+	}
+}
+
+// TestLongestPatterns pins that a pattern of any length that is accepted has a request.
+func TestLongestPatterns(t *testing.T) {
+	a, umlauts := strings.Repeat("a", maxPath-1), strings.Repeat("ä", maxPath/6)
+	for pattern, sent := range map[string]string{
+		"/" + a:             "/" + a,
+		"/" + a + "/**":     "/" + a,
+		"/" + a[2:] + "/*":  "/" + a[2:] + "/x",
+		"/" + umlauts + "a": "/" + strings.Repeat("%C3%A4", maxPath/6) + "a",
+	} {
+		if len(sent) != maxPath {
+			t.Fatalf("%.10s… is sent as %d bytes: the test needs %d", pattern, len(sent), maxPath)
+		}
+		p, err := New([]Rule{{Paths: []string{pattern}, Anyone: true}}, DefaultDeny)
+		if err != nil {
+			t.Errorf("%.10s… of %d bytes: %v", pattern, len(pattern), err)
+			continue
+		}
+		r, err := ParseRequest("GET", "a.example", sent)
+		if d := p.Decide(r, nil, now); err != nil || d.Effect != Allow {
+			t.Errorf("%.10s… of %d bytes: got %+v, %v, want it allowed", pattern, len(pattern), d, err)
+		}
 	}
 }

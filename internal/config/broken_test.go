@@ -36,6 +36,7 @@ func testOptions() Options {
 		"DEX_CLIENT_ID": "production", "DEX_CLIENT_SECRET": "correct-horse-battery", "EMPTY": "",
 		"DEX_HASH": goodHash, "LDAP_HOST": "ldap.example.com:636", "BIND_PW": `p"w\with: $odd ${THINGS}`,
 		"GITHUB_CLIENT_ID": "gh-id", "GITHUB_CLIENT_SECRET": "gh-secret", "BINARY": "\xff", "DATA": "/data", "NUMBER": "80",
+		"PEM": "-----BEGIN  CERTIFICATE-----\nMIIE\n",
 	}
 	files := map[string]struct {
 		mode fs.FileMode
@@ -398,6 +399,8 @@ g.yaml:10: connectors[0].config.userSearch.baseDN: is missing`},
 		{"secret in the name of a connector's field", head + "connectors:\n- {type: ldap, id: ad, name: AD, config: {emailAtr: 1, \"bindPW:hunter.22\": }}\n", `g.yaml:5: connectors[0].config: unknown field "bindPW:[redacted]"`},
 		{"connector with a forgotten space", head + "connectors:\n- {type: ldap, id: ad, name: AD, config: {bindPW:hunter22}}\n", `g.yaml:5: connectors[0] "ad": unknown field "bindPW:[redacted]"`},
 		{"connector as a whole, secrets hidden", head + "connectors:\n- type: ldap\n  id: ad\n  name: AD\n  config:\n    bindPW: hunter22\n    pin: {secret: 123456}\n    note: refuse-all\n    host: \"${LDAP_HOST}\"\n", `g.yaml:5: connectors[0] "ad": cannot use {"bindPW":"[redacted]","pin":{"secret":[redacted]},"note":"refuse-all","host":"${LDAP_HOST}"}`},
+		{"connector as a whole, secrets with two blanks", head + "connectors:\n- type: ldap\n  id: ad\n  name: AD\n  config:\n    bindPW: 'horse  battery'\n    note: refuse-all\n    rootCA: \"${PEM}\"\n", `g.yaml:5: connectors[0] "ad": cannot use {"bindPW":"[redacted]","note":"refuse-all","rootCA":"${PEM}"}`},
+		{"connector as a whole, a secret that JSON spells otherwise", head + "connectors:\n- type: ldap\n  id: ad\n  name: AD\n  config:\n    bindPW: \"a<b>&c\\u2028\\u007f\\x01\"\n    note: refuse-all\n", `g.yaml:5: connectors[0] "ad": cannot use {"bindPW":"[redacted]","note":"refuse-all"}`},
 		{"client without anything", client("{}"), `
 g.yaml:5: staticClients[0]: needs an id or idEnv
 g.yaml:5: staticClients[0]: needs a secret or secretEnv; only a client with public: true has none

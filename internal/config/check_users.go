@@ -115,12 +115,13 @@ func withArticle(word string) string {
 
 func (k *checker) connectorConfig(path string, c *Connector) {
 	for _, err := range flatten(k.opts.Connector(c.Type, c.Config.JSON())) {
-		msg, at := strings.Join(strings.Fields(err.Error()), " "), path
+		msg, at := err.Error(), path
 		if f, ok := errors.AsType[fieldError](err); ok && f.Field() != "" {
 			at = k.find(path+".config", f.Field())
 			msg = strings.TrimPrefix(msg, f.Field()+": ") // the path of the mistake ends in it
 		}
-		msg = c.Config.hide.clean(msg)
+		msg = k.hide.clean(c.Config.hide.clean(msg)) // before the message is one line: a secret with a line break would be another text then
+		msg = c.Config.hide.clean(strings.Join(strings.Fields(msg), " "))
 		m := k.at(at, msg, "%s", []any{msg})
 		if at != path && strings.HasPrefix(msg, "unknown field ") { // as of our own blocks: the line is that of the key
 			m.Path = k.label(k.blockOf(at, path+".config"))

@@ -2,6 +2,7 @@ package config
 
 import (
 	"cmp"
+	"encoding/json"
 	"fmt"
 	"reflect"
 	"slices"
@@ -200,9 +201,18 @@ func (h *hidden) add(value, standIn string) {
 		h.values = map[string]string{}
 	}
 	h.values[value] = standIn
-	if q := strconv.Quote(value); q[1:len(q)-1] != value {
+	for _, q := range []string{strconv.Quote(value), jsonText(value, true), jsonText(value, false)} {
 		h.values[q[1:len(q)-1]] = standIn
 	}
+}
+
+// jsonText returns s as a JSON string. A Go program that prints a block as JSON escapes < > & too, or leaves them.
+func jsonText(s string, escapeHTML bool) string {
+	var b strings.Builder
+	e := json.NewEncoder(&b)
+	e.SetEscapeHTML(escapeHTML)
+	_ = e.Encode(s) // no error is possible for a string
+	return strings.TrimSuffix(b.String(), "\n")
 }
 
 // clean replaces the longest values first, since one may be part of another.

@@ -400,9 +400,15 @@ func (d *Doors) begin(ctx context.Context, connectorID string, in Login) (done f
 	return func(failed bool) { userDone(failed); networkDone(failed) }, nil
 }
 
-// sameName folds the spellings of a user name that a directory may take for one (RFC 4518 section 2): case, widths and
-// compatibility forms, and runs of spaces.
+// sameName folds the spellings of a user name that a directory may take for one (RFC 4518 section 2): what it maps to nothing, case,
+// widths and compatibility forms, and runs of spaces.
 func sameName(user string) string {
+	user = strings.Map(func(r rune) rune {
+		if r == 0x034F || r == 0x1806 || r == 0xFFFC || unicode.In(r, unicode.Cf, unicode.Variation_Selector) {
+			return -1 // what section 2.2 lists, and what Unicode has added to these classes since
+		}
+		return r
+	}, user)
 	return strings.Join(strings.Fields(cases.Fold().String(norm.NFKC.String(user))), " ")
 }
 

@@ -334,6 +334,37 @@ func TestSpellingsOfOneUserCountTogether(t *testing.T) {
 	}
 }
 
+// TestIgnoredCharactersGiveNoGuesses pins that what a directory takes for nothing (RFC 4518 section 2.2) makes no other user.
+func TestIgnoredCharactersGiveNoGuesses(t *testing.T) {
+	limits := DefaultLimits()
+	door, _ := newTestDoor(t, &directory{}, limits)
+	guess := func(user string) connectors.Reason {
+		_, err := door.CheckPassword(t.Context(), Login{User: user, Password: "wrong"})
+		return reason(err)
+	}
+	for range limits.PerUser {
+		if got := guess("zoé"); got != connectors.WrongCredentials {
+			t.Fatalf("reason %q, want %q", got, connectors.WrongCredentials)
+		}
+	}
+	for _, r := range []rune{
+		0xAD, 0x1806, 0x034F, 0x180B, 0x180D, 0xFE00, 0xFE0F, 0xFFFC, // by name
+		0x06DD, 0x070F, 0x180E, 0x200C, 0x200F, 0x202A, 0x202E, 0x2060, 0x2063, 0x206A, 0x206F, 0xFEFF, 0xFFF9, 0xFFFB, 0x1D173, 0x1D17A, 0xE0001, 0xE0020, 0xE007F,
+		0x200B, 0xE0100, // the zero-width space, and a variation selector that came later
+	} {
+		for _, user := range []string{"zo" + string(r) + "é", string(r) + " zoé", "zoe" + string(r) + "\u0301"} {
+			if got := guess(user); got != connectors.Throttled {
+				t.Errorf("%+q: reason %q, want %q", user, got, connectors.Throttled)
+			}
+		}
+	}
+	for _, user := range []string{"zo", "zoe", "zo\u20dd\u00e9", "zo-é"} {
+		if got := guess(user); got != connectors.WrongCredentials {
+			t.Errorf("%+q, another user: reason %q, want %q", user, got, connectors.WrongCredentials)
+		}
+	}
+}
+
 // panicking is a connector with a bug.
 type panicking struct{ directory }
 

@@ -52,7 +52,7 @@ var (
 	}
 	offlineSessions = kind[storage.OfflineSessions]{
 		name: KindOffline,
-		id:   func(v *storage.OfflineSessions) string { return pair(v.UserID, v.ConnID) },
+		id:   func(v *storage.OfflineSessions) string { return userRecord(v.UserID, v.ConnID) },
 		user: func(v *storage.OfflineSessions) (string, string) { return v.UserID, v.ConnID },
 	}
 	deviceRequests = kind[storage.DeviceRequest]{
@@ -75,7 +75,7 @@ var (
 	}
 	identities = kind[storage.UserIdentity]{
 		name:   KindIdentity,
-		id:     func(v *storage.UserIdentity) string { return pair(v.UserID, v.ConnectorID) },
+		id:     func(v *storage.UserIdentity) string { return userRecord(v.UserID, v.ConnectorID) },
 		user:   func(v *storage.UserIdentity) (string, string) { return v.UserID, v.ConnectorID },
 		claims: func(v *storage.UserIdentity) storage.Claims { return v.Claims },
 		logged: true,
@@ -185,6 +185,14 @@ func (k *kind[T]) changes(id string, before, after *T) []Change {
 
 // pair joins two texts so that no other two give the same result: it tells the length of the first.
 func pair(a, b string) string { return strconv.Itoa(len(a)) + ":" + a + ":" + b }
+
+// userRecord returns the ID of a user's record. It is "" for nobody at no connector, which check refuses: pair would give that an ID too.
+func userRecord(userID, connectorID string) string {
+	if userID == "" && connectorID == "" {
+		return ""
+	}
+	return pair(userID, connectorID)
+}
 
 func earlier(a, b time.Time) time.Time {
 	if a.Before(b) {

@@ -389,7 +389,7 @@ func TestUsersOfAmbiguousNamesAreKeptApart(t *testing.T) {
 	})
 }
 
-func TestNamesThatJSONWouldChangeAreRefused(t *testing.T) {
+func TestNamesThatAreNoneOrThatJSONWouldChangeAreRefused(t *testing.T) {
 	bad := "\xff"
 	onBoth(t, func(t *testing.T, s *Store) {
 		ctx := t.Context()
@@ -401,6 +401,8 @@ func TestNamesThatJSONWouldChangeAreRefused(t *testing.T) {
 			"connector of a token":        s.CreateRefresh(ctx, storage.RefreshToken{ID: "r", ConnectorID: bad}),
 			"client ID":                   s.CreateClient(ctx, storage.Client{ID: bad}),
 			"no ID":                       s.CreateAuthSession(ctx, newSession("", "alice")),
+			"identity of nobody":          s.CreateUserIdentity(ctx, storage.UserIdentity{}),
+			"offline session of nobody":   s.CreateOfflineSessions(ctx, storage.OfflineSessions{}),
 		} {
 			if err == nil {
 				t.Errorf("%s: got no error", name)
