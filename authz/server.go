@@ -123,12 +123,18 @@ func (s *Server) Check(ctx context.Context, in *authv3.CheckRequest) (*authv3.Ch
 func (s *Server) check(ctx context.Context, in []byte) answer {
 	c, ok := s.checks.Get().(*check)
 	if !ok {
-		c = &check{opened: make([]byte, 0, maxOpened)}
+		c = newCheck()
 	}
+	out := c.of(ctx, s, in)
+	s.checks.Put(c)
+	return out
+}
+
+// of answers one request with the memory of c, which keeps nothing of it.
+func (c *check) of(ctx context.Context, s *Server, in []byte) answer {
 	c.server, c.g, c.start, c.now = s, s.current.Load(), time.Now(), s.Now()
 	out := c.run(ctx, in)
-	c.reset() // a pool keeps no request alive
-	s.checks.Put(c)
+	c.reset()
 	return out
 }
 
@@ -156,6 +162,8 @@ type check struct {
 	opened  []byte // memory for an opened cookie
 	line    []byte // and for the line of the audit log
 }
+
+func newCheck() *check { return &check{opened: make([]byte, 0, maxOpened)} }
 
 // reset leaves nothing of the request but memory for the next.
 func (c *check) reset() {
