@@ -23,6 +23,7 @@ import (
 	"gatehouse/internal/config"
 	"gatehouse/internal/seal"
 	"gatehouse/provider/front"
+	"gatehouse/provider/identity"
 	"gatehouse/provider/store"
 	"gatehouse/web"
 
@@ -45,7 +46,7 @@ const placeholder = "local"
 
 const never = 100 * 365 * 24 * time.Hour
 
-// Options for New; all are needed.
+// Options for New; all but Match are needed.
 type Options struct {
 	Config     *config.Config
 	Store      *store.Store
@@ -55,6 +56,7 @@ type Options struct {
 	Log, Audit *slog.Logger
 	Registry   *prometheus.Registry
 	Now        func() time.Time // in UTC
+	Match      identity.Match   // compares the passwords of local users; nil: here and now
 }
 
 // A Provider is a running OpenID Provider. Its parts stop when the context of New ends.

@@ -27,6 +27,7 @@ import (
 	"gatehouse/internal/config"
 	"gatehouse/internal/hosts"
 	"gatehouse/internal/listen"
+	"gatehouse/internal/passwords"
 	"gatehouse/internal/seal"
 	"gatehouse/provider"
 	"gatehouse/provider/front"
@@ -73,17 +74,18 @@ that needs a restart, is told in the log and changes nothing.`,
 
 // A service is everything that runs: the one place where all parts meet.
 type service struct {
-	cfg      *config.Config // of the start; what runs now is in reloads
-	log      *slog.Logger
-	level    slog.LevelVar
-	auditLog *slog.Logger
-	audit    *audit.Writer
-	registry *prometheus.Registry
-	store    *store.Store
-	provider *provider.Provider
-	ring     *seal.Ring
-	pages    *web.Pages
-	ports    *listen.Metrics
+	cfg       *config.Config // of the start; what runs now is in reloads
+	log       *slog.Logger
+	level     slog.LevelVar
+	auditLog  *slog.Logger
+	audit     *audit.Writer
+	registry  *prometheus.Registry
+	store     *store.Store
+	passwords *passwords.Pool
+	provider  *provider.Provider
+	ring      *seal.Ring
+	pages     *web.Pages
+	ports     *listen.Metrics
 
 	webTLS, grpcTLS *listen.TLS // nil where the listener speaks plain text, or is not there
 
@@ -113,6 +115,8 @@ func serve(ctx context.Context, l loaded, stdout, stderr io.Writer) error {
 	}
 	defer func() { _ = st.Close() }()
 	s.store = st
+	s.passwords = newPasswords(context.WithoutCancel(ctx), s.log)
+	defer s.passwords.Close()
 
 	background, stop := context.WithCancel(context.WithoutCancel(ctx)) // of the provider's own work, which outlives the drain
 	defer stop()
@@ -176,7 +180,7 @@ func (s *service) build(ctx context.Context) (err error) {
 	}
 	s.provider, err = provider.New(ctx, provider.Options{
 		Config: s.cfg, Store: s.store, Ring: s.ring, CookieKey: keys[len(keys)-1], Pages: s.pages,
-		Log: s.log, Audit: s.auditLog, Registry: s.registry, Now: utc,
+		Log: s.log, Audit: s.auditLog, Registry: s.registry, Now: utc, Match: s.passwords.Match,
 	})
 	if err != nil {
 		return err

@@ -23,6 +23,7 @@ import (
 	"golang.org/x/text/unicode/norm"
 
 	"gatehouse/connectors"
+	"gatehouse/internal/passwords"
 
 	"github.com/dexidp/dex/connector"
 	"github.com/dexidp/dex/server"
@@ -55,6 +56,8 @@ type Options struct {
 	// OpenTimeout is how long Open waits for connectors that ask somebody when they are opened, such as an upstream's
 	// discovery document; RetryEvery is how often those that failed are tried again.
 	OpenTimeout, RetryEvery time.Duration
+	// Match compares the passwords of local users. Nil: here and now, with bcrypt.
+	Match Match
 	// Resolve opens a connector other than "local". Nil: as Dex does.
 	Resolve dexconnectors.ResolveFunc
 	// Previous are the doors of the generation before, not yet closed; nil: there was none. A connector of the same id, type and resource
@@ -132,6 +135,9 @@ func Open(ctx context.Context, cache *dexconnectors.Cache, store storage.Storage
 
 // newDoors returns doors without connectors. What limits attempts outlives them: a new configuration is no way around it.
 func newDoors(cache *dexconnectors.Cache, opts Options) *Doors {
+	if opts.Match == nil {
+		opts.Match = passwords.Match
+	}
 	if p := opts.Previous; p != nil {
 		return &Doors{opts: opts, connectors: cache, users: p.users, networks: p.networks, factors: p.factors, workers: p.workers}
 	}
@@ -167,7 +173,7 @@ func (d *Doors) wait(ctx context.Context, ids []string, tried <-chan struct{}) e
 }
 
 func (d *Doors) openLocal(ctx context.Context, c storage.Connector, store storage.Storage) error {
-	inner, err := newLocal(ctx, store, d.workers)
+	inner, err := newLocal(ctx, store, d.workers, d.opts.Match)
 	if err != nil {
 		return err
 	}

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/crypto/bcrypt"
 
 	"gatehouse/connectors"
+	"gatehouse/internal/passwords"
 	"gatehouse/provider/store"
 
 	"github.com/dexidp/dex/connector"
@@ -287,11 +288,11 @@ func TestUnknownLocalUserCostsWhatAKnownOneCosts(t *testing.T) {
 	}
 	st := store.Memory(store.Options{})
 	s := storage.WithStaticPasswords(st, []storage.Password{{Email: "alice@example.com", Hash: hash, UserID: "1"}}, slog.New(slog.DiscardHandler))
-	l, err := newLocal(t.Context(), s, newWorkers(1))
+	l, err := newLocal(t.Context(), s, newWorkers(1), passwords.Match)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if cost, err := bcrypt.Cost(*l.dummy.Load()); err != nil || cost != 11 {
+	if cost, err := bcrypt.Cost(l.dummy); err != nil || cost != 11 {
 		t.Errorf("unknown users cost %d (%v), known ones 11", cost, err)
 	}
 	for name, tt := range map[string]struct {

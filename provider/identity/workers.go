@@ -18,14 +18,6 @@ const (
 	minQueue = 8
 )
 
-// A hash of bcrypt's cost 10 is 1,024 rounds of about 50 us. After every few it rests for a moment: whatever else waits for
-// this CPU, or for this thread's share of the Go scheduler, has it after half a millisecond at most instead of after the
-// 10 ms of Go's time slices, or the 3 ms of Linux's. It costs a quarter of the sign-ins per second.
-const (
-	restAfter = 8
-	restFor   = 100 * time.Microsecond
-)
-
 // slotsFor is how many hashes are computed at a time on so many CPUs: half of the machine is for the checks.
 func slotsFor(cpus int) int { return max(1, cpus/2) }
 

@@ -1,0 +1,6 @@
+//go:build !linux
+
+package passwords
+
+// lowerPriority does nothing here.
+func lowerPriority() {}
