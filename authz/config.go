@@ -93,7 +93,7 @@ type generation struct {
 	signOutPolicy string // and of the page that asks before signing out
 }
 
-func compile(cfg *Config, drops *dropCounters) (*generation, error) {
+func compile(cfg *Config, number uint64, drops *dropCounters) (*generation, error) {
 	g := &generation{Config: *cfg, large: largeCache{seed: maphash.MakeSeed()}}
 	if g.MaxHeader == 0 {
 		g.MaxHeader = DefaultMaxHeader
@@ -102,6 +102,7 @@ func compile(cfg *Config, drops *dropCounters) (*generation, error) {
 		return nil, err
 	}
 	g.headers = newHygiene(g.IdentityHeaders, g.MaxHeader, drops)
+	g.headers.number = number
 	for _, https := range []bool{true, false} {
 		n := handoff.Names(https)
 		g.cookies = append(g.cookies, n.Session, n.Login, n.IssuerLogin)

@@ -24,6 +24,7 @@ type dropCounters struct {
 
 // hygiene holds the identity headers that are ours: their names and everything that an app could read as one of them.
 type hygiene struct {
+	number  uint64 // of the generation, unique in a process
 	headers []ownedHeader
 	max     int
 	drops   *dropCounters
@@ -139,14 +140,14 @@ func foldEqual(a, b string) bool {
 // A principal is a session and what is made of it for one generation. It is immutable.
 type principal struct {
 	session *session.Session
-	of      *hygiene // that made it
-	headers []byte   // a part of an OkHttpResponse: sets those that the identity has a value for, removes the others, aliases and Authorization
-	hash    string   // of the session id, for logs
-	user    string   // userName
+	of      uint64 // number of the generation that made it: a pointer would keep that alive as long as the session
+	headers []byte // a part of an OkHttpResponse: sets those that the identity has a value for, removes the others, aliases and Authorization
+	hash    string // of the session id, for logs
+	user    string // userName
 }
 
 func (h *hygiene) principal(s *session.Session) *principal {
-	p := &principal{session: s, of: h, user: userName(&s.Identity)}
+	p := &principal{session: s, of: h.number, user: userName(&s.Identity)}
 	var set []*corev3.HeaderValueOption
 	var remove []string
 	for i := range h.headers {
@@ -269,7 +270,7 @@ const (
 )
 
 // A largeCache remembers principals with long headers. Sessions share its slots: a miss costs the making of a principal, nothing
-// else. Its zero value is ready.
+// else. It needs a seed.
 type largeCache struct {
 	seed  maphash.Seed
 	slots [largeSlots]atomic.Pointer[principal]
@@ -277,7 +278,7 @@ type largeCache struct {
 
 // principal returns what is made of s in this generation.
 func (g *generation) principal(s *session.Session) *principal {
-	if p, ok := s.Memo.Load().(*principal); ok && p.of == &g.headers && p.session == s {
+	if p, ok := s.Memo.Load().(*principal); ok && p.of == g.headers.number && p.session == s {
 		return p
 	}
 	slot := &g.large.slots[maphash.Comparable(g.large.seed, s)%largeSlots]

@@ -58,9 +58,10 @@ func Purposes() []seal.Purpose {
 type Server struct {
 	authv3.UnimplementedAuthorizationServer
 	Options
-	current atomic.Pointer[generation]
-	metrics *metrics
-	checks  sync.Pool // of *check
+	current     atomic.Pointer[generation]
+	generations atomic.Uint64 // how many there were
+	metrics     *metrics
+	checks      sync.Pool // of *check
 
 	lastFault atomic.Int64 // when a fault was logged, in nanoseconds since 1970
 }
@@ -97,7 +98,7 @@ func (s *Server) fault(ctx context.Context, c *check, err error) {
 // Apply makes cfg decide from the next request on; requests under way keep the generation that they began with. A configuration
 // with mistakes changes nothing: they are returned, joined, each wrapping ErrConfig.
 func (s *Server) Apply(cfg *Config) error {
-	g, err := compile(cfg, &s.metrics.drops)
+	g, err := compile(cfg, s.generations.Add(1), &s.metrics.drops)
 	if err != nil {
 		return err
 	}
@@ -108,15 +109,20 @@ func (s *Server) Apply(cfg *Config) error {
 // Check implements envoy.service.auth.v3.Authorization. Its error is always nil: what goes wrong is answered with 503. It is for
 // callers in the same process; what comes over the network is not made a message first (NewGRPCServer).
 func (s *Server) Check(ctx context.Context, in *authv3.CheckRequest) (*authv3.CheckResponse, error) {
-	b, err := proto.Marshal(in)
-	if err != nil {
-		b = nil // not UTF-8: no message at all
-	}
 	out := &authv3.CheckResponse{}
-	if proto.Unmarshal(s.check(ctx, b), out) != nil { // refused, should that ever be
+	if proto.Unmarshal(s.check(ctx, wireOf(in)), out) != nil { // refused, should that ever be
 		return &authv3.CheckResponse{Status: &status.Status{Code: int32(codes.Unavailable)}}, nil
 	}
 	return out, nil
+}
+
+// wireOf encodes a request. What is not UTF-8 cannot be, and is no message at all.
+func wireOf(in *authv3.CheckRequest) []byte {
+	b, err := proto.Marshal(in)
+	if err != nil {
+		return nil
+	}
+	return b
 }
 
 // check answers a CheckRequest in wire format, which must not change meanwhile. Nothing refers to it afterwards.

@@ -3,6 +3,8 @@ package authz
 import (
 	"context"
 	"errors"
+	"fmt"
+	"runtime"
 	"testing"
 	"time"
 
@@ -68,4 +70,56 @@ func TestWithView(t *testing.T) {
 	delete(m.sessions, "alice")
 	m.changed(session.Change{Session: "alice"})
 	step("signed out", 302)
+}
+
+// TestGenerationsAreLetGo pins that a session which was seen under a configuration does not keep that in memory.
+func TestGenerationsAreLetGo(t *testing.T) {
+	f := newFixture(t)
+	const reloads = 20
+	freed := make(chan struct{}, reloads)
+	for i := range reloads {
+		id := fmt.Sprintf("s-%d", i)
+		f.signIn(id, func(*session.Session) {})
+		if got := f.do(get("/x", "", "cookie", f.cookie(appHost, id))); got.code != 200 {
+			t.Fatalf("got %d, want 200", got.code)
+		}
+		runtime.AddCleanup(f.current.Load(), func(struct{}) { freed <- struct{}{} }, struct{}{})
+		next := f.config
+		if err := f.Apply(&next); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	for n := 0; n < reloads-1; { // the last may still be in a pool
+		runtime.GC()
+		select {
+		case <-freed:
+			n++
+		case <-time.After(10 * time.Millisecond):
+			if ctx.Err() != nil {
+				t.Fatalf("%d of %d former configurations are freed", n, reloads)
+			}
+		}
+	}
+	if got := f.do(get("/x", "", "cookie", f.cookie(appHost, "s-0"))); got.code != 200 || got.upstream["kubeflow-userid"] != "s-0@example.com" {
+		t.Errorf("got %d %v after the reloads", got.code, got.upstream)
+	}
+}
+
+// TestMemoIsOfOneGeneration pins that what was made of a session is made anew under another configuration.
+func TestMemoIsOfOneGeneration(t *testing.T) {
+	f := newFixture(t)
+	cookie := f.cookie(appHost, "alice")
+	if got := f.do(get("/x", "", "cookie", cookie)); got.upstream["kubeflow-userid"] != "alice@example.com" {
+		t.Fatalf("got %v", got.upstream)
+	}
+	next := f.config
+	next.IdentityHeaders = []IdentityHeader{{"kubeflow-userid", ClaimUserID}}
+	if err := f.Apply(&next); err != nil {
+		t.Fatal(err)
+	}
+	if got := f.do(get("/x", "", "cookie", cookie)); got.upstream["kubeflow-userid"] != "u-alice" || got.upstream["kubeflow-groups"] != "" {
+		t.Errorf("got %v, want the user's id and no groups", got.upstream)
+	}
 }

@@ -136,8 +136,8 @@ func (p *Pool) Match(ctx context.Context, hash, password []byte) (bool, error) {
 
 func encode(hash, password []byte) []byte {
 	b := make([]byte, 4, 4+len(hash)+len(password))
-	binary.BigEndian.PutUint16(b, uint16(min(len(hash), 1<<16-1)))         //nolint:gosec // G115: bounded
-	binary.BigEndian.PutUint16(b[2:], uint16(min(len(password), 1<<16-1))) //nolint:gosec // G115: bounded
+	binary.BigEndian.PutUint16(b, uint16(min(len(hash), 1<<16-1)))
+	binary.BigEndian.PutUint16(b[2:], uint16(min(len(password), 1<<16-1)))
 	return append(append(b, hash...), password...)
 }
 

@@ -53,7 +53,7 @@ func newWorld(t *testing.T, kind string, most int) *world {
 		Most: most, Idle: time.Hour, Failed: func(error) { w.failed.Add(1) },
 		Command: func() *exec.Cmd {
 			w.started.Add(1)
-			c := exec.CommandContext(context.WithoutCancel(t.Context()), self) //nolint:gosec // G204: this program
+			c := exec.CommandContext(context.WithoutCancel(t.Context()), self)
 			c.Env = []string{child + "=" + kind}
 			w.last.Store(c)
 			return c

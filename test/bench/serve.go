@@ -85,7 +85,7 @@ func startProfile(file string) (stop func(), err error) {
 	if file == "" {
 		return func() {}, nil
 	}
-	f, err := os.Create(file) //nolint:gosec // G304: from the command line
+	f, err := os.Create(file)
 	if err != nil {
 		return nil, err
 	}
