@@ -109,11 +109,16 @@ func (s *Server) Apply(cfg *Config) error {
 // Check implements envoy.service.auth.v3.Authorization. Its error is always nil: what goes wrong is answered with 503. It is for
 // callers in the same process; what comes over the network is not made a message first (NewGRPCServer).
 func (s *Server) Check(ctx context.Context, in *authv3.CheckRequest) (*authv3.CheckResponse, error) {
+	return s.check(ctx, wireOf(in)).message(), nil
+}
+
+// message decodes an answer; what cannot be decoded, should that ever be, refuses.
+func (a answer) message() *authv3.CheckResponse {
 	out := &authv3.CheckResponse{}
-	if proto.Unmarshal(s.check(ctx, wireOf(in)), out) != nil { // refused, should that ever be
-		return &authv3.CheckResponse{Status: &status.Status{Code: int32(codes.Unavailable)}}, nil
+	if err := proto.Unmarshal(a, out); err != nil {
+		return &authv3.CheckResponse{Status: &status.Status{Code: int32(codes.Unavailable)}}
 	}
-	return out, nil
+	return out
 }
 
 // wireOf encodes a request. What is not UTF-8 cannot be, and is no message at all.
