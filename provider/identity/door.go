@@ -401,9 +401,9 @@ func (d *Doors) begin(ctx context.Context, connectorID string, in Login) (done f
 }
 
 // sameName folds the spellings of a user name that a directory may take for one (RFC 4518 section 2): case, widths and
-// compatibility forms, and runs of spaces.
+// compatibility forms, and runs of spaces. First of all lower case, as the store has it: folding knows another small İ.
 func sameName(user string) string {
-	return strings.Join(strings.Fields(cases.Fold().String(norm.NFKC.String(user))), " ")
+	return strings.Join(strings.Fields(cases.Fold().String(norm.NFKC.String(strings.ToLower(user)))), " ")
 }
 
 // BeginFactor takes a user's leave to try a second factor. done must be called with the outcome.
