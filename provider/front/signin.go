@@ -143,7 +143,13 @@ func (f *Front) loginPath(connectorID string, q *request) string {
 
 // SignInPath is where the gateway sends browsers, below the issuer's path: straight to the page that fits.
 func (f *Front) SignInPath() string {
-	if d := f.obvious(f.Doors.All()); d != nil && d.Kind == identity.Password {
+	var doors []*identity.Door // as doorsFor finds them for the gateway
+	for _, d := range f.Doors.All() {
+		if dexconnectors.GrantTypeAllowed(d.GrantTypes, oauth2.GrantTypeAuthorizationCode) {
+			doors = append(doors, d)
+		}
+	}
+	if d := f.obvious(doors); d != nil && d.Kind == identity.Password {
 		return "/auth/" + url.PathEscape(d.ID) + "/login"
 	}
 	return "/auth"
