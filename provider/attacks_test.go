@@ -2,6 +2,7 @@ package provider
 
 import (
 	"encoding/base64"
+	"encoding/json"
 	"fmt"
 	"html"
 	"net/http"
@@ -483,5 +484,32 @@ func TestClientAddressIsTheLastUntrustedHopOfAllLines(t *testing.T) {
 		if got, err := find(r); err != nil || got != tt.want {
 			t.Errorf("%s: %s, %v; want %s", name, got, err, tt.want)
 		}
+	}
+}
+
+func TestThrottledPasswordGrantIsNoMistakeOfTheClient(t *testing.T) {
+	w, _ := memoryWorld(t)
+	for range 5 {
+		if got := w.grant("user@example.com", "wrong"); got != 401 {
+			t.Fatalf("a wrong password: %d", got)
+		}
+	}
+	form := url.Values{
+		"grant_type": {"password"}, "scope": {"openid"}, "username": {"user@example.com"}, "password": {"password"},
+		"client_id": {"web"}, "client_secret": {"not-a-default-secret-5591"},
+	}
+	resp := w.from("203.0.113.9", issuer+"/token", form)
+	var body struct{ Error string }
+	if err := json.NewDecoder(resp.Body).Decode(&body); err != nil || resp.StatusCode != 429 || body.Error != "temporarily_unavailable" {
+		t.Errorf("got %d %q, %v", resp.StatusCode, body.Error, err)
+	}
+	if wait := retryAfter(resp); wait <= 0 || wait > 15*time.Minute {
+		t.Errorf("Retry-After %s", wait)
+	}
+	if got := w.audit.String(); !strings.Contains(got, `"result":"throttled","connector":"local","user":"user@example.com","client":"web"`) {
+		t.Errorf("audit: %s", got)
+	}
+	if got := w.grant("admin@example.com", "password"); got != 200 {
+		t.Errorf("another user: %d", got)
 	}
 }
