@@ -98,6 +98,7 @@ type Front struct {
 	clientIP func(*http.Request) (string, error)
 	signIns  *prometheus.CounterVec
 	mux      *http.ServeMux
+	warned   struct{ address minutely } // of a missing client address
 }
 
 // New returns the front door.

@@ -250,10 +250,7 @@ func (f *Front) signIn(w http.ResponseWriter, r *http.Request) {
 		f.failStatus(w, r, web.Error{Code: web.BadRequest, Status: bodyStatus(err)}, err)
 		return
 	}
-	in := identity.Login{User: r.PostForm.Get("login"), Password: r.PostForm.Get("password"), Scopes: q.scopes()}
-	if f.CountNetworks {
-		in.Network = identity.Network(remoteIP(r))
-	}
+	in := identity.Login{User: r.PostForm.Get("login"), Password: r.PostForm.Get("password"), Network: f.network(r), Scopes: q.scopes()}
 	id, err := door.CheckPassword(r.Context(), in)
 	if err != nil {
 		f.refuse(w, r, q, door, in.User, err)
