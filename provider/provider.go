@@ -74,6 +74,7 @@ type Provider struct {
 	dexLog   *slog.Logger
 	audit    *slog.Logger
 	life     context.Context // of all generations: that of New
+	devices  front.Devices
 
 	current   atomic.Pointer[generation]
 	reconcile sync.Mutex // of whoever brings stored users in line with the configuration
@@ -218,8 +219,8 @@ func (p *Provider) frontOptions(g *generation) front.Options {
 		RememberMe: true, Remembered: c.Sessions.RememberMeCheckedByDefault,
 		IPHeader: c.Web.ClientRemoteIP.Header, TrustedProxies: c.Web.ClientRemoteIP.Prefixes,
 		CountNetworks: c.Web.ClientRemoteIP.Header != "",
-		Routes:        front.Routes{Device: deviceFlow(c)},
-		Now:           o.Now, Log: o.Log, Audit: o.Audit, Registerer: o.Registry,
+		Routes:        front.Routes{Device: deviceFlow(c)}, Devices: &p.devices, DevicesFor: c.Expiry.DeviceRequests.Std(),
+		Now: o.Now, Log: o.Log, Audit: o.Audit, Registerer: o.Registry,
 	}
 	if g := c.Gateway; g != nil {
 		f.Hosts, f.Prefix, f.SameSite = g.HostSet, g.Prefix, http.SameSiteLaxMode

@@ -80,9 +80,12 @@ type Options struct {
 	// CountNetworks counts failures by the client's network; only right where the client's address is known.
 	CountNetworks bool
 	Routes        Routes
-	Now           func() time.Time
-	Log, Audit    *slog.Logger
-	Registerer    prometheus.Registerer
+	// Devices bounds how many devices wait for their user, in all configurations together; DevicesFor is how long one may.
+	Devices    *Devices
+	DevicesFor time.Duration
+	Now        func() time.Time
+	Log, Audit *slog.Logger
+	Registerer prometheus.Registerer
 }
 
 // Routes says which of Dex's optional routes are open.
@@ -98,7 +101,7 @@ type Front struct {
 	clientIP func(*http.Request) (string, error)
 	signIns  *prometheus.CounterVec
 	mux      *http.ServeMux
-	warned   struct{ address minutely } // of a missing client address
+	warned   struct{ address, devices minutely } // of a missing client address, and of too many devices
 }
 
 // New returns the front door.
@@ -184,7 +187,7 @@ func (f *Front) routes() *http.ServeMux {
 		for _, p := range []string{"GET /device", "POST /device", "POST /device/auth/verify_code", "GET /device/callback"} {
 			page(p, f.dexPage)
 		}
-		m.HandleFunc("POST "+f.base+"/device/code", f.api)
+		m.HandleFunc("POST "+f.base+"/device/code", f.deviceCode)
 	}
 	for _, p := range []string{
 		"OPTIONS /.well-known/openid-configuration", "GET /keys", "OPTIONS /keys",
