@@ -162,7 +162,7 @@ func (p *Provider) Ready(ctx context.Context) error {
 
 func (p *Provider) verify(ctx context.Context, raw, audience string) (front.Token, error) {
 	t, err := p.keys.Verify(ctx, raw, audience)
-	return front.Token{Subject: t.Subject, Nonce: t.Nonce, SessionID: t.SessionID, Client: t.Client}, err
+	return front.Token{Subject: t.Subject, Nonce: t.Nonce, SessionID: t.SessionID, Client: t.Client, IssuedAt: t.IssuedAt}, err
 }
 
 // openSigner returns what signs tokens, with the keys that all generations share.
@@ -214,6 +214,7 @@ func (p *Provider) frontOptions(g *generation) front.Options {
 			return p.verify(ctx, raw, front.GatewayClient)
 		},
 		VerifyAny:  func(ctx context.Context, raw string) (front.Token, error) { return p.verify(ctx, raw, "") },
+		Replayed:   p.replayed,
 		SignOut:    func(ctx context.Context, id string) (string, error) { return p.end(ctx, g, id, byUser) },
 		SkipChoice: !c.OAuth2.AlwaysShowLoginScreen,
 		RememberMe: true, Remembered: c.Sessions.RememberMeCheckedByDefault,
