@@ -167,6 +167,20 @@ func (s replays) CreateRefresh(ctx context.Context, t storage.RefreshToken) erro
 	return s.Storage.CreateRefresh(ctx, t)
 }
 
+// UpdateRefreshToken implements storage.Storage. It tells a token that is used up from a storage that fails.
+func (s replays) UpdateRefreshToken(ctx context.Context, id string, updater func(storage.RefreshToken) (storage.RefreshToken, error)) error {
+	var refused error
+	err := s.Storage.UpdateRefreshToken(ctx, id, func(old storage.RefreshToken) (v storage.RefreshToken, err error) {
+		v, err = updater(old)
+		refused = err
+		return v, err
+	})
+	if e := front.ExchangeOf(ctx); e != nil && err != nil {
+		e.Claimed = refused != nil || errors.Is(err, storage.ErrNotFound)
+	}
+	return err
+}
+
 // replayed reports whether a token of a user is of a family whose code was used twice.
 func (p *Provider) replayed(ctx context.Context, t front.Token, userID, connectorID string) (bool, error) {
 	all, err := p.store.ReplaysOf(ctx, userID, connectorID)

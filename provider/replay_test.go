@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -239,5 +240,87 @@ func TestSpentCodesAreForgotten(t *testing.T) {
 	clk.add(24 * time.Hour)
 	if spent, replays := left(); spent || replays {
 		t.Errorf("when the tokens have expired: spent %v, replays %v", spent, replays)
+	}
+}
+
+// together lets refreshes of one token read it before any of them rotates it.
+type together struct {
+	store.Driver
+	reads sync.WaitGroup
+	on    bool
+}
+
+func (d *together) Read(ctx context.Context, kind store.Kind, id string) (store.Record, error) {
+	r, err := d.Driver.Read(ctx, kind, id)
+	if d.on && kind == store.KindIdentity { // which Dex reads after its look at the token, and before it rotates
+		d.reads.Done()
+		d.reads.Wait()
+	}
+	return r, err
+}
+
+func TestLosersOfARefreshAreToldSo(t *testing.T) {
+	clk := &clock{}
+	d := &together{Driver: store.MemoryDriver()}
+	st, err := store.New(t.Context(), d, store.Options{Now: clk.now})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := newWorld(t, testConfig, st, seal.NewKey(), clk)
+	tok := w.mustExchange(w.browser().newCode("n"))
+	const n = 4
+	d.reads.Add(n)
+	d.on = true
+	type answer struct {
+		status int
+		code   string
+	}
+	answers := make(chan answer, n)
+	for range n {
+		go func() {
+			var a answer
+			a.status, a.code = w.tokenRequest(t.Context(), "web", "not-a-default-secret-5591", url.Values{"grant_type": {"refresh_token"}, "refresh_token": {tok.RefreshToken}})
+			answers <- a
+		}()
+	}
+	got := map[answer]int{}
+	for range n {
+		got[<-answers]++
+	}
+	if got[answer{200, ""}] != 1 || got[answer{400, "invalid_grant"}] != n-1 {
+		t.Errorf("got %v, want one success and %d times invalid_grant", got, n-1)
+	}
+}
+
+// broken is a storage whose refresh tokens cannot be written.
+type broken struct {
+	store.Driver
+	on bool
+}
+
+func (d *broken) Write(ctx context.Context, ops []store.Op) (int64, error) {
+	if d.on && ops[0].Record.Kind == store.KindRefreshToken {
+		return 0, context.DeadlineExceeded
+	}
+	return d.Driver.Write(ctx, ops)
+}
+
+func TestRefreshOnABrokenStorageIsNoInvalidGrant(t *testing.T) {
+	clk := &clock{}
+	d := &broken{Driver: store.MemoryDriver()}
+	st, err := store.New(t.Context(), d, store.Options{Now: clk.now})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := newWorld(t, testConfig, st, seal.NewKey(), clk)
+	tok := w.mustExchange(w.browser().newCode("n"))
+	d.on = true
+	form := url.Values{"grant_type": {"refresh_token"}, "refresh_token": {tok.RefreshToken}}
+	if status, code := w.tokenRequest(t.Context(), "web", "not-a-default-secret-5591", form); status != 500 || code == "invalid_grant" {
+		t.Errorf("got %d %s: a client that reads invalid_grant throws a good token away", status, code)
+	}
+	d.on = false
+	if status, _ := w.tokenRequest(t.Context(), "web", "not-a-default-secret-5591", form); status != 200 {
+		t.Errorf("afterwards: %d", status)
 	}
 }

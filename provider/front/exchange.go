@@ -6,6 +6,9 @@ import (
 	"maps"
 	"net/http"
 
+	"gatehouse/internal/inproc"
+	"gatehouse/web"
+
 	"github.com/dexidp/dex/server/oauth2"
 )
 
@@ -18,10 +21,29 @@ func (f *Front) token(w http.ResponseWriter, r *http.Request) {
 	switch r.Form.Get("grant_type") {
 	case oauth2.GrantTypePassword:
 		f.passwordGrant(w, r)
+	case oauth2.GrantTypeRefreshToken:
+		f.refreshGrant(w, r)
 	default:
 		ctx, _ := withExchange(r.Context())
 		f.api(w, r.WithContext(ctx))
 	}
+}
+
+// refreshGrant is Dex's refresh grant. Of several that use one refresh token at once Dex tells all but the first that the server
+// failed (500); but the token is simply used up (RFC 6749 section 5.2, invalid_grant), and the client has to know.
+func (f *Front) refreshGrant(w http.ResponseWriter, r *http.Request) {
+	ctx, e := withExchange(r.Context())
+	resp, err := inproc.Serve(http.HandlerFunc(f.api), r.WithContext(ctx))
+	if err != nil {
+		f.fail(w, r, web.Internal, err)
+		return
+	}
+	defer resp.Body.Close()
+	if e.Claimed && resp.StatusCode == http.StatusInternalServerError {
+		f.oauthError(w, http.StatusBadRequest, oauth2.InvalidGrant, "the refresh token was used already, or is revoked")
+		return
+	}
+	copyAnswer(w, resp)
 }
 
 func copyAnswer(w http.ResponseWriter, resp *http.Response) {
@@ -33,7 +55,8 @@ func copyAnswer(w http.ResponseWriter, resp *http.Response) {
 // An Exchange is what one request to the token endpoint does in the storage, which learns it call by call. It is used by one
 // goroutine at a time.
 type Exchange struct {
-	Code string // the authorization code that was spent, as the storage names it; "" for none
+	Code    string // the authorization code that was spent, as the storage names it; "" for none
+	Claimed bool   // the refresh token was gone, or used by another request
 }
 
 type exchangeKey struct{}
