@@ -2,6 +2,7 @@ package provider
 
 import (
 	"encoding/base64"
+	"encoding/json"
 	"fmt"
 	"html"
 	"net/http"
@@ -483,5 +484,94 @@ func TestClientAddressIsTheLastUntrustedHopOfAllLines(t *testing.T) {
 		if got, err := find(r); err != nil || got != tt.want {
 			t.Errorf("%s: %s, %v; want %s", name, got, err, tt.want)
 		}
+	}
+}
+
+func TestThrottledPasswordGrantIsNoMistakeOfTheClient(t *testing.T) {
+	w, _ := memoryWorld(t)
+	for range 5 {
+		if got := w.grant("user@example.com", "wrong"); got != 401 {
+			t.Fatalf("a wrong password: %d", got)
+		}
+	}
+	form := url.Values{
+		"grant_type": {"password"}, "scope": {"openid"}, "username": {"user@example.com"}, "password": {"password"},
+		"client_id": {"web"}, "client_secret": {"not-a-default-secret-5591"},
+	}
+	resp := w.from("203.0.113.9", issuer+"/token", form)
+	var body struct{ Error string }
+	if err := json.NewDecoder(resp.Body).Decode(&body); err != nil || resp.StatusCode != 429 || body.Error != "temporarily_unavailable" {
+		t.Errorf("got %d %q, %v", resp.StatusCode, body.Error, err)
+	}
+	if wait := retryAfter(resp); wait <= 0 || wait > 15*time.Minute {
+		t.Errorf("Retry-After %s", wait)
+	}
+	if got := w.audit.String(); !strings.Contains(got, `"result":"throttled","connector":"local","user":"user@example.com","client":"web"`) {
+		t.Errorf("audit: %s", got)
+	}
+	if got := w.grant("admin@example.com", "password"); got != 200 {
+		t.Errorf("another user: %d", got)
+	}
+}
+
+// One proxy that does not say where its clients are must not make one client of all.
+func TestNoNetworkIsCountedWithoutTheClientsAddress(t *testing.T) {
+	w, clk := variant(t, proxied+`
+connectors:
+- {type: mockPassword, id: fast, name: Without a hash, config: {username: robot, password: not-a-default-5591}}
+`)
+	try := func(client, user, password string) int {
+		b := w.browser().get("https://app.example.com/")
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, b.action(), strings.NewReader(url.Values{"login": {user}, "password": {password}}.Encode()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.RemoteAddr = "10.0.0.1:5"
+		r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+		r.Header.Set("Origin", "https://sso.example.com")
+		if client != "" {
+			r.Header.Set("X-Forwarded-For", client)
+		}
+		for _, c := range b.c.Jar.Cookies(b.last) {
+			r.AddCookie(c)
+		}
+		resp, err := inproc.Serve(w.provider.Handler(), r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		return resp.StatusCode
+	}
+	warnings := func() int { return strings.Count(w.logs.String(), "does not say where a client is") }
+	for i := range 51 {
+		if got := try("", fmt.Sprintf("nobody%d@example.com", i), "x"); got != 401 {
+			t.Fatalf("guess %d without an address: %d", i, got)
+		}
+	}
+	if got := try("", "robot", "not-a-default-5591"); got != 303 {
+		t.Errorf("the right password after others' wrong ones: %d", got)
+	}
+	if n := warnings(); n != 1 {
+		t.Errorf("%d warnings within a minute, want 1", n)
+	}
+	clk.add(time.Minute)
+	for _, header := range []string{"10.0.0.7", "unknown"} { // of no use either
+		if got := try(header, "nobody@example.com", "x"); got != 401 {
+			t.Errorf("%s: %d", header, got)
+		}
+	}
+	if n := warnings(); n != 2 {
+		t.Errorf("%d warnings after a minute, want 2", n)
+	}
+	for i := range 50 {
+		if got := try("203.0.113.9", fmt.Sprintf("nobody%d@example.org", i), "x"); got != 401 {
+			t.Fatalf("guess %d with an address: %d", i, got)
+		}
+	}
+	if got := try("203.0.113.9", "robot", "not-a-default-5591"); got != 429 {
+		t.Errorf("the right password from a network that guessed: %d", got)
+	}
+	if got := try("203.0.113.10", "robot", "not-a-default-5591"); got != 303 {
+		t.Errorf("from another network: %d", got)
 	}
 }

@@ -32,9 +32,10 @@ import (
 	"github.com/dexidp/dex/storage"
 )
 
-// dexStorage is what Dex sees of our store: sign-ins under way, static entries, and no blocked users.
+// dexStorage is what Dex sees of our store: sign-ins under way, static entries, no blocked users, and codes that
+// were used.
 func (p *Provider) dexStorage(c *config.Config) (storage.Storage, error) {
-	s := identity.Guard(front.Flights(p.store), p.now)
+	s := storage.Storage(replays{Storage: identity.Guard(front.Flights(p.store), p.now), store: p.store, now: p.now, tokens: c.Expiry.IDTokens.Std(), audit: p.audit})
 	clients := []storage.Client{{
 		ID: front.GatewayClient, Secret: p.secret, Name: c.Frontend.Issuer,
 		RedirectURIs: []string{c.Issuer + front.CallbackPath}, RefreshTokenLifetime: storage.RefreshTokenLifetimeSession,

@@ -270,3 +270,18 @@ func TestConnectorThatTheClientChoseIsUsed(t *testing.T) {
 		t.Errorf("an unknown connector: %d", b.code)
 	}
 }
+
+func TestGatewayEntersNoConnectorThatServesOtherGrantsOnly(t *testing.T) {
+	w, _ := variant(t, `
+connectors:
+- {type: mockPassword, id: robots, name: Robots, grantTypes: [password], config: {username: robot, password: not-a-default-5591}}
+`)
+	if got, want := w.provider.SignInPath(), "/auth/local/login"; got != want {
+		t.Errorf("the gateway sends browsers to %s, want %s", got, want)
+	}
+	b := w.browser().get("https://app.example.com/page")
+	b.signIn("admin@example.com", "password")
+	if want := "hello admin@example.com [admins staff] at /page"; b.page != want {
+		t.Errorf("got %d %q, want %q", b.code, b.page, want)
+	}
+}

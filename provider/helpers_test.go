@@ -3,10 +3,15 @@ package provider
 import (
 	"context"
 	"log/slog"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"gatehouse/internal/inproc"
 	"gatehouse/provider/store"
 
 	"github.com/go-jose/go-jose/v4"
@@ -48,4 +53,36 @@ func rotateOnce(ctx context.Context, c *keyCache, now func() time.Time) (string,
 	}
 	s.Start(ctx)
 	return s.Sign(ctx, []byte(`{"iss":"nobody"}`))
+}
+
+// proxied is a web block of an issuer behind a proxy.
+const proxied = `web: {http: "127.0.0.1:5556", clientRemoteIP: {header: X-Forwarded-For, trustedProxies: [10.0.0.0/8]}}
+`
+
+// from posts a form through a proxy that says where the client is; "" for one that does not.
+func (w *world) from(client, target string, form url.Values) *http.Response {
+	w.t.Helper()
+	r, err := http.NewRequestWithContext(w.t.Context(), http.MethodPost, target, strings.NewReader(form.Encode()))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	r.RemoteAddr = "10.0.0.1:5"
+	r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+	if client != "" {
+		r.Header.Set("X-Forwarded-For", client)
+	}
+	resp, err := inproc.Serve(w.provider.Handler(), r)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.t.Cleanup(func() { _ = resp.Body.Close() })
+	return resp
+}
+
+func retryAfter(resp *http.Response) time.Duration {
+	n, err := strconv.Atoi(resp.Header.Get("Retry-After"))
+	if err != nil {
+		return -1
+	}
+	return time.Duration(n) * time.Second
 }

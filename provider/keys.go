@@ -125,6 +125,7 @@ type IDToken struct {
 	Nonce     string
 	SessionID string // "sid", OpenID Connect Back-Channel Logout 1.0 section 2.4
 	Client    string // "azp", or the only audience
+	IssuedAt  time.Time
 }
 
 // maxToken bounds what is parsed as a token, in bytes.
@@ -152,6 +153,7 @@ func (s *KeySet) Verify(ctx context.Context, raw, audience string) (IDToken, err
 		return IDToken{}, fmt.Errorf("id token: %w", err)
 	}
 	out := IDToken{Subject: tok.Subject(), Audience: tok.Audience()}
+	out.IssuedAt = tok.IssuedAt()
 	out.Nonce, _ = claim(tok, "nonce")
 	out.SessionID, _ = claim(tok, "sid")
 	if out.Client, _ = claim(tok, "azp"); out.Client == "" && len(out.Audience) == 1 {

@@ -76,6 +76,7 @@ type Provider struct {
 	dexLog   *slog.Logger
 	audit    *slog.Logger
 	life     context.Context // of all generations: that of New
+	devices  front.Devices
 
 	current   atomic.Pointer[generation]
 	reconcile sync.Mutex // of whoever brings stored users in line with the configuration
@@ -163,7 +164,7 @@ func (p *Provider) Ready(ctx context.Context) error {
 
 func (p *Provider) verify(ctx context.Context, raw, audience string) (front.Token, error) {
 	t, err := p.keys.Verify(ctx, raw, audience)
-	return front.Token{Subject: t.Subject, Nonce: t.Nonce, SessionID: t.SessionID, Client: t.Client}, err
+	return front.Token{Subject: t.Subject, Nonce: t.Nonce, SessionID: t.SessionID, Client: t.Client, IssuedAt: t.IssuedAt}, err
 }
 
 // openSigner returns what signs tokens, with the keys that all generations share.
@@ -215,13 +216,14 @@ func (p *Provider) frontOptions(g *generation) front.Options {
 			return p.verify(ctx, raw, front.GatewayClient)
 		},
 		VerifyAny:  func(ctx context.Context, raw string) (front.Token, error) { return p.verify(ctx, raw, "") },
+		Replayed:   p.replayed,
 		SignOut:    func(ctx context.Context, id string) (string, error) { return p.end(ctx, g, id, byUser) },
 		SkipChoice: !c.OAuth2.AlwaysShowLoginScreen,
 		RememberMe: true, Remembered: c.Sessions.RememberMeCheckedByDefault,
 		IPHeader: c.Web.ClientRemoteIP.Header, TrustedProxies: c.Web.ClientRemoteIP.Prefixes,
 		CountNetworks: c.Web.ClientRemoteIP.Header != "",
-		Routes:        front.Routes{Device: deviceFlow(c)},
-		Now:           o.Now, Log: o.Log, Audit: o.Audit, Registerer: o.Registry,
+		Routes:        front.Routes{Device: deviceFlow(c)}, Devices: &p.devices, DevicesFor: c.Expiry.DeviceRequests.Std(),
+		Now: o.Now, Log: o.Log, Audit: o.Audit, Registerer: o.Registry,
 	}
 	if g := c.Gateway; g != nil {
 		f.Hosts, f.Prefix, f.SameSite = g.HostSet, g.Prefix, http.SameSiteLaxMode

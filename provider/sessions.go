@@ -118,7 +118,8 @@ func (p *Provider) Subscribe(f func(Change)) (cancel func()) {
 		case "":
 			f(Change{})
 		case store.KindAuthRequest, store.KindAuthCode, store.KindRefreshToken, store.KindOffline, store.KindDeviceRequest,
-			store.KindDeviceToken, store.KindClient, store.KindConnector, store.KindKeys, store.KindSecret:
+			store.KindDeviceToken, store.KindClient, store.KindConnector, store.KindKeys, store.KindSecret,
+			store.KindSpentCode, store.KindReplay:
 		}
 	})
 }

@@ -12,10 +12,13 @@ import (
 // readyTimeout bounds one readiness probe.
 const readyTimeout = 2 * time.Second
 
+// maxScrapes is how many scrapes are answered at a time: each collects everything anew. Further ones get 503.
+const maxScrapes = 4
+
 // telemetry serves metrics and health, and nothing else: it may be reachable from the whole cluster.
 func (s *service) telemetry() http.Handler {
 	m := http.NewServeMux()
-	m.Handle("GET /metrics", promhttp.HandlerFor(s.registry, promhttp.HandlerOpts{Registry: s.registry}))
+	m.Handle("GET /metrics", promhttp.HandlerFor(s.registry, promhttp.HandlerOpts{Registry: s.registry, MaxRequestsInFlight: maxScrapes}))
 	m.HandleFunc("GET /healthz/live", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusOK) })
 	m.HandleFunc("GET /healthz/ready", func(w http.ResponseWriter, r *http.Request) {
 		ctx, cancel := context.WithTimeout(r.Context(), readyTimeout)

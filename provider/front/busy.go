@@ -2,8 +2,6 @@ package front
 
 import (
 	"errors"
-	"io"
-	"maps"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -11,12 +9,10 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"gatehouse/connectors"
 	"gatehouse/internal/inproc"
 	"gatehouse/provider/identity"
 	"gatehouse/web"
-
-	dexconnectors "github.com/dexidp/dex/server/connectors"
-	"github.com/dexidp/dex/server/oauth2"
 )
 
 // register adds what this package counts. A front of a later configuration goes on with what the first has registered: the
@@ -44,13 +40,9 @@ func (f *Front) register(r prometheus.Registerer) error {
 	return nil
 }
 
-// token is Dex's token endpoint. Where a password was not checked since too many sign in, Dex would say that the request
-// is invalid (400): it is not, and the client is to come again.
-func (f *Front) token(w http.ResponseWriter, r *http.Request) {
-	if err := r.ParseForm(); err != nil || r.Form.Get("grant_type") != oauth2.GrantTypePassword {
-		f.api(w, r)
-		return
-	}
+// passwordGrant is Dex's password grant. Where a password was not tried, since too many sign in or since the user had too many
+// wrong ones, Dex would say that the request is invalid (400): it is not, and the client is to come again.
+func (f *Front) passwordGrant(w http.ResponseWriter, r *http.Request) {
 	ctx, turned := identity.WithTurned(r.Context())
 	resp, err := inproc.Serve(http.HandlerFunc(f.api), r.WithContext(ctx))
 	if err != nil {
@@ -58,21 +50,22 @@ func (f *Front) token(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer resp.Body.Close()
-	maps.Copy(w.Header(), resp.Header)
-	no := turned.Away()
+	connector, no := turned.Away()
 	if no == nil {
-		w.WriteHeader(resp.StatusCode)
-		_, _ = io.Copy(w, resp.Body) // the client may be gone
+		copyAnswer(w, resp)
 		return
 	}
 	client, _, basic := r.BasicAuth()
 	if client = unescape(client); !basic {
 		client = r.Form.Get("client_id")
 	}
-	f.result(r, &request{query: url.Values{"client_id": {client}}}, dexconnectors.LocalConnector, r.Form.Get("username"), string(no.Reason), no)
-	w.Header().Del("Content-Length")
+	f.result(r, &request{query: url.Values{"client_id": {client}}}, connector, r.Form.Get("username"), string(no.Reason), no)
+	status, text := http.StatusServiceUnavailable, "too many sign in at once: the password was not checked"
+	if no.Reason == connectors.Throttled {
+		status, text = http.StatusTooManyRequests, "too many wrong passwords for this user: the password was not checked"
+	}
 	w.Header().Set("Retry-After", seconds(no.RetryAfter))
-	f.oauthError(w, http.StatusServiceUnavailable, "temporarily_unavailable", "too many sign in at once: the password was not checked")
+	f.oauthError(w, status, "temporarily_unavailable", text)
 }
 
 // seconds is a time for Retry-After (RFC 9110 section 10.2.3), rounded up.

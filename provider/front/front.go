@@ -64,12 +64,14 @@ type Options struct {
 	ClientSecret string
 	Verify       TokenVerifier // of the gateway's own ID Token
 	VerifyAny    TokenVerifier // of a token for any client
-	SignOut      func(ctx context.Context, sessionID string) (next string, err error)
-	Ring         *seal.Ring
-	Hosts        *hosts.Set // nil: a provider only, without gateway
-	Prefix       string     // of the gateway's own paths on app hosts
-	SameSite     http.SameSite
-	Pages        *web.Pages
+	// Replayed reports whether a token of a user is void since the code that led to it was used twice.
+	Replayed func(ctx context.Context, t Token, userID, connectorID string) (bool, error)
+	SignOut  func(ctx context.Context, sessionID string) (next string, err error)
+	Ring     *seal.Ring
+	Hosts    *hosts.Set // nil: a provider only, without gateway
+	Prefix   string     // of the gateway's own paths on app hosts
+	SameSite http.SameSite
+	Pages    *web.Pages
 	// SkipChoice goes straight to the only connector where it is not a password connector.
 	SkipChoice bool
 	// RememberMe shows the choice, Remembered is its default.
@@ -80,9 +82,12 @@ type Options struct {
 	// CountNetworks counts failures by the client's network; only right where the client's address is known.
 	CountNetworks bool
 	Routes        Routes
-	Now           func() time.Time
-	Log, Audit    *slog.Logger
-	Registerer    prometheus.Registerer
+	// Devices bounds how many devices wait for their user, in all configurations together; DevicesFor is how long one may.
+	Devices    *Devices
+	DevicesFor time.Duration
+	Now        func() time.Time
+	Log, Audit *slog.Logger
+	Registerer prometheus.Registerer
 }
 
 // Routes says which of Dex's optional routes are open.
@@ -98,6 +103,7 @@ type Front struct {
 	clientIP func(*http.Request) (string, error)
 	signIns  *prometheus.CounterVec
 	mux      *http.ServeMux
+	warned   struct{ address, devices minutely } // of a missing client address, and of too many devices
 }
 
 // New returns the front door.
@@ -183,7 +189,7 @@ func (f *Front) routes() *http.ServeMux {
 		for _, p := range []string{"GET /device", "POST /device", "POST /device/auth/verify_code", "GET /device/callback"} {
 			page(p, f.dexPage)
 		}
-		m.HandleFunc("POST "+f.base+"/device/code", f.api)
+		m.HandleFunc("POST "+f.base+"/device/code", f.deviceCode)
 	}
 	for _, p := range []string{
 		"OPTIONS /.well-known/openid-configuration", "GET /keys", "OPTIONS /keys",

@@ -10,10 +10,12 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"gatehouse/internal/handoff"
 	"gatehouse/internal/seal"
+	"gatehouse/provider/identity"
 
 	"github.com/dexidp/dex/connector"
 	"github.com/dexidp/dex/server/reqctx"
@@ -182,7 +184,11 @@ func (f *Front) sameOriginPost(r *http.Request) bool {
 	return site == "" || site == "same-origin"
 }
 
-// ClientIP returns how to find the client's address.
+// errNoAddress means that a trusted proxy did not say where the client is.
+var errNoAddress = errors.New("the header with the client's address is missing or of no use")
+
+// ClientIP returns how to find the client's address. It fails where a trusted proxy does not tell it: the proxy's own address
+// would make one client of all.
 func ClientIP(header string, trusted []netip.Prefix) func(*http.Request) (string, error) {
 	if header == "" {
 		return func(r *http.Request) (string, error) {
@@ -195,8 +201,37 @@ func ClientIP(header string, trusted []netip.Prefix) func(*http.Request) (string
 		if lines := r.Header.Values(header); len(lines) > 1 { // of which the parser reads one (RFC 9110 section 5.3)
 			r.Header.Set(header, strings.Join(lines, ","))
 		}
-		return parse(r)
+		ip, err := parse(r)
+		if err != nil {
+			return "", err
+		}
+		// Only where it finds nobody else does the parser return an address that is trusted: the peer's.
+		if a, err := netip.ParseAddr(ip); err != nil || slices.ContainsFunc(trusted, func(p netip.Prefix) bool { return p.Contains(a) }) {
+			return "", errNoAddress
+		}
+		return ip, nil
 	}
+}
+
+// network is what the attempts of a request's client are counted by, "" where it is not known.
+func (f *Front) network(r *http.Request) string {
+	if !f.CountNetworks {
+		return ""
+	}
+	n := identity.Network(remoteIP(r))
+	if n == "" && f.warned.address.due(f.Now()) {
+		f.Log.WarnContext(r.Context(), "a trusted proxy does not say where a client is: its attempts are counted by user name only; let it set web.clientRemoteIP.header",
+			"header", f.IPHeader, "proxy", r.RemoteAddr)
+	}
+	return n
+}
+
+// minutely lets something be said once a minute. The zero value is ready.
+type minutely struct{ last atomic.Int64 } // Unix nanoseconds
+
+func (m *minutely) due(now time.Time) bool {
+	last := m.last.Load()
+	return now.UnixNano()-last >= int64(time.Minute) && m.last.CompareAndSwap(last, now.UnixNano())
 }
 
 func remoteIP(r *http.Request) string {

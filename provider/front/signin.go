@@ -143,7 +143,13 @@ func (f *Front) loginPath(connectorID string, q *request) string {
 
 // SignInPath is where the gateway sends browsers, below the issuer's path: straight to the page that fits.
 func (f *Front) SignInPath() string {
-	if d := f.obvious(f.Doors.All()); d != nil && d.Kind == identity.Password {
+	var doors []*identity.Door // as doorsFor finds them for the gateway
+	for _, d := range f.Doors.All() {
+		if dexconnectors.GrantTypeAllowed(d.GrantTypes, oauth2.GrantTypeAuthorizationCode) {
+			doors = append(doors, d)
+		}
+	}
+	if d := f.obvious(doors); d != nil && d.Kind == identity.Password {
 		return "/auth/" + url.PathEscape(d.ID) + "/login"
 	}
 	return "/auth"
@@ -244,10 +250,7 @@ func (f *Front) signIn(w http.ResponseWriter, r *http.Request) {
 		f.failStatus(w, r, web.Error{Code: web.BadRequest, Status: bodyStatus(err)}, err)
 		return
 	}
-	in := identity.Login{User: r.PostForm.Get("login"), Password: r.PostForm.Get("password"), Scopes: q.scopes()}
-	if f.CountNetworks {
-		in.Network = identity.Network(remoteIP(r))
-	}
+	in := identity.Login{User: r.PostForm.Get("login"), Password: r.PostForm.Get("password"), Network: f.network(r), Scopes: q.scopes()}
 	id, err := door.CheckPassword(r.Context(), in)
 	if err != nil {
 		f.refuse(w, r, q, door, in.User, err)

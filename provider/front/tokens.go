@@ -8,6 +8,7 @@ import (
 	"maps"
 	"net/http"
 	"strings"
+	"time"
 
 	"gatehouse/internal/inproc"
 	"gatehouse/web"
@@ -19,10 +20,13 @@ import (
 )
 
 // A Token is what is known of a verified token of this issuer.
-type Token struct{ Subject, Nonce, SessionID, Client string }
+type Token struct {
+	Subject, Nonce, SessionID, Client string
+	IssuedAt                          time.Time
+}
 
-// errRevoked means that a token was good once: its session has ended, or its user is blocked.
-var errRevoked = errors.New("the token's session has ended, or its user is blocked")
+// errRevoked means that a token was good once.
+var errRevoked = errors.New("the token's session has ended, its code was used twice, or its user is blocked")
 
 // api passes a request of a program to Dex, except those that claim to be the gateway's own client.
 func (f *Front) api(w http.ResponseWriter, r *http.Request) {
@@ -86,7 +90,7 @@ func (f *Front) introspect(w http.ResponseWriter, r *http.Request) {
 	f.Dex.ServeHTTP(w, r)
 }
 
-// good fails for a token that is not of this issuer, whose session has ended, or whose user is blocked.
+// good fails for a token that is not of this issuer, whose session has ended, whose code was used twice, or whose user is blocked.
 func (f *Front) good(ctx context.Context, raw string) error {
 	t, err := f.VerifyAny(ctx, raw)
 	if err != nil {
@@ -98,6 +102,9 @@ func (f *Front) good(ctx context.Context, raw string) error {
 	}
 	if t.SessionID != "" && !f.Sessions.Alive(ctx, t.SessionID) && !f.outlives(ctx, t.Client, userID, connectorID) {
 		return errRevoked
+	}
+	if void, err := f.Replayed(ctx, t, userID, connectorID); err != nil || void {
+		return errors.Join(errRevoked, err)
 	}
 	if _, err := f.Storage.GetUserIdentity(ctx, userID, connectorID); err != nil && !errors.Is(err, storage.ErrNotFound) {
 		return errors.Join(errRevoked, err)

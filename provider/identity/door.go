@@ -407,14 +407,14 @@ func (d *Doors) begin(ctx context.Context, connectorID string, in Login) (done f
 }
 
 // sameName folds the spellings of a user name that a directory may take for one (RFC 4518 section 2): what it maps to nothing, case,
-// widths and compatibility forms, and runs of spaces.
+// widths and compatibility forms, and runs of spaces. First of all lower case, as the store has it: folding knows another small İ.
 func sameName(user string) string {
 	user = strings.Map(func(r rune) rune {
 		if r == 0x034F || r == 0x1806 || r == 0xFFFC || unicode.In(r, unicode.Cf, unicode.Variation_Selector) {
 			return -1 // what section 2.2 lists, and what Unicode has added to these classes since
 		}
 		return r
-	}, user)
+	}, strings.ToLower(user))
 	return strings.Join(strings.Fields(cases.Fold().String(norm.NFKC.String(user))), " ")
 }
 

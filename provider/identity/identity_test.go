@@ -366,6 +366,22 @@ func TestIgnoredCharactersGiveNoGuesses(t *testing.T) {
 	}
 }
 
+// The store finds a local user by strings.ToLower, for which a dotted capital I is an i.
+func TestSpellingsThatTheStoreTakesForOneCountTogether(t *testing.T) {
+	dir := &directory{}
+	limits := DefaultLimits()
+	door, _ := newTestDoor(t, dir, limits)
+	for i, user := range []string{"invited", "İnvited", "invİted", "İNVİTED", "Invited", "Ｉnvited", "İnvİted"} {
+		if strings.ToLower(user) != "invited" && user != "Ｉnvited" {
+			t.Fatalf("case %d is no spelling of the user", i)
+		}
+		_, _ = door.CheckPassword(t.Context(), Login{User: user, Password: "wrong"})
+	}
+	if n := dir.asked.Load(); n != int64(limits.PerUser) {
+		t.Errorf("%d guesses reached the directory, want %d", n, limits.PerUser)
+	}
+}
+
 // panicking is a connector with a bug.
 type panicking struct{ directory }
 

@@ -91,7 +91,7 @@ func (l *local) compare(ctx context.Context, hash []byte, password string) (ok b
 	case busy != nil:
 		return false, busy
 	case err != nil && ctx.Err() != nil: // who asked has gone
-		return false, turnedAway(ctx, &connectors.Refusal{Reason: connectors.Busy, RetryAfter: time.Second, Err: err})
+		return false, &connectors.Refusal{Reason: connectors.Busy, RetryAfter: time.Second, Err: err}
 	}
 	return ok, err
 }

@@ -4,7 +4,6 @@ import (
 	"container/list"
 	"context"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"gatehouse/connectors"
@@ -59,7 +58,7 @@ func (w *workers) do(ctx context.Context, network string, f func()) *connectors.
 		no = w.wait(ctx, j)
 	}
 	if no != nil {
-		return turnedAway(ctx, no)
+		return no
 	}
 	begin, took := time.Now(), time.Duration(0)
 	defer func() { w.leave(took) }() // should f panic, too
@@ -205,30 +204,6 @@ func (w *workers) state() (waiting int, refused uint64) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.waiting, w.refused
-}
-
-// A Turned remembers a Busy refusal that went through Dex, which keeps the cause to itself.
-type Turned struct {
-	by atomic.Pointer[connectors.Refusal]
-}
-
-// Away returns the refusal, nil if there was none.
-func (t *Turned) Away() *connectors.Refusal { return t.by.Load() }
-
-type turnedKey struct{}
-
-// WithTurned returns a context in which the sign-ins of local users that are refused as Busy are remembered.
-func WithTurned(ctx context.Context) (context.Context, *Turned) {
-	t := &Turned{}
-	return context.WithValue(ctx, turnedKey{}, t), t
-}
-
-// turnedAway makes a Busy refusal known to whoever wants to know.
-func turnedAway(ctx context.Context, no *connectors.Refusal) *connectors.Refusal {
-	if t, ok := ctx.Value(turnedKey{}).(*Turned); ok {
-		t.by.Store(no)
-	}
-	return no
 }
 
 type networkKey struct{}

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"gatehouse/connectors"
+
+	"github.com/dexidp/dex/connector"
 )
 
 // A queue is workers with what they did.
@@ -180,20 +182,33 @@ func TestPanicFreesTheSlot(t *testing.T) {
 	}
 }
 
-func TestBusyIsRememberedForWhoWantsToKnow(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		q := newQueue(1, time.Second)
-		for i := range minQueue + 1 {
-			q.send(t.Context(), "", fmt.Sprint(i), time.Second)
-		}
+// turning refuses without looking at the password.
+type turning struct {
+	directory
+
+	no *connectors.Refusal
+}
+
+func (d *turning) Login(context.Context, connector.Scopes, string, string) (connector.Identity, bool, error) {
+	return connector.Identity{}, false, d.no
+}
+
+func TestPasswordsThatWereNotTriedAreRemembered(t *testing.T) {
+	for reason, want := range map[connectors.Reason]bool{
+		connectors.Busy: true, connectors.Throttled: true,
+		connectors.WrongCredentials: false, connectors.Blocked: false, connectors.NotAllowed: false, connectors.Unavailable: false,
+	} {
+		no := &connectors.Refusal{Reason: reason, RetryAfter: time.Second}
+		door, _ := newTestDoor(t, &turning{no: no}, DefaultLimits())
 		ctx, turned := WithTurned(t.Context())
-		if turned.Away() != nil {
-			t.Error("refused before it was tried")
+		if _, got := turned.Away(); got != nil {
+			t.Errorf("%s: refused before it was tried", reason)
 		}
-		q.send(ctx, "", "late", time.Second)
-		if no := turned.Away(); no == nil || no.Reason != connectors.Busy || no.RetryAfter < time.Second {
-			t.Errorf("got %+v, want busy", no)
+		if _, ok, _ := (passwordPart{door}).Login(ctx, connector.Scopes{}, "alice", "right"); ok {
+			t.Errorf("%s: signed in", reason)
 		}
-		q.wg.Wait()
-	})
+		if id, got := turned.Away(); (got == no && id == "dir") != want || !want && got != nil {
+			t.Errorf("%s: remembered %+v of %q, want it: %v", reason, got, id, want)
+		}
+	}
 }

@@ -78,6 +78,9 @@ func (p passwordPart) Login(ctx context.Context, s connector.Scopes, user, passw
 	switch {
 	case errors.As(err, &no) && no.Reason == connectors.WrongCredentials:
 		return connector.Identity{}, false, nil
+	case no != nil && (no.Reason == connectors.Busy || no.Reason == connectors.Throttled):
+		turnedAway(ctx, p.ID, no)
+		return connector.Identity{}, false, no
 	case err != nil:
 		return connector.Identity{}, false, err
 	}

@@ -25,6 +25,8 @@ const (
 	KindClient        Kind = "client"        // logged
 	KindConnector     Kind = "connector"     // logged
 	KindKeys          Kind = "keys"          // logged
+	KindSpentCode     Kind = "spent_code"
+	KindReplay        Kind = "replay"
 )
 
 var (

@@ -11,11 +11,12 @@ import (
 // gcBatch bounds what one transaction deletes, and with it how long other writes wait.
 const gcBatch = 1000
 
-// GarbageCollect deletes what expired before now: auth requests and codes, device requests and tokens, and
+// GarbageCollect deletes what expired before now: auth requests and codes, spent codes and replays, device requests and tokens, and
 // sessions by the earlier of their idle and absolute expiry. It goes on until nothing is left or ctx is done,
 // and trims the change log. As in Dex, refresh tokens, offline sessions and identities stay.
 func (s *Store) GarbageCollect(ctx context.Context, now time.Time) (storage.GCResult, error) {
 	var r storage.GCResult
+	var ours int64 // Dex has no place for what it does not know
 	for _, sweep := range []struct {
 		kind    Kind
 		deleted *int64
@@ -25,6 +26,8 @@ func (s *Store) GarbageCollect(ctx context.Context, now time.Time) (storage.GCRe
 		{KindDeviceRequest, &r.DeviceRequests},
 		{KindDeviceToken, &r.DeviceTokens},
 		{KindSession, &r.AuthSessions},
+		{KindSpentCode, &ours},
+		{KindReplay, &ours},
 	} {
 		err := exhaust(sweep.deleted, func() (int, error) { return s.driver.Sweep(ctx, sweep.kind, now, gcBatch) })
 		if err != nil {

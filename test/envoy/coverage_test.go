@@ -63,7 +63,7 @@ var aims = []aim{
 	{"empty, long and almost right passwords", []string{"hand-off/wrong password", "identity/almost the right password"}, []string{"provider.TestHugeUserNameIsClippedEverywhere", "provider.TestWrongPasswordSaysTheSameForEveryone"}},
 	// Provider.
 	{"consent is not stolen", []string{"provider/consent is not for another browser", "provider/consent to two requests"}, []string{"provider.TestConsentIsAskedForOutsideClients", "provider.TestSecondFactorOfAnotherUserDoesNotCount"}},
-	{"a code is of one client, one place and one use", []string{"provider/code replayed", "provider/a replayed code ends", "provider/one code, many at once", "provider/code, PKCE: redirect_uri", "provider/grant: "}, nil},
+	{"a code is of one client, one place and one use", []string{"provider/code replayed", "provider/a replayed code ends", "provider/one code, many at once", "provider/code, PKCE: redirect_uri", "provider/grant: "}, []string{"provider.TestReplayedCodeEndsItsFamilyAlone", "provider.TestCodeInOtherHandsEndsNothing"}},
 	{"redirect URIs are exact", []string{"redirects/redirect_uri"}, []string{"provider.TestRedirectURIsAreExact"}},
 	{"PKCE is not downgraded", []string{"provider/code, PKCE: ", "provider/PKCE method"}, nil},
 	{"refresh tokens rotate", []string{"provider/one refresh token", "provider/an old refresh token", "provider/refresh widens"}, []string{"provider.TestRefreshThreeTimes"}},

@@ -2,6 +2,7 @@ package peers
 
 import (
 	"context"
+	"crypto/sha256"
 	"fmt"
 	"os"
 	"os/exec"
@@ -38,17 +39,23 @@ func Binary(t testing.TB) string {
 
 // build puts the binary in its place by a rename, so that another test process may do the same meanwhile.
 func build(ctx context.Context, root string) (string, error) {
-	dir := filepath.Join(root, ".tools", "test")
-	if err := os.MkdirAll(dir, 0o750); err != nil {
+	path := binaryPath(root)
+	if err := os.MkdirAll(filepath.Dir(path), 0o750); err != nil {
 		return "", err
 	}
-	fresh, path := filepath.Join(dir, fmt.Sprintf("gatehouse-%d", os.Getpid())), filepath.Join(dir, "gatehouse")
+	fresh := fmt.Sprintf("%s-%d", path, os.Getpid())
 	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-o", fresh, "./cmd/gatehouse")
 	cmd.Dir, cmd.Env = root, append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("go build ./cmd/gatehouse: %w\n%s", err, out)
 	}
 	return path, os.Rename(fresh, path)
+}
+
+// binaryPath is where the binary of a working tree is built. Several trees may share one .tools: each has a binary of its own there.
+func binaryPath(root string) string {
+	sum := sha256.Sum256([]byte(root))
+	return filepath.Join(root, ".tools", "test", fmt.Sprintf("gatehouse-%x", sum[:6]))
 }
 
 // A GatehouseServer is the built binary serving a config file.

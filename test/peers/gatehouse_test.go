@@ -2,6 +2,8 @@ package peers
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -49,5 +51,27 @@ func TestGatehouseSurvivesKillAndRestart(t *testing.T) {
 	s.Stop(t)
 	if strings.Count(s.Log(), "\n") == 0 {
 		t.Error("the log is empty")
+	}
+}
+
+func TestTreesThatShareToolsHaveBinariesOfTheirOwn(t *testing.T) {
+	tools, seen := t.TempDir(), map[string]string{}
+	if err := os.Mkdir(filepath.Join(tools, "test"), 0o750); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		root := t.TempDir()
+		if err := os.Symlink(tools, filepath.Join(root, ".tools")); err != nil {
+			t.Fatal(err)
+		}
+		dir, err := filepath.EvalSymlinks(filepath.Dir(binaryPath(root)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		file := filepath.Join(dir, filepath.Base(binaryPath(root)))
+		if other, ok := seen[file]; ok {
+			t.Errorf("%s and %s both build %s", root, other, file)
+		}
+		seen[file] = root
 	}
 }
