@@ -70,7 +70,7 @@ func probed(t *testing.T) string {
 	if err := os.WriteFile(file, overlay, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-overlay", file, "-o", binary, "./cmd/gatehouse")
+	cmd := exec.CommandContext(t.Context(), "go", "build", "-pgo=off", "-trimpath", "-overlay", file, "-o", binary, "./cmd/gatehouse")
 	cmd.Dir, cmd.Env = root, append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
