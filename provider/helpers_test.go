@@ -2,6 +2,7 @@ package provider
 
 import (
 	"context"
+	"encoding/json"
 	"log/slog"
 	"net/http"
 	"net/url"
@@ -59,8 +60,16 @@ func rotateOnce(ctx context.Context, c *keyCache, now func() time.Time) (string,
 const proxied = `web: {http: "127.0.0.1:5556", clientRemoteIP: {header: X-Forwarded-For, trustedProxies: [10.0.0.0/8]}}
 `
 
+// A reply is a JSON answer.
+type reply struct {
+	status   int
+	wait     time.Duration // Retry-After, -1 for none
+	Error    string        `json:"error"`
+	UserCode string        `json:"user_code"`
+}
+
 // from posts a form through a proxy that says where the client is; "" for one that does not.
-func (w *world) from(client, target string, form url.Values) *http.Response {
+func (w *world) from(client, target string, form url.Values) reply {
 	w.t.Helper()
 	r, err := http.NewRequestWithContext(w.t.Context(), http.MethodPost, target, strings.NewReader(form.Encode()))
 	if err != nil {
@@ -75,14 +84,13 @@ func (w *world) from(client, target string, form url.Values) *http.Response {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	w.t.Cleanup(func() { _ = resp.Body.Close() })
-	return resp
-}
-
-func retryAfter(resp *http.Response) time.Duration {
-	n, err := strconv.Atoi(resp.Header.Get("Retry-After"))
-	if err != nil {
-		return -1
+	defer resp.Body.Close()
+	got := reply{status: resp.StatusCode, wait: -1}
+	if n, err := strconv.Atoi(resp.Header.Get("Retry-After")); err == nil {
+		got.wait = time.Duration(n) * time.Second
 	}
-	return time.Duration(n) * time.Second
+	if err := json.NewDecoder(resp.Body).Decode(&got); err != nil {
+		w.t.Fatalf("%d: %v", got.status, err)
+	}
+	return got
 }

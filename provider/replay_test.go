@@ -3,6 +3,7 @@ package provider
 import (
 	"context"
 	"encoding/json"
+	"maps"
 	"net/http"
 	"net/url"
 	"strings"
@@ -154,10 +155,7 @@ func TestCodeInOtherHandsEndsNothing(t *testing.T) {
 		"another code":       {"web", "not-a-default-secret-5591", "code", "aaaaaaaaaaaaaaaaaaaaaaaaa"},
 		"the code's own key": {"web", "not-a-default-secret-5591", "code", store.SpentCodeID(c.code)},
 	} {
-		form := url.Values{}
-		for k, v := range good {
-			form[k] = v
-		}
+		form := maps.Clone(good)
 		if tt.field != "" {
 			form.Set(tt.field, tt.value)
 		}
