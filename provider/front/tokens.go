@@ -80,8 +80,8 @@ func (f *Front) introspect(w http.ResponseWriter, r *http.Request) {
 		f.oauthError(w, http.StatusUnauthorized, "invalid_client", "introspection needs the credentials of a confidential client")
 		return
 	}
-	// A refresh token of Dex has no dot; a JWT is taken in the compact form only.
-	if raw := r.Form.Get("token"); strings.Contains(raw, ".") && f.good(r.Context(), raw) != nil {
+	// A refresh token of Dex has neither; a JWT is taken in the compact form only, which Dex would not insist on.
+	if raw := r.Form.Get("token"); strings.ContainsAny(raw, ".{") && f.good(r.Context(), raw) != nil {
 		w.Header().Set("Content-Type", "application/json")
 		w.Header().Set("Cache-Control", "no-store")
 		_ = json.NewEncoder(w).Encode(map[string]bool{"active": false}) // the client may be gone

@@ -451,7 +451,7 @@ func (w *world) outsideAs(t testing.TB, e *edge, mail, scope string) (b *browser
 	t.Helper()
 	b = w.browser(e)
 	target := issuer + "/auth?" + url.Values{
-		"client_id": {w.client.id}, "response_type": {"code"}, "scope": {scope}, "redirect_uri": {clientOrigin + "/cb"}, "state": {"a-state"}, "nonce": {"a-nonce"},
+		"client_id": {w.client.id}, "response_type": {"code"}, "scope": {scope}, "redirect_uri": {clientOrigin + "/cb"}, "state": {"a-state"}, "nonce": {rand.Text()},
 	}.Encode()
 	p := must(t)(b.signIn(t.Context(), target, mail))
 	code = parse(p.location()).Query().Get("code")

@@ -1,6 +1,7 @@
 package envoy
 
 import (
+	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base64"
 	"fmt"
@@ -71,7 +72,7 @@ func redirectURIRows() (all []row) {
 
 // outsideQuery is an authorization request of the outside client.
 func outsideQuery(scope string) url.Values {
-	return url.Values{"client_id": {"outside"}, "response_type": {"code"}, "scope": {scope}, "redirect_uri": {clientOrigin + "/cb"}, "state": {"a-state"}, "nonce": {"a-nonce"}}
+	return url.Values{"client_id": {"outside"}, "response_type": {"code"}, "scope": {scope}, "redirect_uri": {clientOrigin + "/cb"}, "state": {"a-state"}, "nonce": {rand.Text()}}
 }
 
 // refusesURI asks for a code as a browser that the issuer knows, which would get one at once, by GET and by POST.

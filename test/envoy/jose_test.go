@@ -282,8 +282,8 @@ func joseRows() (all []row) {
 		}})
 	}
 	return append(all,
-		row{family: family, name: "JSON serialization, of a session that has ended", on: atIssuer(), hole: "provider/front/tokens.go introspect asks whether a token is still good only if it has a dot", play: jsonOfTheEnded},
-		row{family: family, name: "JSON serialization", on: atIssuer(), hole: "provider/keys.go parse takes what jwx takes for a JWT, which docs/divergences.md denies", play: jsonOfTheLiving},
+		row{family: family, name: "JSON serialization, of a session that has ended", on: atIssuer(), play: jsonOfTheEnded},
+		row{family: family, name: "JSON serialization", on: atIssuer(), play: jsonOfTheLiving},
 		row{family: family, name: "a good token is good at the issuer, and for no app", on: []string{"hardened", "direct", "issuer"}, play: func(t testing.TB, w *world, e *edge) {
 			token := w.forger(t, w.issuer).token
 			if p := w.userinfo(t, e, token); p.status != http.StatusOK || !strings.Contains(p.body, user) {

@@ -45,9 +45,9 @@ var mutants = []mutant{
 		{"authz/cookies.go", `if slices.Contains(owned, trimBlanks(name)) {`, `if slices.Contains(owned[:0], trimBlanks(name)) {`},
 	}},
 	{name: "seals are opened and not checked", edits: []edit{ // GCM is CTR: sealing the ciphertext with the same nonce decrypts it
-		{"internal/seal/seal.go", `if out, err := b.aead.Open(dst, nonce, text, []byte(ad)); err == nil {
-			return out, nil`, `if out := b.aead.Seal(dst, nonce, text[:len(text)-tagSize], []byte(ad)); len(out) > 0 {
-			return out[:len(out)-tagSize], nil`},
+		{"internal/seal/seal.go", `if out, err := b.aead.Open(free[:0], nonce, text, data); err == nil {
+			return append(dst[:start], out...), nil`, `if out := b.aead.Seal(free[:0], nonce, text[:len(text)-tagSize], data); len(out) > 0 {
+			return append(dst[:start], out[:len(out)-tagSize]...), nil`},
 	}},
 	{name: "session cookies are of every host", edits: []edit{
 		{"internal/handoff/handoff.go", `return ring.Seal(PurposeCookie, host, append(b, session...))`, `return ring.Seal(PurposeCookie, "", append(b, session...))`},
@@ -95,8 +95,8 @@ var mutants = []mutant{
 	}},
 	{name: "sign-out forms of other sites count", scenes: []string{"sign-out"}, edits: []edit{
 		{"authz/own.go", `own, _ := c.g.Hosts.Origin(c.req.Host)
-	if origin, present := c.head["origin"]; present {`, `own, _ := c.g.Hosts.Origin(c.req.Host)
-	if origin, present := c.head["origin"]; present && origin == "" {`},
+	if origin, present := c.head.find("origin"); present {`, `own, _ := c.g.Hosts.Origin(c.req.Host)
+	if origin, present := c.head.find("origin"); present && origin == "" {`},
 	}},
 }
 
