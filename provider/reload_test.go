@@ -181,6 +181,12 @@ func TestUsersAreReconciledAtTheStart(t *testing.T) {
 	user.signIn("user@example.com", "password")
 	after := newWorld(t, edited(t, testConfig, removeAdmin, "", "groups: [team-a]", "groups: [team-b]"), st, key, clk)
 	w.provider = after.provider
+	if admin.get("https://app.example.com/"); !strings.HasPrefix(admin.page, "hello admin") {
+		t.Errorf("a process that may yet fail to start has signed a user out: %d %q", admin.code, admin.page)
+	}
+	if err := w.provider.Reconcile(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 	if admin.get("https://app.example.com/"); strings.HasPrefix(admin.page, "hello") {
 		t.Errorf("a removed user is signed in after a restart: %s", admin.page)
 	}

@@ -102,13 +102,17 @@ func (s *service) limited(l net.Listener, name string) *listen.Listener {
 	return listen.New(l, o)
 }
 
+func closeAll(all []listener) {
+	for _, l := range all {
+		_ = l.net.Close()
+	}
+}
+
 // listeners opens every port.
 func (s *service) listeners(ctx context.Context) (all []listener, err error) {
 	defer func() {
 		if err != nil {
-			for _, o := range all {
-				_ = o.net.Close()
-			}
+			closeAll(all)
 		}
 	}()
 	open := func(name, network, address string) (*listen.Listener, error) {
