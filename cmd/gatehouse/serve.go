@@ -74,18 +74,18 @@ that needs a restart, is told in the log and changes nothing.`,
 
 // A service is everything that runs: the one place where all parts meet.
 type service struct {
-	cfg       *config.Config // of the start; what runs now is in reloads
-	log       *slog.Logger
-	level     slog.LevelVar
-	auditLog  *slog.Logger
-	audit     *audit.Writer
-	registry  *prometheus.Registry
-	store     *store.Store
-	passwords *passwords.Pool
-	provider  *provider.Provider
-	ring      *seal.Ring
-	pages     *web.Pages
-	ports     *listen.Metrics
+	cfg         *config.Config // of the start; what runs now is in reloads
+	log         *slog.Logger
+	level       slog.LevelVar
+	auditLog    *slog.Logger
+	audit       *audit.Writer
+	registry    *prometheus.Registry
+	store       *store.Store
+	passwords   *passwords.Pool
+	provider    *provider.Provider
+	ring        *seal.Ring
+	pages       *web.Pages
+	portMetrics *listen.Metrics
 
 	webTLS, grpcTLS *listen.TLS // nil where the listener speaks plain text, or is not there
 

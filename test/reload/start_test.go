@@ -103,3 +103,34 @@ func TestAStartThatFailsSignsNobodyOut(t *testing.T) {
 		t.Errorf("the session afterwards: status %d at %s", at.status, at.url)
 	}
 }
+
+// The socket of a process that runs is not taken from it, even where nothing else is shared.
+func TestALiveAdminSocketIsNotTakenAway(t *testing.T) {
+	socket := ""
+	with := func(w *world) string {
+		socket = filepath.Join(peers.Folder(t), "admin.sock")
+		w.gateway = strings.Replace(w.gateway, strconv.Quote(w.ports[2]), strconv.Quote("unix:"+socket), 1)
+		return w.head + "staticPasswords:\n" + w.user("alice@example.com", "alice", "admins") + w.gateway + signedIn
+	}
+	text := ""
+	w := newWorld(t, func(w *world) string { text = with(w); return text })
+	list := func() {
+		t.Helper()
+		cmd := exec.CommandContext(t.Context(), peers.Binary(t), "sessions", "list", "--admin", "unix:"+socket)
+		if out, err := cmd.CombinedOutput(); err != nil || !strings.HasPrefix(string(out), "ID") {
+			t.Errorf("sessions list: %v: %s", err, out)
+		}
+	}
+	list()
+	said := w.failsToStart(t, strings.Replace(w.otherPorts(t, text), "gatehouse.db", "other.db", 1))
+	if !strings.Contains(said, socket) || !strings.Contains(said, "another program answers there") {
+		t.Errorf("it says:\n%s", said)
+	}
+	list()
+	w.gatehouse.Kill(t)
+	if _, err := os.Lstat(socket); err != nil {
+		t.Fatalf("a killed process leaves no socket: the test shows nothing: %v", err)
+	}
+	w.gatehouse.Restart(t)
+	list()
+}
