@@ -13,7 +13,6 @@ import (
 	"github.com/fsnotify/fsnotify"
 	"github.com/prometheus/client_golang/prometheus"
 
-	"gatehouse/authz"
 	"gatehouse/internal/config"
 	"gatehouse/provider"
 )
@@ -197,40 +196,24 @@ func (r *reloads) refuse(ctx context.Context, why string, err error) {
 	}
 }
 
-// apply makes a configuration decide: of the provider first, then of the gateway, which sends browsers there. Both are made
-// before either is put in place, so that an error has changed nothing.
+// apply makes a configuration decide: of the provider first, then of the gateway, which sends browsers there, then of
+// handshakes. What takes its time, the end of sessions, is last: whom a client CA let in must not come in meanwhile. An
+// error has changed nothing.
 func (s *service) apply(ctx context.Context, l *loaded) error {
 	next, err := s.provider.Prepare(l.cfg) //nolint:contextcheck // it outlives the reload
 	if err != nil {
 		return err
 	}
-	var gateway *authz.Config
-	if s.authz != nil {
-		gateway = gatewayConfig(l.cfg, s.pages, next.SignInPath())
-		if err := compiles(l.cfg, gateway); err != nil {
-			next.Drop()
-			return err
-		}
-	}
 	next.Use()
-	if gateway != nil {
-		if err := s.authz.Apply(gateway); err != nil { // it was good a moment ago
+	if s.authz != nil {
+		if err := s.authz.Apply(gatewayConfig(l.cfg, s.pages, next.SignInPath())); err != nil { // read has tried it
 			s.log.ErrorContext(ctx, "the gateway goes on with the former configuration, the provider does not: restart", "error", err)
 		}
 	}
+	s.applyTLS(l.cfg)
+	s.level.Set(l.logLevel())
 	if err := next.Settle(ctx); err != nil {
 		s.log.ErrorContext(ctx, "changed users could not be stored; it is tried again", "error", err)
 	}
-	s.applyTLS(l.cfg)
-	s.level.Set(l.logLevel())
 	return nil
-}
-
-// compiles tries a gateway's configuration on an authorizer that nobody asks.
-func compiles(cfg *config.Config, gateway *authz.Config) error {
-	trial, _, err := explainer(cfg, oneSession{})
-	if err != nil {
-		return err
-	}
-	return trial.Apply(gateway)
 }
