@@ -33,14 +33,14 @@ type generation struct {
 	requests *prometheus.Registry // Dex wants one of its own
 	stop     context.CancelFunc
 
-	users atomic.Int64 // requests, and one for being the current generation
-	idle  chan struct{}
+	users  atomic.Int64  // requests, and one for being the current generation
+	unused chan struct{} // closed when the last of them has ended
 }
 
 // newGeneration builds a generation, beside the running one if there is one. The caller is its first user.
 func (p *Provider) newGeneration(c *config.Config, running *generation) (_ *generation, err error) {
 	ctx, stop := context.WithCancel(p.life)
-	g := &generation{config: c, sessions: sessionConfig(c, p.sso), requests: prometheus.NewRegistry(), stop: stop, idle: make(chan struct{})}
+	g := &generation{config: c, sessions: sessionConfig(c, p.sso), requests: prometheus.NewRegistry(), stop: stop, unused: make(chan struct{})}
 	g.users.Store(1)
 	defer func() {
 		if err != nil {
@@ -94,7 +94,7 @@ func (p *Provider) acquire() *generation {
 
 func (g *generation) release() {
 	if g.users.Add(-1) == 0 {
-		close(g.idle)
+		close(g.unused)
 	}
 }
 
@@ -152,7 +152,7 @@ const reconcileEvery = 2 * time.Second
 // since: so users are looked at once more.
 func (p *Provider) retire(g *generation, touched []string) {
 	select {
-	case <-g.idle:
+	case <-g.unused:
 	case <-p.life.Done():
 		return
 	}
@@ -192,14 +192,14 @@ func Check(ctx context.Context, c *config.Config) error {
 	if err != nil {
 		return err
 	}
-	if err := p.startDex(ctx, g, idle{sign}); err != nil {
+	if err := p.startDex(ctx, g, keyless{sign}); err != nil {
 		return err
 	}
 	return nil
 }
 
-// idle is a signer that makes no keys.
-type idle struct{ signer.Signer }
+// keyless is a signer that makes no keys.
+type keyless struct{ signer.Signer }
 
 // Start implements signer.Signer.
-func (idle) Start(context.Context) {}
+func (keyless) Start(context.Context) {}

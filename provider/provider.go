@@ -82,7 +82,8 @@ type Provider struct {
 	reconcile sync.Mutex // of whoever brings stored users in line with the configuration
 }
 
-// New starts a provider. An error says which connector, or what else of the configuration, does not work.
+// New starts a provider. An error says which connector, or what else of the configuration, does not work. Reconcile
+// follows before the first request.
 func New(ctx context.Context, o Options) (*Provider, error) {
 	p := newProvider(ctx, o)
 	var err error
@@ -97,9 +98,6 @@ func New(ctx context.Context, o Options) (*Provider, error) {
 		return nil, err
 	}
 	p.current.Store(g)
-	if err := p.reconcileAll(ctx); err != nil {
-		return nil, err
-	}
 	go p.collectGarbage(ctx)
 	return p, nil
 }

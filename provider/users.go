@@ -45,8 +45,9 @@ func touchedUsers(before, after *config.Config) []string {
 	return touched
 }
 
-// reconcileAll does at the start what reconcileUsers does later: the file may have changed meanwhile.
-func (p *Provider) reconcileAll(ctx context.Context) error {
+// Reconcile makes what is stored of local users say what the configuration of New says, which may have changed while no
+// process ran: who is not in it any more is signed out everywhere. It is for whoever is sure to serve.
+func (p *Provider) Reconcile(ctx context.Context) error {
 	ids, err := p.store.UsersOf(ctx, dexconnectors.LocalConnector)
 	if err != nil {
 		return fmt.Errorf("provider: list users: %w", err)

@@ -4,15 +4,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/http"
 	"os"
 	"syscall"
+	"time"
 
 	"google.golang.org/grpc"
 
 	"gatehouse/internal/admin"
-	"gatehouse/internal/certs"
 	"gatehouse/internal/config"
 	"gatehouse/internal/listen"
 )
@@ -43,36 +44,26 @@ const (
 
 // prepareTLS makes what handshakes need, from files that the configuration has read.
 func (s *service) prepareTLS() (err error) {
-	if s.ports, err = listen.NewMetrics(s.registry); err != nil {
+	if s.portMetrics, err = listen.NewMetrics(s.registry); err != nil {
 		return err
 	}
 	if m := s.cfg.Web.TLS; m != nil {
-		s.webTLS = listen.NewTLS("web.https", m, []string{"h2", "http/1.1"}, s.ports, s.log)
+		s.webTLS = listen.NewTLS("web.https", m, []string{"h2", "http/1.1"}, s.portMetrics, s.log)
 	}
 	if g := s.cfg.Gateway; g != nil && g.TLS != nil {
-		s.grpcTLS = listen.NewTLS("gateway.grpc", g.TLS.Material, []string{"h2"}, s.ports, s.log)
+		s.grpcTLS = listen.NewTLS("gateway.grpc", g.TLS.Material, []string{"h2"}, s.portMetrics, s.log)
 	}
 	return nil
 }
 
 // applyTLS makes the certificates, client CAs and names of cfg those of the handshakes that follow; connections that are
-// there go on. Whether a listener speaks TLS at all is not changed while it is open.
+// there go on. cfg has TLS where the running configuration has it (config.NeedRestart).
 func (s *service) applyTLS(cfg *config.Config) {
-	var grpcMaterial *certs.Material
-	if g := cfg.Gateway; g != nil && g.TLS != nil {
-		grpcMaterial = g.TLS.Material
+	if s.webTLS != nil {
+		s.webTLS.Set(cfg.Web.TLS)
 	}
-	for _, l := range []struct {
-		key      string
-		tls      *listen.TLS
-		material *certs.Material
-	}{{"web.https", s.webTLS, cfg.Web.TLS}, {"gateway.tls", s.grpcTLS, grpcMaterial}} {
-		switch {
-		case l.tls != nil && l.material != nil:
-			l.tls.Set(l.material)
-		case l.tls != nil || l.material != nil:
-			s.log.Warn("TLS is not turned on or off while a listener is open: restart for it", "key", l.key)
-		}
+	if s.grpcTLS != nil {
+		s.grpcTLS.Set(cfg.Gateway.TLS.Material)
 	}
 }
 
@@ -86,7 +77,7 @@ func (s *service) grpcOptions() []grpc.ServerOption {
 
 // limited returns l with limits.
 func (s *service) limited(l net.Listener, name string) *listen.Listener {
-	o := listen.Options{Name: name, Plain: true, Metrics: s.ports, Log: s.log}
+	o := listen.Options{Name: name, Plain: true, Metrics: s.portMetrics, Log: s.log}
 	switch name {
 	case "gateway.grpc":
 		o.Max, o.Plain, o.Traffic = maxCheckConnections, s.grpcTLS == nil, true
@@ -102,18 +93,24 @@ func (s *service) limited(l net.Listener, name string) *listen.Listener {
 	return listen.New(l, o)
 }
 
+func closeAll(all []listener) {
+	for _, l := range all {
+		_ = l.net.Close()
+	}
+}
+
 // listeners opens every port.
 func (s *service) listeners(ctx context.Context) (all []listener, err error) {
 	defer func() {
 		if err != nil {
-			for _, o := range all {
-				_ = o.net.Close()
-			}
+			closeAll(all)
 		}
 	}()
 	open := func(name, network, address string) (*listen.Listener, error) {
 		if network == "unix" {
-			_ = os.Remove(address) // left behind by a killed process; a live one is told by its lock on the store
+			if err := removeDeadSocket(ctx, address); err != nil {
+				return nil, fmt.Errorf("%s: %w", name, err)
+			}
 		}
 		l, err := new(net.ListenConfig).Listen(ctx, network, address)
 		if err != nil {
@@ -141,6 +138,29 @@ func (s *service) listeners(ctx context.Context) (all []listener, err error) {
 		return all, err
 	}
 	return append(all, listener{"gateway.grpc", l, s.grpc.Serve, s.stopGRPC}), nil
+}
+
+// socketTimeout is how long a unix socket may take to let somebody in before it counts as alive.
+const socketTimeout = 2 * time.Second
+
+// removeDeadSocket removes the unix socket that a killed process has left behind. It fails where one is alive, or where
+// that cannot be told. What is no socket stays: it is in the way of listening, which says so.
+func removeDeadSocket(ctx context.Context, path string) error {
+	info, err := os.Lstat(path)
+	if err != nil || info.Mode()&fs.ModeSocket == 0 {
+		return nil //nolint:nilerr // nothing to remove
+	}
+	c, err := (&net.Dialer{Timeout: socketTimeout}).DialContext(ctx, "unix", path)
+	switch {
+	case err == nil:
+		_ = c.Close()
+		return fmt.Errorf("%s: another program answers there (another gatehouse?): stop that, or choose another path", path)
+	case errors.Is(err, syscall.ECONNREFUSED): // nobody has it open
+		return os.Remove(path)
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	}
+	return fmt.Errorf("%s: cannot tell whether another program has it: stop that and remove the file, or choose another path: %w", path, err)
 }
 
 // An httpListener is what is served over HTTP, and where.

@@ -13,7 +13,6 @@ import (
 	"github.com/fsnotify/fsnotify"
 	"github.com/prometheus/client_golang/prometheus"
 
-	"gatehouse/authz"
 	"gatehouse/internal/config"
 	"gatehouse/provider"
 )
@@ -41,13 +40,20 @@ func read(ctx context.Context, path string) (loaded, error) {
 	opts := l.files.Record(config.OS())
 	opts.Connector = func(kind string, raw []byte) error {
 		for _, name := range provider.ConnectorFiles(kind, raw) {
-			_, _ = opts.ReadFile(name) // only to note it: the connector says what is wrong
+			_, _ = opts.ReadFile(name) // only to note what is in it: the connector says what is wrong
 		}
 		return provider.CheckConnector(kind, raw)
 	}
 	var err error
 	if l.cfg, l.warnings, err = config.Load(path, opts); err != nil {
 		return l, err
+	}
+	for i := range l.cfg.Connectors {
+		c := &l.cfg.Connectors[i]
+		c.Files = config.Files{}
+		for _, name := range provider.ConnectorFiles(c.Type, c.Config.JSON()) {
+			c.Files[name] = l.files[name]
+		}
 	}
 	err = provider.Check(ctx, l.cfg)
 	if err == nil && l.cfg.Gateway != nil {
@@ -139,6 +145,9 @@ func (r *reloads) reload(ctx context.Context, why string) {
 	if err == nil {
 		err = config.NeedRestart(next.path, r.running.cfg, next.cfg)
 	}
+	if err == nil {
+		err = config.OutOfDate(next.path, r.running.cfg, next.cfg, utc())
+	}
 	if err != nil {
 		r.refuse(ctx, why, err)
 		return
@@ -193,44 +202,32 @@ func (r *reloads) refuse(ctx context.Context, why string, err error) {
 		return
 	}
 	for _, m := range mistakes {
-		r.s.log.ErrorContext(ctx, "configuration refused: the last good one stays", "why", why, "line", m.Line, "key", m.Path, "error", m.Error())
+		log := r.s.log.With("why", why)
+		if m.Line > 0 {
+			log = log.With("line", m.Line)
+		}
+		log.ErrorContext(ctx, "configuration refused: the last good one stays", "key", m.Path, "error", m.Error())
 	}
 }
 
-// apply makes a configuration decide: of the provider first, then of the gateway, which sends browsers there. Both are made
-// before either is put in place, so that an error has changed nothing.
+// apply makes a configuration decide: of the provider first, then of the gateway, which sends browsers there, then of
+// handshakes. What takes its time, the end of sessions, is last: whom a client CA let in must not come in meanwhile. An
+// error has changed nothing.
 func (s *service) apply(ctx context.Context, l *loaded) error {
 	next, err := s.provider.Prepare(l.cfg) //nolint:contextcheck // it outlives the reload
 	if err != nil {
 		return err
 	}
-	var gateway *authz.Config
-	if s.authz != nil {
-		gateway = gatewayConfig(l.cfg, s.pages, next.SignInPath())
-		if err := compiles(l.cfg, gateway); err != nil {
-			next.Drop()
-			return err
-		}
-	}
 	next.Use()
-	if gateway != nil {
-		if err := s.authz.Apply(gateway); err != nil { // it was good a moment ago
+	if s.authz != nil {
+		if err := s.authz.Apply(gatewayConfig(l.cfg, s.pages, next.SignInPath())); err != nil { // read has tried it
 			s.log.ErrorContext(ctx, "the gateway goes on with the former configuration, the provider does not: restart", "error", err)
 		}
 	}
+	s.applyTLS(l.cfg)
+	s.level.Set(l.logLevel())
 	if err := next.Settle(ctx); err != nil {
 		s.log.ErrorContext(ctx, "changed users could not be stored; it is tried again", "error", err)
 	}
-	s.applyTLS(l.cfg)
-	s.level.Set(l.logLevel())
 	return nil
-}
-
-// compiles tries a gateway's configuration on an authorizer that nobody asks.
-func compiles(cfg *config.Config, gateway *authz.Config) error {
-	trial, _, err := explainer(cfg, oneSession{})
-	if err != nil {
-		return err
-	}
-	return trial.Apply(gateway)
 }

@@ -74,18 +74,18 @@ that needs a restart, is told in the log and changes nothing.`,
 
 // A service is everything that runs: the one place where all parts meet.
 type service struct {
-	cfg       *config.Config // of the start; what runs now is in reloads
-	log       *slog.Logger
-	level     slog.LevelVar
-	auditLog  *slog.Logger
-	audit     *audit.Writer
-	registry  *prometheus.Registry
-	store     *store.Store
-	passwords *passwords.Pool
-	provider  *provider.Provider
-	ring      *seal.Ring
-	pages     *web.Pages
-	ports     *listen.Metrics
+	cfg         *config.Config // of the start; what runs now is in reloads
+	log         *slog.Logger
+	level       slog.LevelVar
+	auditLog    *slog.Logger
+	audit       *audit.Writer
+	registry    *prometheus.Registry
+	store       *store.Store
+	passwords   *passwords.Pool
+	provider    *provider.Provider
+	ring        *seal.Ring
+	pages       *web.Pages
+	portMetrics *listen.Metrics
 
 	webTLS, grpcTLS *listen.TLS // nil where the listener speaks plain text, or is not there
 
@@ -109,12 +109,15 @@ func serve(ctx context.Context, l loaded, stdout, stderr io.Writer) error {
 		s.log.WarnContext(ctx, "configuration", "warning", w.Error())
 	}
 	defer s.flushAudit(context.WithoutCancel(ctx))
-	st, err := openStore(ctx, l.cfg, s.log)
+	unlock, err := lockStore(l.cfg)
 	if err != nil {
 		return err
 	}
-	defer func() { _ = st.Close() }()
-	s.store = st
+	defer unlock()
+	if s.store, err = openStore(ctx, l.cfg, s.log); err != nil {
+		return err
+	}
+	defer func() { _ = s.store.Close() }()
 	s.passwords = newPasswords(context.WithoutCancel(ctx), s.log)
 	defer s.passwords.Close()
 
@@ -149,6 +152,19 @@ func newLogger(cfg *config.Config, level slog.Leveler, out io.Writer) *slog.Logg
 		return slog.New(slog.NewTextHandler(out, opts))
 	}
 	return slog.New(slog.NewJSONHandler(out, opts))
+}
+
+// lockStore makes this process the only one that serves from the storage of cfg, until it ends or unlock is called. Two
+// would decide about each other's users, each by its own file.
+func lockStore(cfg *config.Config) (unlock func(), err error) {
+	if cfg.Storage.Type == "memory" {
+		return func() {}, nil
+	}
+	l, err := store.LockSQLite(cfg.Storage.Config.File)
+	if err != nil {
+		return nil, err
+	}
+	return func() { _ = l.Close() }, nil
 }
 
 func openStore(ctx context.Context, cfg *config.Config, log *slog.Logger) (*store.Store, error) {
@@ -246,13 +262,21 @@ func gatewayConfig(c *config.Config, pages *web.Pages, signInPath string) *authz
 	return out
 }
 
-// run opens every port before it serves any, serves, and drains when ctx ends.
+// run opens every port before it serves any, serves, and drains when ctx ends. Nothing is done about users who are not in
+// the file any more before all ports are open: a process that cannot serve signs nobody out.
 func (s *service) run(ctx, background context.Context, stop func(), r *reloads) error {
 	if err := r.register(s.registry); err != nil {
 		return err
 	}
 	all, err := s.listeners(ctx)
 	if err != nil {
+		return err
+	}
+	if err := s.provider.Reconcile(ctx); err != nil {
+		closeAll(all)
+		if ctx.Err() != nil {
+			return nil //nolint:nilerr // the end came first
+		}
 		return err
 	}
 	g, gctx := errgroup.WithContext(ctx)

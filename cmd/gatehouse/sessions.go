@@ -13,16 +13,23 @@ import (
 	"github.com/spf13/cobra"
 
 	"gatehouse/internal/admin"
+	"gatehouse/internal/config"
 )
 
 func sessionsCommand() *cobra.Command {
 	var path, address, output string
 	c := &cobra.Command{
 		Use: "sessions", Short: "List or end sessions of a running gatehouse",
-		Long: `List or end sessions of a running gatehouse, through its admin listener: the one of --config, or --admin.`,
+		Long: `List or end sessions of a running gatehouse, through its admin listener. Of the file that --config names only
+gateway.admin is read: mistakes elsewhere, and variables that are not set here, do not matter. --admin names the listener
+itself, and needs no file:
+
+  gatehouse sessions list --config gatehouse.yaml
+  gatehouse sessions revoke --admin 127.0.0.1:5559 ID
+  gatehouse sessions revoke --admin unix:/run/gatehouse/admin.sock ID`,
 	}
 	c.PersistentFlags().StringVar(&path, "config", "", "the configuration file of the running gatehouse")
-	c.PersistentFlags().StringVar(&address, "admin", "", "its admin listener: host:port or unix:/path")
+	c.PersistentFlags().StringVar(&address, "admin", "", "its admin listener, instead of the file's: host:port or unix:/path")
 	connect := func(c *cobra.Command) (*admin.Client, error) { return adminClient(c, path, address) }
 	list := &cobra.Command{
 		Use: "list", Short: "List sessions", Args: cobra.NoArgs,
@@ -73,14 +80,12 @@ func adminClient(c *cobra.Command, path, address string) (*admin.Client, error) 
 	if path == "" {
 		return nil, errors.New("sessions: say which gatehouse: --config FILE or --admin ADDRESS")
 	}
-	l, err := load(c.Context(), c, path)
+	network, listener, err := config.AdminListener(path, config.OS())
 	if err != nil {
-		return nil, err
+		_, _ = fmt.Fprintf(c.ErrOrStderr(), "%v\nsessions: --admin ADDRESS names the listener without the file\n", err)
+		return nil, errSaid
 	}
-	if l.cfg.Gateway == nil {
-		return nil, errors.New("sessions: the file has no gateway block, so there is no admin listener")
-	}
-	return admin.NewClient(l.cfg.Gateway.AdminListener()), nil
+	return admin.NewClient(network, listener), nil
 }
 
 // printable quotes what would disturb a terminal.

@@ -37,7 +37,8 @@ const (
 // A world is Gatehouse, asked directly.
 type world struct {
 	gatehouse *peers.GatehouseServer
-	web       string // address of the issuer
+	web       string   // address of the issuer
+	ports     []string // of all listeners: the issuer, telemetry, admin, checks
 	checks    authv3.AuthorizationClient
 	head      string // what is the same in every file
 	gateway   string // likewise, of the gateway block
@@ -52,7 +53,8 @@ func newWorld(t *testing.T, first func(w *world) string) *world {
 		t.Fatal(err)
 	}
 	w := &world{web: peers.FreeAddr(t), hash: string(hash)}
-	check := peers.FreeAddr(t)
+	telemetry, admin, check := peers.FreeAddr(t), peers.FreeAddr(t), peers.FreeAddr(t)
+	w.ports = []string{w.web, telemetry, admin, check}
 	w.head = fmt.Sprintf(`issuer: http://%s/dex
 storage: {type: sqlite, config: {file: gatehouse.db}}
 web: {http: %q}
@@ -61,8 +63,8 @@ enablePasswordDB: true
 oauth2: {skipApprovalScreen: true, passwordConnector: local}
 staticClients:
 - {id: app, secret: a-secret-of-this-test, name: App, redirectURIs: [http://127.0.0.1/cb]}
-`, host, w.web, peers.FreeAddr(t))
-	w.gateway = fmt.Sprintf("gateway:\n  grpc: %q\n  admin: %q\n  hosts: [%q]\n", check, peers.FreeAddr(t), "http://"+host)
+`, host, w.web, telemetry)
+	w.gateway = fmt.Sprintf("gateway:\n  grpc: %q\n  admin: %q\n  hosts: [%q]\n", check, admin, "http://"+host)
 	w.gatehouse = peers.Gatehouse(t, first(w))
 	conn, err := grpc.NewClient(check, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
