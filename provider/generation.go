@@ -138,27 +138,49 @@ func (n *Next) Use() { n.old = n.p.current.Swap(n.g) }
 // Settle follows Use: static users who are gone are signed out, and what has changed about the others is true when it
 // returns. An error says that this could not be stored; it is tried again until it can.
 func (n *Next) Settle(ctx context.Context) error {
-	touched := touchedUsers(n.old.config, n.g.config)
-	err := n.p.reconcileUsers(ctx, touched)
+	err := n.p.reconcileUsers(ctx, touchedUsers(n.old.config, n.g.config))
 	n.old.release()
-	go n.p.retire(n.old, touched)
+	go n.p.retire(n.old)
 	return err
 }
 
-// reconcileEvery is the pause after a failure to store what has changed of users.
-const reconcileEvery = 2 * time.Second
+// leave ends a request. One that began before the current configuration may have signed in somebody of the former, with what
+// that said of him: users are looked at before the request ends, that is before a short answer has left.
+func (p *Provider) leave(ctx context.Context, g *generation) {
+	defer g.release()
+	current := p.current.Load()
+	if current == g {
+		return
+	}
+	touched := touchedUsers(g.config, current.config)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), reconcileTimeout)
+	defer cancel()
+	if err := p.reconcileUsers(ctx, touched); err != nil {
+		p.log.ErrorContext(ctx, "changed users could not be stored; it is tried again", "error", err)
+		go p.reconcileUntilStored(touched)
+	}
+}
 
-// retire ends a generation when its last request has ended. Such a request may have signed in somebody who is gone
-// since: so users are looked at once more.
-func (p *Provider) retire(g *generation, touched []string) {
+// reconcileTimeout is how long a request waits for that, and reconcileEvery the pause after a failure.
+const (
+	reconcileTimeout = 5 * time.Second
+	reconcileEvery   = 2 * time.Second
+)
+
+// retire ends a generation when its last request has ended, and looks at its users for the last time.
+func (p *Provider) retire(g *generation) {
 	select {
 	case <-g.unused:
 	case <-p.life.Done():
 		return
 	}
 	p.endGeneration(g)
+	p.reconcileUntilStored(touchedUsers(g.config, p.current.Load().config))
+}
+
+func (p *Provider) reconcileUntilStored(users []string) {
 	for {
-		err := p.reconcileUsers(p.life, touched)
+		err := p.reconcileUsers(p.life, users)
 		if err == nil || p.life.Err() != nil {
 			return
 		}

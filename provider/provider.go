@@ -138,7 +138,7 @@ func (p *Provider) collectGarbage(ctx context.Context) {
 func (p *Provider) Handler() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		g := p.acquire()
-		defer g.release()
+		defer p.leave(r.Context(), g)
 		g.front.ServeHTTP(w, r)
 	})
 }
