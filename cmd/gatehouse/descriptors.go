@@ -13,7 +13,7 @@ const leastConnections = 4
 // the process may open limit files. With fewer all shrink in proportion, so that together they leave otherFiles, or half of a
 // limit that is below twice of that.
 func fitConnections(wanted, sum, listeners int, limit uint64) int {
-	room := int(min(limit, 1<<30)) //nolint:gosec // G115: bounded
+	room := int(min(limit, 1<<30))
 	room -= min(otherFiles, room/2)
 	if sum <= room {
 		return wanted

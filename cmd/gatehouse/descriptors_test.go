@@ -26,10 +26,10 @@ func TestFitConnections(t *testing.T) {
 			}
 			total += got
 		}
-		if room := limit - min(otherFiles, limit/2); uint64(total) > room { //nolint:gosec // G115: a count
+		if room := limit - min(otherFiles, limit/2); uint64(total) > room {
 			t.Errorf("%d files: got %d connections together, want at most %d", limit, total, room)
 		}
-		if enough := limit >= uint64(sum)+otherFiles; enough != (total == sum) { //nolint:gosec // G115: a count
+		if enough := limit >= uint64(sum)+otherFiles; enough != (total == sum) {
 			t.Errorf("%d files: got %d connections together, want %d only if there are files for all", limit, total, sum)
 		}
 	}

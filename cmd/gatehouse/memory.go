@@ -67,7 +67,7 @@ func containerMemory(root, list string) (limit int64, file string) {
 // ownGroup returns the path of the process's group from lines of ID:CONTROLLERS:PATH, without controllers in version 2; "/" if
 // there is none.
 func ownGroup(list, controller string) string {
-	b, _ := os.ReadFile(list) //nolint:gosec // G304: a path of the kernel's; without it there is the root
+	b, _ := os.ReadFile(list)
 	for line := range strings.Lines(string(b)) {
 		_, rest, _ := strings.Cut(strings.TrimSuffix(line, "\n"), ":")
 		controllers, group, _ := strings.Cut(rest, ":")
@@ -82,7 +82,7 @@ func ownGroup(list, controller string) string {
 
 // readLimit returns the limit in a file of a group's, 0 if it has none.
 func readLimit(file string) int64 {
-	b, err := os.ReadFile(file) //nolint:gosec // G304: a path of the kernel's
+	b, err := os.ReadFile(file)
 	if err != nil {
 		return 0
 	}

@@ -141,10 +141,10 @@ func say(c net.Conn, text string) error {
 	return err
 }
 
-// ask sends a request on c and returns the status of its answer; 0 where c is closed instead.
-func ask(t *testing.T, c net.Conn, request string) int {
+// ask sends a small request on c and returns the status of its answer; 0 where c is closed instead.
+func ask(t *testing.T, c net.Conn) int {
 	t.Helper()
-	if say(c, request) != nil {
+	if say(c, get) != nil {
 		return 0
 	}
 	resp, err := http.ReadResponse(bufio.NewReader(c), nil)
@@ -283,7 +283,7 @@ func TestFull(t *testing.T) {
 			t.Fatal(err)
 		}
 		time.Sleep(time.Second)
-		if got := ask(t, idle, get); got != http.StatusOK { // idle from now on: the last to go
+		if got := ask(t, idle); got != http.StatusOK { // idle from now on: the last to go
 			t.Fatalf("got %d", got)
 		}
 		synctest.Wait()
@@ -316,7 +316,7 @@ func TestFull(t *testing.T) {
 		if !closed(worker) || closed(fresh[0]) {
 			t.Errorf("all work: got the oldest closed %t, the next closed %t, want true, false", closed(worker), closed(fresh[0]))
 		}
-		if got := ask(t, last, get); got != http.StatusOK {
+		if got := ask(t, last); got != http.StatusOK {
 			t.Errorf("got %d for a new client of a full listener, want 200", got)
 		}
 		if n, open := value(t, s.registry, "gatehouse_connections_evicted_total", "listener", "test"), value(t, s.registry, "gatehouse_connections"); n != 4 || open != 4 {
@@ -339,7 +339,7 @@ func TestSilentFlood(t *testing.T) {
 		var clients, flood []net.Conn
 		for range 6 {
 			c := s.pipes.dial()
-			if got := ask(t, c, get); got != http.StatusOK {
+			if got := ask(t, c); got != http.StatusOK {
 				t.Fatalf("got %d", got)
 			}
 			clients = append(clients, c)
@@ -349,7 +349,7 @@ func TestSilentFlood(t *testing.T) {
 			synctest.Wait()
 		}
 		for i, c := range clients {
-			if got := ask(t, c, get); got != http.StatusOK {
+			if got := ask(t, c); got != http.StatusOK {
 				t.Errorf("client %d got %d after the flood, want 200", i, got)
 			}
 		}
@@ -367,7 +367,7 @@ func TestRoomForNewClients(t *testing.T) {
 		var all []net.Conn
 		for range 8 {
 			c := s.pipes.dial()
-			if got := ask(t, c, get); got != http.StatusOK {
+			if got := ask(t, c); got != http.StatusOK {
 				t.Fatalf("got %d", got)
 			}
 			all = append(all, c)
@@ -375,7 +375,7 @@ func TestRoomForNewClients(t *testing.T) {
 		first, second := s.pipes.dial(), s.pipes.dial()
 		synctest.Wait()
 		for name, c := range map[string]net.Conn{"first": first, "second": second} {
-			if got := ask(t, c, get); got != http.StatusOK {
+			if got := ask(t, c); got != http.StatusOK {
 				t.Errorf("the %s new client got %d, want 200", name, got)
 			}
 		}

@@ -30,7 +30,7 @@ func TestSystemdUnit(t *testing.T) {
 
 	analyze, err := exec.LookPath("systemd-analyze")
 	if err != nil {
-		return // the rest is said by systemd alone
+		return // the rest only systemd can say
 	}
 	if !strings.Contains(text, "ExecStart=/usr/local/bin/gatehouse ") {
 		t.Fatal("the unit does not start /usr/local/bin/gatehouse")

@@ -13,7 +13,7 @@ import (
 func TestFewFiles(t *testing.T) {
 	wrapper := filepath.Join(peers.Folder(t), "gatehouse")
 	script := fmt.Sprintf("#!/bin/sh\nulimit -n 64\nexec '%s' \"$@\"\n", peers.Binary(t))
-	if err := os.WriteFile(wrapper, []byte(script), 0o700); err != nil { //nolint:gosec // G306: a program
+	if err := os.WriteFile(wrapper, []byte(script), 0o700); err != nil {
 		t.Fatal(err)
 	}
 	t.Setenv("GATEHOUSE_BIN", wrapper)
