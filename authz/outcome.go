@@ -127,7 +127,7 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 			Name: "gatehouse_check_panics_total", Help: "Checks that panicked and were answered with 503.",
 		}),
 		auditErrors: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "gatehouse_audit_errors_total", Help: "Audit events of checks that could not be written.",
+			Name: "gatehouse_audit_errors_total", Help: "Audit events of checks that the audit log refused with an error, as it does once it is closed at the end of the process.",
 		}),
 		drops: dropCounters{separator: drops.WithLabelValues("separator"), size: drops.WithLabelValues("size")},
 	}

@@ -90,6 +90,7 @@ func (s *service) limited(l net.Listener, name string) *listen.Listener {
 	default:
 		o.Max = maxAdminConnections
 	}
+	o.Max = s.fitted(o.Max)
 	return listen.New(l, o)
 }
 

@@ -97,7 +97,6 @@ type service struct {
 
 // serve runs what was loaded until ctx ends or a part fails.
 func serve(ctx context.Context, l loaded, stdout, stderr io.Writer) error {
-	tuneMemory()
 	hangup := make(chan os.Signal, 1) // it would end the process
 	signal.Notify(hangup, syscall.SIGHUP)
 	defer signal.Stop(hangup)
@@ -105,6 +104,8 @@ func serve(ctx context.Context, l loaded, stdout, stderr io.Writer) error {
 	s.log = newLogger(l.cfg, &s.level, stderr)
 	s.level.Set(l.logLevel())
 	s.auditLog = slog.New(slog.NewJSONHandler(s.audit, nil)).With("log", "audit")
+	tuneMemory(ctx, s.log)
+	s.warnOfFewFiles(ctx, openFiles())
 	for _, w := range l.warnings {
 		s.log.WarnContext(ctx, "configuration", "warning", w.Error())
 	}

@@ -36,11 +36,11 @@ func (s *service) telemetry() http.Handler {
 // registerMetrics adds what other parts count.
 func (s *service) registerMetrics() error {
 	all := []prometheus.Collector{
-		prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "gatehouse_audit_dropped_total", Help: "Audit events that could not be written."},
+		prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "gatehouse_audit_dropped_total", Help: "Audit events of all kinds that are missing in the log: standard output was read too slowly, or could not be written to."},
 			func() float64 { return float64(s.audit.Dropped()) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "gatehouse_feed_age_seconds", Help: "Time since the store's change log was last read to its end."},
 			func() float64 { return s.store.FeedAge(utc()).Seconds() }),
-		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "gatehouse_build_info", Help: "Always 1.", ConstLabels: prometheus.Labels{"version": version()}},
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "gatehouse_build_info", Help: "A constant 1, whose label is the version that runs: join it to other metrics, or count replicas by version.", ConstLabels: prometheus.Labels{"version": version()}},
 			func() float64 { return 1 }),
 	}
 	for _, c := range all {

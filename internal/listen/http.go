@@ -82,7 +82,7 @@ func limit(next http.Handler, maxBody int64) http.Handler {
 				c.end()
 			}
 		}()
-		r = r.WithContext(r.Context()) // the server looks at the body of its own
+		r = r.WithContext(r.Context()) // a copy: the server looks at the Body of the first when the handler is done
 		if r.Body == nil || r.Body == http.NoBody {
 			begin()
 		} else {

@@ -11,8 +11,10 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -139,10 +141,10 @@ func say(c net.Conn, text string) error {
 	return err
 }
 
-// ask sends a request on c and returns the status of its answer; 0 where c is closed instead.
-func ask(t *testing.T, c net.Conn, request string) int {
+// ask sends a small request on c and returns the status of its answer; 0 where c is closed instead.
+func ask(t *testing.T, c net.Conn) int {
 	t.Helper()
-	if say(c, request) != nil {
+	if say(c, get) != nil {
 		return 0
 	}
 	resp, err := http.ReadResponse(bufio.NewReader(c), nil)
@@ -270,8 +272,8 @@ func headers(n int) string {
 	return b.String()
 }
 
-// When all connections are taken, the one without a request for the longest time makes room; those whose requests are
-// being worked on stay, unless there are no others.
+// When all connections are taken, those that never had a request make room, down to a quarter of all; then the one without a
+// request for the longest time; those whose requests are being worked on stay, unless there are no others.
 func TestFull(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := serve(t, 4)
@@ -281,11 +283,12 @@ func TestFull(t *testing.T) {
 			t.Fatal(err)
 		}
 		time.Sleep(time.Second)
-		if got := ask(t, idle, get); got != http.StatusOK { // idle from now on: the last to go
+		if got := ask(t, idle); got != http.StatusOK { // idle from now on: the last to go
 			t.Fatalf("got %d", got)
 		}
 		synctest.Wait()
 		var fresh []net.Conn
+		asked := 0
 		for _, tt := range []struct {
 			name   string
 			victim net.Conn
@@ -295,22 +298,25 @@ func TestFull(t *testing.T) {
 			if !closed(tt.victim) {
 				t.Errorf("%s was kept", tt.name)
 			}
+			if tt.victim == silent {
+				continue
+			}
+			for ; asked < len(fresh); asked++ { // with a request of its own it is no stranger any more
+				if err := say(fresh[asked], work); err != nil {
+					t.Fatal(err)
+				}
+			}
+			synctest.Wait()
 		}
 		if closed(worker) {
 			t.Error("a connection was closed while its request was worked on, and others waited")
-		}
-		for _, c := range fresh {
-			if err := say(c, work); err != nil {
-				t.Fatal(err)
-			}
-			synctest.Wait()
 		}
 		last := s.pipes.dial() // all work now: the oldest request goes
 		synctest.Wait()
 		if !closed(worker) || closed(fresh[0]) {
 			t.Errorf("all work: got the oldest closed %t, the next closed %t, want true, false", closed(worker), closed(fresh[0]))
 		}
-		if got := ask(t, last, get); got != http.StatusOK {
+		if got := ask(t, last); got != http.StatusOK {
 			t.Errorf("got %d for a new client of a full listener, want 200", got)
 		}
 		if n, open := value(t, s.registry, "gatehouse_connections_evicted_total", "listener", "test"), value(t, s.registry, "gatehouse_connections"); n != 4 || open != 4 {
@@ -326,6 +332,59 @@ func TestFull(t *testing.T) {
 	})
 }
 
+// Whoever opens connections and says nothing pushes out others of that kind, never a client that had an answer.
+func TestSilentFlood(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := serve(t, 8)
+		var clients, flood []net.Conn
+		for range 6 {
+			c := s.pipes.dial()
+			if got := ask(t, c); got != http.StatusOK {
+				t.Fatalf("got %d", got)
+			}
+			clients = append(clients, c)
+		}
+		for range 50 {
+			flood = append(flood, s.pipes.dial())
+			synctest.Wait()
+		}
+		for i, c := range clients {
+			if got := ask(t, c); got != http.StatusOK {
+				t.Errorf("client %d got %d after the flood, want 200", i, got)
+			}
+		}
+		for _, c := range append(clients, flood...) {
+			_ = c.Close()
+		}
+	})
+}
+
+// Connections that had an answer do not keep new clients out: a quarter is for these, so that a new one is not closed for the
+// next at once.
+func TestRoomForNewClients(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := serve(t, 8)
+		var all []net.Conn
+		for range 8 {
+			c := s.pipes.dial()
+			if got := ask(t, c); got != http.StatusOK {
+				t.Fatalf("got %d", got)
+			}
+			all = append(all, c)
+		}
+		first, second := s.pipes.dial(), s.pipes.dial()
+		synctest.Wait()
+		for name, c := range map[string]net.Conn{"first": first, "second": second} {
+			if got := ask(t, c); got != http.StatusOK {
+				t.Errorf("the %s new client got %d, want 200", name, got)
+			}
+		}
+		for _, c := range append(all, first, second) {
+			_ = c.Close()
+		}
+	})
+}
+
 // closed reports whether the other end has closed c.
 func closed(c net.Conn) bool {
 	_ = c.SetReadDeadline(time.Now().Add(time.Millisecond))
@@ -333,22 +392,137 @@ func closed(c net.Conn) bool {
 	return errors.Is(err, io.EOF)
 }
 
+const preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+
+// A gRPC connection in plain text is of use with the preface of HTTP/2, and not with anything else.
+func TestFloodOfGRPC(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, _ := metrics(t)
+		p := newPipes()
+		l := listen.New(p, listen.Options{Name: "test", Max: 8, Traffic: true, Plain: true, Metrics: m, Log: slog.New(slog.DiscardHandler)})
+		go drain(l)
+		gateway := p.dial()
+		if err := say(gateway, preface); err != nil {
+			t.Fatal(err)
+		}
+		all := []net.Conn{gateway}
+		for range 50 {
+			c := p.dial()
+			all = append(all, c)
+			time.Sleep(tick)
+			if err := say(c, preface[:12]+"x"+preface[12:]); err != nil {
+				t.Fatal(err)
+			}
+			synctest.Wait()
+		}
+		if closed(gateway) {
+			t.Error("strangers without a preface pushed out a gateway")
+		}
+		for _, c := range all {
+			_ = c.Close()
+		}
+		_ = l.Close()
+	})
+}
+
+// A gateway that is used keeps its place among others that look like one, in less than a second too.
+func TestFloodOfPrefaces(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, _ := metrics(t)
+		p := newPipes()
+		l := listen.New(p, listen.Options{Name: "test", Max: 8, Traffic: true, Plain: true, Metrics: m, Log: slog.New(slog.DiscardHandler)})
+		go drain(l)
+		gateway := p.dial()
+		all := []net.Conn{gateway}
+		if err := say(gateway, preface); err != nil {
+			t.Fatal(err)
+		}
+		for range 20 {
+			c := p.dial()
+			all = append(all, c)
+			time.Sleep(tick)
+			if err := errors.Join(say(c, preface), say(gateway, "x")); err != nil {
+				t.Fatal(err)
+			}
+			synctest.Wait()
+		}
+		if closed(gateway) {
+			t.Error("a gateway that is used was closed for connections that are not")
+		}
+		for _, c := range all {
+			_ = c.Close()
+		}
+		_ = l.Close()
+	})
+}
+
+const tick = 60 * time.Millisecond
+
+// drain reads from every connection until its end.
+func drain(l net.Listener) {
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		go func() { _, _ = io.Copy(io.Discard, c); _ = c.Close() }()
+	}
+}
+
+// A failing is a net.Listener that has run out of descriptors.
+type failing struct{ net.Listener }
+
+// Accept implements net.Listener.
+func (failing) Accept() (net.Conn, error) {
+	return nil, &net.OpError{Op: "accept", Err: os.NewSyscallError("accept4", syscall.EMFILE)}
+}
+
+// That no connection can be taken is told, once a minute.
+func TestAcceptErrors(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, _ := metrics(t)
+		var log bytes.Buffer
+		l := listen.New(failing{}, listen.Options{Name: "test", Max: 2, Metrics: m, Log: slog.New(slog.NewTextHandler(&log, nil))})
+		for range 90 { // seconds
+			if _, err := l.Accept(); !errors.Is(err, syscall.EMFILE) {
+				t.Fatalf("got %v, want EMFILE", err)
+			}
+			time.Sleep(time.Second)
+		}
+		if n := strings.Count(log.String(), "level=WARN"); n != 2 || !strings.Contains(log.String(), "for=test") || !strings.Contains(log.String(), "LimitNOFILE") {
+			t.Errorf("got %d warnings in 90 s, want 2 that name the listener and the limit:\n%s", n, &log)
+		}
+	})
+	m, _ := metrics(t)
+	var log bytes.Buffer
+	p := newPipes()
+	l := listen.New(p, listen.Options{Name: "test", Max: 2, Metrics: m, Log: slog.New(slog.NewTextHandler(&log, nil))})
+	_ = l.Close()
+	if _, err := l.Accept(); err == nil || log.Len() > 0 {
+		t.Errorf("a closed listener: got %v and the log %q, want an error and nothing", err, &log)
+	}
+}
+
 // For gRPC a connection is of use when something comes in.
 func TestFullOfTraffic(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m, _ := metrics(t)
 		p := newPipes()
-		l := listen.New(p, listen.Options{Name: "test", Max: 2, Traffic: true, Metrics: m, Log: slog.New(slog.DiscardHandler)})
-		go func() {
-			for {
-				c, err := l.Accept()
-				if err != nil {
-					return
+		l := listen.New(p, listen.Options{Name: "test", Max: 2, Traffic: true, Plain: true, Metrics: m, Log: slog.New(slog.DiscardHandler)})
+		go drain(l)
+		stranger := p.dial()
+		quiet, busy := p.dial(), p.dial()
+		synctest.Wait()
+		if !closed(stranger) {
+			t.Error("the oldest of those that said nothing was kept")
+		}
+		for _, c := range []net.Conn{quiet, busy} {
+			for _, part := range []string{preface[:10], preface[10:] + "\x00\x00\x00\x04\x00"} {
+				if err := say(c, part); err != nil {
+					t.Fatal(err)
 				}
-				go func() { _, _ = io.Copy(io.Discard, c); _ = c.Close() }()
 			}
-		}()
-		busy, quiet := p.dial(), p.dial()
+		}
 		for range 3 {
 			time.Sleep(2 * time.Second)
 			if err := say(busy, "x"); err != nil {

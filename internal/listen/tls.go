@@ -3,11 +3,13 @@ package listen
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"io"
 	"log/slog"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -22,26 +24,54 @@ import (
 
 // Metrics are those of all listeners.
 type Metrics struct {
-	connections, expiry *prometheus.GaugeVec
-	evicted, failures   *prometheus.CounterVec
+	connections, expiry, caExpiry *prometheus.GaugeVec
+	evicted, failures             *prometheus.CounterVec
+	warned                        seldom
+}
+
+// warnEvery is how often the log says one and the same about a listener at most.
+const warnEvery = time.Minute
+
+// A seldom keeps the log from being filled by strangers.
+type seldom struct {
+	mu   sync.Mutex
+	last map[string]time.Time
+}
+
+// due reports whether there has been no key for warnEvery. Keys are few, none is made of what a stranger sends.
+func (s *seldom) due(key string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := time.Now()
+	if last, ok := s.last[key]; ok && now.Sub(last) < warnEvery {
+		return false
+	}
+	s.last[key] = now
+	return true
 }
 
 // NewMetrics returns metrics that are registered.
 func NewMetrics(r prometheus.Registerer) (*Metrics, error) {
 	byListener := []string{"listener"}
 	m := &Metrics{
-		connections: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "gatehouse_connections", Help: "Open connections."}, byListener),
+		warned: seldom{last: map[string]time.Time{}},
+		connections: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "gatehouse_connections", Help: "Connections that clients have open to a listener now, with those that have not sent anything yet.",
+		}, byListener),
 		evicted: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "gatehouse_connections_evicted_total", Help: "Connections that were closed to make room for others.",
 		}, byListener),
 		expiry: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "gatehouse_tls_certificate_expiry_timestamp_seconds", Help: "When the server's certificate expires, in seconds since 1970.",
 		}, byListener),
+		caExpiry: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "gatehouse_tls_client_ca_expiry_timestamp_seconds", Help: "When the first of the CAs for clients' certificates expires, in seconds since 1970.",
+		}, byListener),
 		failures: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "gatehouse_tls_handshake_failures_total", Help: "Connections that ended before they could be used, by reason.",
 		}, []string{"listener", "reason"}),
 	}
-	for _, c := range []prometheus.Collector{m.connections, m.evicted, m.expiry, m.failures} {
+	for _, c := range []prometheus.Collector{m.connections, m.evicted, m.expiry, m.caExpiry, m.failures} {
 		if err := r.Register(c); err != nil {
 			return nil, err
 		}
@@ -49,12 +79,36 @@ func NewMetrics(r prometheus.Registerer) (*Metrics, error) {
 	return m, nil
 }
 
-// failed counts a connection that could not be used. What strangers do is not worth more than a line at debug.
-func (m *Metrics) failed(listener string, log *slog.Logger, from net.Addr, err error) {
-	why := reason(err)
-	log.Debug("connection refused", "for", listener, "reason", why, "from", from.String(), "error", err, "fix", fix(why))
-	m.failures.WithLabelValues(listener, why).Inc()
+// begin makes the series of a listener, so that the first event is an increase.
+func (m *Metrics) begin(o Options) {
+	m.connections.WithLabelValues(o.Name)
+	m.evicted.WithLabelValues(o.Name)
+	if o.Plain {
+		m.failures.WithLabelValues(o.Name, tlsOnPlainText)
+	}
 }
+
+// A failure is a connection that could not be used.
+type failure struct {
+	listener string
+	from     net.Addr
+	err      error
+	gateway  bool // it is to a listener for gateways: without it every request is refused
+}
+
+// failed counts f. What strangers do to the issuer's port is not worth more than a line at debug; a gateway that cannot
+// connect is.
+func (m *Metrics) failed(f failure, log *slog.Logger) {
+	why := reason(f.err)
+	level := slog.LevelDebug
+	if f.gateway && !slices.Contains(ofStrangers(), why) && m.warned.due(f.listener+" "+why) {
+		level = slog.LevelWarn
+	}
+	log.Log(context.Background(), level, "connection refused", "for", f.listener, "reason", why, "from", f.from.String(), "error", f.err, "fix", fix(why))
+	m.failures.WithLabelValues(f.listener, why).Inc()
+}
+
+const tlsOnPlainText = "tls-on-plain-text"
 
 // reason is the label of a failed handshake: one of a few. Errors that crypto/tls does not export are told by their text,
 // to which a test holds it.
@@ -65,7 +119,7 @@ func reason(err error) string {
 	var op *net.OpError
 	switch {
 	case errors.Is(err, errTLS):
-		return "tls-on-plain-text"
+		return tlsOnPlainText
 	case errors.As(err, &notTLS):
 		return "plain-text-on-tls"
 	case errors.As(err, &name):
@@ -89,14 +143,24 @@ func reason(err error) string {
 	return "other"
 }
 
+// ofStrangers are the reasons of port scans and of load balancers that look whether a port is open.
+func ofStrangers() []string { return []string{"timeout", "closed", "other"} }
+
+// tlsReasons are what reason returns for a listener with TLS.
+func tlsReasons() []string {
+	return append(ofStrangers(), "plain-text-on-tls", "name", "certificate", "no-certificate", "client-refused", "version", "protocol")
+}
+
 // fix is what an operator may do, "" where there is nothing to say.
 func fix(reason string) string {
 	return map[string]string{
-		"tls-on-plain-text": "give the listener a certificate, or let the client speak plain text",
+		tlsOnPlainText:      "give the listener a certificate, or let the client speak plain text",
 		"plain-text-on-tls": "let the client speak TLS (Envoy: transport_socket of the cluster)",
 		"name":              "list one of these names, or give the client another certificate",
 		"certificate":       "the client needs a certificate of the CA that is configured",
 		"no-certificate":    "the client needs a certificate of the CA that is configured",
+		"version":           "let the client speak TLS 1.2 or later, and no less than the configured minimum",
+		"protocol":          "let the client offer by ALPN what this port speaks (gRPC: h2)",
 		"client-refused":    "the client does not accept our certificate: look at its CA and at the name that it expects",
 	}[reason]
 }
@@ -114,6 +178,9 @@ type TLS struct {
 // NewTLS returns a TLS for the listener called name that offers protocols by ALPN.
 func NewTLS(name string, m *certs.Material, protocols []string, metrics *Metrics, log *slog.Logger) *TLS {
 	t := &TLS{name: name, protocols: protocols, metrics: metrics, log: log}
+	for _, why := range tlsReasons() {
+		metrics.failures.WithLabelValues(name, why)
+	}
 	t.Set(m)
 	return t
 }
@@ -122,6 +189,12 @@ func NewTLS(name string, m *certs.Material, protocols []string, metrics *Metrics
 func (t *TLS) Set(m *certs.Material) {
 	t.current.Store(m.Config(t.protocols...))
 	t.metrics.expiry.WithLabelValues(t.name).Set(float64(m.Certificate.Leaf.NotAfter.Unix()))
+	if len(m.ClientCAs) == 0 {
+		t.metrics.caExpiry.DeleteLabelValues(t.name)
+		return
+	}
+	first := slices.MinFunc(m.ClientCAs, func(a, b *x509.Certificate) int { return a.NotAfter.Compare(b.NotAfter) })
+	t.metrics.caExpiry.WithLabelValues(t.name).Set(float64(first.NotAfter.Unix()))
 }
 
 // Config is for a server that lives longer than what is set.
@@ -144,11 +217,13 @@ type serverCredentials struct {
 
 // ServerHandshake implements credentials.TransportCredentials.
 func (c serverCredentials) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	conn, info, err := c.TransportCredentials.ServerHandshake(raw)
+	secured, info, err := c.TransportCredentials.ServerHandshake(raw)
 	if err != nil {
-		c.tls.metrics.failed(c.tls.name, c.tls.log, raw.RemoteAddr(), err)
+		c.tls.metrics.failed(failure{c.tls.name, raw.RemoteAddr(), err, true}, c.tls.log)
+	} else if known, ok := raw.(*conn); ok {
+		known.used()
 	}
-	return conn, info, err
+	return secured, info, err
 }
 
 // Clone implements credentials.TransportCredentials.
@@ -226,7 +301,7 @@ func (l *tlsListener) handshake(raw net.Conn) {
 		err = raw.SetDeadline(time.Time{})
 	}
 	if err != nil {
-		l.tls.metrics.failed(l.tls.name, l.tls.log, raw.RemoteAddr(), err)
+		l.tls.metrics.failed(failure{l.tls.name, raw.RemoteAddr(), err, false}, l.tls.log)
 		explain(raw, err)
 		_ = raw.Close()
 		return

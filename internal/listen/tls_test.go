@@ -286,6 +286,75 @@ func TestPlainTextOnTLS(t *testing.T) {
 	}
 }
 
+// What keeps a gateway out is told at the default level, once a minute for each reason; what strangers do at the issuer's port
+// is not.
+func TestGatewayFailuresAreTold(t *testing.T) {
+	serverCA, clientCA := peers.NewCA(t, "server"), peers.NewCA(t, "client")
+	for name, serve := range map[string]func(*testing.T, *certs.Material) *port{"https": issuer, "grpc": checks} {
+		t.Run(name, func(t *testing.T) {
+			p := serve(t, material(t, serverCA.Pair(t, "127.0.0.1"), clientCA, gateway))
+			for range 3 {
+				for _, c := range [][]tls.Certificate{nil, {clientCA.Pair(t, "x", gateway+"2")}} {
+					if _, err := p.ask(t, &tls.Config{RootCAs: serverCA.Pool(), Certificates: c}); err == nil {
+						t.Error("was let in")
+					}
+				}
+			}
+			for _, reason := range []string{"no-certificate", "name"} {
+				peers.Eventually(t, within, "three failures", func() bool { return p.failures(t, reason) >= 3 })
+				got, want := 0, 0
+				for line := range strings.Lines(p.log.String()) {
+					if strings.Contains(line, "level=WARN") && strings.Contains(line, "reason="+reason+" ") && strings.Contains(line, "fix=") {
+						got++
+					}
+				}
+				if name == "grpc" {
+					want = 1
+				}
+				if got != want {
+					t.Errorf("got %d warnings of %s with a fix, want %d:\n%s", got, reason, want, p.log)
+				}
+			}
+		})
+	}
+}
+
+// Every series of a listener is there before the first event, or increase() would not see that.
+func TestSeriesAtTheStart(t *testing.T) {
+	m, r := metrics(t)
+	log := slog.New(slog.DiscardHandler)
+	listen.New(newPipes(), listen.Options{Name: "plain", Max: 1, Plain: true, Metrics: m, Log: log})
+	ca := peers.NewCA(t, "ca")
+	s := listen.NewTLS("tls", material(t, ca.Pair(t, "a"), ca, "a"), nil, m, log)
+	if got, want := value(t, r, "gatehouse_tls_client_ca_expiry_timestamp_seconds", "listener", "tls"), float64(ca.Certificate.NotAfter.Unix()); got != want {
+		t.Errorf("the CA expires at %v in the metric, want %v", got, want)
+	}
+	series := map[string]int{}
+	count := func() {
+		clear(series)
+		families, err := r.Gather()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range families {
+			series[f.GetName()] = len(f.GetMetric())
+		}
+	}
+	count()
+	for name, want := range map[string]int{
+		"gatehouse_connections": 1, "gatehouse_connections_evicted_total": 1, "gatehouse_tls_handshake_failures_total": 11, "gatehouse_tls_client_ca_expiry_timestamp_seconds": 1,
+	} {
+		if series[name] != want {
+			t.Errorf("%s has %d series, want %d", name, series[name], want)
+		}
+	}
+	s.Set(material(t, ca.Pair(t, "a"), nil))
+	count()
+	if n := series["gatehouse_tls_client_ca_expiry_timestamp_seconds"]; n != 0 {
+		t.Errorf("without a CA for clients there are %d series of its expiry, want none", n)
+	}
+}
+
 // What is set counts for the next handshake; connections that are there go on.
 func TestSet(t *testing.T) {
 	oldCA, newCA, clientA, clientB := peers.NewCA(t, "old"), peers.NewCA(t, "new"), peers.NewCA(t, "a"), peers.NewCA(t, "b")

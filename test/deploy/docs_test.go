@@ -2,6 +2,7 @@ package deploy
 
 import (
 	"encoding/json"
+	"fmt"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -93,14 +94,35 @@ func TestInstallNames(t *testing.T) {
 // TestInstallCheckConfig runs the commands that take the file out of the ConfigMap to check it.
 func TestInstallCheckConfig(t *testing.T) {
 	dir, bin := copyOfDeploy(t)
+	if !strings.Contains(block(t, "check-config /gatehouse.yaml"), "mkdir -p files") { // docker would make the folder as root
+		t.Error("the folder for the files that the configuration names is not made")
+	}
 	program(t, bin, "docker", `echo "$@" > docker.args`)
 	shell(t, dir, bin, block(t, "check-config /gatehouse.yaml"))
 	if got, want := string(read(t, filepath.Join(dir, "gatehouse.yaml"))), shippedConfigText(t); got != want {
 		t.Errorf("got the file\n%s\nwant\n%s", got, want)
 	}
-	want := "run --rm -v " + dir + "/gatehouse.yaml:/gatehouse.yaml:ro image check-config /gatehouse.yaml\n"
+	want := fmt.Sprintf("run --rm --user %d:%d -v ", os.Getuid(), os.Getgid()) + dir + "/gatehouse.yaml:/gatehouse.yaml:ro -v " + dir + "/files:/etc/gatehouse:ro image check-config /gatehouse.yaml\n"
 	if got := string(read(t, filepath.Join(dir, "docker.args"))); got != want {
 		t.Errorf("got docker %s, want %s", got, want)
+	}
+}
+
+// TestInstallSecretSource applies the patch for one more Secret to the Deployment as kustomize would.
+func TestInstallSecretSource(t *testing.T) {
+	patches := parse(t, block(t, "gatehouse-tls"))
+	if got, want := patches.at("patches.0.target"), any(map[string]any{"kind": "Deployment", "name": "gatehouse"}); !reflect.DeepEqual(viaJSON(t, got), want) {
+		t.Errorf("the patch is for %v, want %v", got, want)
+	}
+	_, op, _ := strings.Cut(patches.text("patches.0.patch"), "- ")
+	patch := parse(t, "  "+op)
+	pointer, ok := strings.CutSuffix(patch.text("path"), "/-")
+	if !ok || patch.text("op") != "add" {
+		t.Fatalf("got %v, want one that adds to a list", patch)
+	}
+	sources := find(t, overlay(t), "Deployment").at(strings.ReplaceAll(strings.TrimPrefix(pointer, "/"), "/", "."))
+	if list, ok := sources.([]any); !ok || len(list) != 2 {
+		t.Errorf("%s is %v, want the list of the two sources of /etc/gatehouse", pointer, sources)
 	}
 }
 
@@ -234,9 +256,17 @@ func TestOperationsMetrics(t *testing.T) {
 // TestDocumentLinks: what the documents point at is there.
 func TestDocumentLinks(t *testing.T) {
 	link := regexp.MustCompile(`\]\(([^)#\s]+\.md)?(#[^)]+)?\)`)
+	readme := string(read(t, repo(t, "README.md")))
 	file := regexp.MustCompile("`((?:deploy|test|docs|cmd|internal)/[a-z0-9_./-]+)`")
-	for _, name := range []string{"install.md", "architecture.md", "divergences.md"} {
-		text := string(read(t, repo(t, "docs", name)))
+	docs, err := filepath.Glob(filepath.Join(peers.Root(t), "docs", "*.md"))
+	if err != nil || len(docs) < 6 {
+		t.Fatalf("found %d documents, %v", len(docs), err)
+	}
+	for _, doc := range docs {
+		text, name := string(read(t, doc)), filepath.Base(doc)
+		if !strings.Contains(readme, "](docs/"+name+")") {
+			t.Errorf("README.md does not name docs/%s", name)
+		}
 		for _, m := range link.FindAllStringSubmatch(text, -1) {
 			target, heading := text, m[2]
 			if m[1] != "" {

@@ -151,7 +151,7 @@ func (i *imageFS) path(p string) string {
 // command is the image's entry point with other arguments.
 func (i *imageFS) command(ctx context.Context, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, i.path(i.entrypoint[0]), slices.Concat(i.entrypoint[1:], args)...) // #nosec G204 -- as the Dockerfile says
-	cmd.Dir, cmd.Env = "/", []string{"GOMEMLIMIT=460MiB"}
+	cmd.Dir, cmd.Env = "/", []string{}
 	if i.isolated {
 		cmd.SysProcAttr = &syscall.SysProcAttr{
 			Chroot: i.root, Credential: &syscall.Credential{Uid: user, Gid: user}, Pdeathsig: syscall.SIGKILL,

@@ -82,7 +82,8 @@ func TestOverlay(t *testing.T) {
 		{"three listeners, admin not among them", "Deployment", container + "ports", `
 			[{name: issuer, containerPort: 5556}, {name: ext-authz, containerPort: 9001}, {name: telemetry, containerPort: 5558}]`},
 		{"bounded memory, unthrottled CPU", "Deployment", container + "resources", `
-			{requests: {cpu: 50m, memory: 64Mi}, limits: {memory: 512Mi}}`},
+			{requests: {cpu: 50m, memory: 128Mi}, limits: {memory: 768Mi}}`},
+		{"the collector goes by the container's limit", "Deployment", container + "env", `null`},
 		{"written: data and temporary files only", "Deployment", container + "volumeMounts", `
 			[{name: config, mountPath: /etc/gatehouse, readOnly: true}, {name: data, mountPath: /var/lib/gatehouse}, {name: tmp, mountPath: /tmp}]`},
 		{"secrets are the operator's", "Deployment", container + "envFrom", `[{secretRef: {name: gatehouse-env, optional: true}}]`},

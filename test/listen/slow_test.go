@@ -1,13 +1,20 @@
 package listen
 
 import (
+	"bufio"
+	"context"
 	"crypto/tls"
+	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
+
+	"google.golang.org/grpc"
 )
 
 // many is how many connections a slow stranger has to each listener: more than the small listeners may have.
@@ -168,14 +175,80 @@ func send(t *testing.T, c net.Conn, text string) {
 	}
 }
 
-// TestConnectionFlood: more connections than a listener may have push out each other, and never a user.
+// hold opens a connection to a listener, asks once and returns a function that asks again on the same connection.
+func (w *world) hold(t *testing.T, listener string) (again func() error) {
+	t.Helper()
+	if listener == "gateway.grpc" {
+		return w.holdGRPC(t)
+	}
+	c := w.http1(t, listener)
+	t.Cleanup(func() { _ = c.Close() })
+	r, host := bufio.NewReader(c), issuerHost
+	if listener == "gateway.admin" {
+		host = w.ports[listener]
+	}
+	again = func() error {
+		if _, err := fmt.Fprintf(c, "GET %s HTTP/1.1\r\nHost: %s\r\nX-Gatehouse-Admin: 1\r\n\r\n", httpListeners()[listener], host); err != nil {
+			return err
+		}
+		resp, err := http.ReadResponse(r, nil)
+		if err != nil {
+			return err
+		}
+		defer resp.Body.Close()
+		if resp.StatusCode != http.StatusOK {
+			return fmt.Errorf("got %s, want 200", resp.Status)
+		}
+		_, err = io.Copy(io.Discard, resp.Body)
+		return err
+	}
+	if err := again(); err != nil {
+		t.Fatalf("%s: %v", listener, err)
+	}
+	return again
+}
+
+func (w *world) holdGRPC(t *testing.T) (again func() error) {
+	t.Helper()
+	var dials atomic.Int32
+	conn, err := w.client(w.gateway, grpc.WithContextDialer(func(ctx context.Context, address string) (net.Conn, error) {
+		dials.Add(1)
+		var d net.Dialer
+		return d.DialContext(ctx, "tcp", address)
+	}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	again = func() error {
+		ctx, cancel := context.WithTimeout(t.Context(), within)
+		defer cancel()
+		if _, err := check(ctx, conn, "/public/x"); err != nil {
+			return err
+		}
+		if n := dials.Load(); n != 1 {
+			return fmt.Errorf("the gateway had to connect %d times, want once", n)
+		}
+		return nil
+	}
+	if err := again(); err != nil {
+		t.Fatal(err)
+	}
+	return again
+}
+
+// TestConnectionFlood: more connections than a listener may have push out each other, and never a user, new or old.
 func TestConnectionFlood(t *testing.T) {
 	w := newWorld(t)
 	for name, limit := range map[string]int{"web.http": 2048, "web.https": 2048, "gateway.grpc": 2048, "telemetry.http": 64, "gateway.admin": 32} {
 		t.Run(name, func(t *testing.T) {
+			user := w.hold(t, name)
 			a := &attack{end: make(chan struct{})}
-			for range limit + 200 {
+			for range 2*limit + 200 {
 				a.conns = append(a.conns, w.dial(t, name))
+			}
+			if err := user(); err != nil {
+				t.Errorf("a connection that was in use: %v", err)
 			}
 			w.serves(t, "meanwhile")
 			if n := w.metric(t, "gatehouse_connections", name); n > float64(limit) {

@@ -101,15 +101,24 @@ func (w *world) transport() *http.Transport {
 	}
 }
 
+// client returns what a gateway with a certificate asks by.
+func (w *world) client(client tls.Certificate, o ...grpc.DialOption) (*grpc.ClientConn, error) {
+	return grpc.NewClient(w.ports["gateway.grpc"], append(o, grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{
+		RootCAs: w.serverCA.Pool(), Certificates: []tls.Certificate{client}, ServerName: "gatehouse.example.com",
+	})))...)
+}
+
 // check asks as the gateway does, on a connection of its own.
 func (w *world) check(ctx context.Context, client tls.Certificate, path string) (*authv3.CheckResponse, error) {
-	conn, err := grpc.NewClient(w.ports["gateway.grpc"], grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{
-		RootCAs: w.serverCA.Pool(), Certificates: []tls.Certificate{client}, ServerName: "gatehouse.example.com",
-	})))
+	conn, err := w.client(client)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = conn.Close() }()
+	return check(ctx, conn, path)
+}
+
+func check(ctx context.Context, conn *grpc.ClientConn, path string) (*authv3.CheckResponse, error) {
 	return authv3.NewAuthorizationClient(conn).Check(ctx, &authv3.CheckRequest{Attributes: &authv3.AttributeContext{
 		Request: &authv3.AttributeContext_Request{Http: &authv3.AttributeContext_HttpRequest{
 			Method: http.MethodGet, Host: appHost, Path: path, Headers: map[string]string{"accept": "text/html", "sec-fetch-mode": "navigate", "sec-fetch-dest": "document"},
