@@ -8,6 +8,7 @@ package front
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"log/slog"
 	"net/http"
@@ -152,6 +153,9 @@ func (f *Front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("Referrer-Policy", "same-origin")
 	r = r.WithContext(reqctx.WithRemoteIP(r.Context(), ip))
+	if requestID(r) == "" { // no proxy has given one
+		r.Header.Set("X-Request-Id", rand.Text())
+	}
 	f.inward(r)
 	if inner, outer := f.Sessions.Config.CookieName, f.outerName(); inner != outer {
 		w = &outward{ResponseWriter: w, inner: inner, outer: outer}
