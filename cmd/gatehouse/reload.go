@@ -40,7 +40,7 @@ func read(ctx context.Context, path string) (loaded, error) {
 	opts := l.files.Record(config.OS())
 	opts.Connector = func(kind string, raw []byte) error {
 		for _, name := range provider.ConnectorFiles(kind, raw) {
-			_, _ = opts.ReadFile(name) // only to note it: the connector says what is wrong
+			_, _ = opts.ReadFile(name) // only to note what is in it: the connector says what is wrong
 		}
 		return provider.CheckConnector(kind, raw)
 	}
@@ -138,6 +138,9 @@ func (r *reloads) reload(ctx context.Context, why string) {
 	if err == nil {
 		err = config.NeedRestart(next.path, r.running.cfg, next.cfg)
 	}
+	if err == nil {
+		err = config.OutOfDate(next.path, r.running.cfg, next.cfg, utc())
+	}
 	if err != nil {
 		r.refuse(ctx, why, err)
 		return
@@ -192,7 +195,11 @@ func (r *reloads) refuse(ctx context.Context, why string, err error) {
 		return
 	}
 	for _, m := range mistakes {
-		r.s.log.ErrorContext(ctx, "configuration refused: the last good one stays", "why", why, "line", m.Line, "key", m.Path, "error", m.Error())
+		log := r.s.log.With("why", why)
+		if m.Line > 0 {
+			log = log.With("line", m.Line)
+		}
+		log.ErrorContext(ctx, "configuration refused: the last good one stays", "key", m.Path, "error", m.Error())
 	}
 }
 

@@ -86,6 +86,7 @@ func Parse(name string, data []byte, opts Options) (*Config, Warnings, error) {
 	if len(errs) > 0 {
 		return nil, warns, errs
 	}
+	c.places = placesOf(c, r)
 	return c, warns, nil
 }
 

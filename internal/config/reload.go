@@ -2,10 +2,14 @@ package config
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 	"reflect"
 	"slices"
 	"strings"
+	"time"
+
+	"gatehouse/internal/certs"
 )
 
 // Changed returns the keys whose values differ between two files, such as gateway.rules. A list is one key. Keys
@@ -81,29 +85,17 @@ func same(a, b reflect.Value) bool {
 	}
 }
 
-// restartKeys are the keys, or blocks of keys, that a running process cannot take up, reloadKeys those that it can. Every
-// key belongs to one of them. They are never assigned to.
-var (
-	restartKeys = []string{
-		"issuer", "storage",
-		"web.http", "web.https", "telemetry", // open ports
-		"sessions.cookieName",                                // every browser would be a stranger
-		"sessions.validIfNotUsedFor", "gateway.session.idle", // the gateway's view of sessions is made for one
-		"gateway.session.cache",                           // and of one size
-		"gateway.grpc", "gateway.admin", "gateway.prefix", // open ports, and paths that are half of a sign-in
-		"gateway.keys", // a new key would make every browser a stranger
-		"frontend.issuer", "logger.format", "logger.excludeFields",
-	}
-	reloadKeys = []string{
-		"web.tlsCert", "web.tlsKey", "web.tlsMinVersion", "web.tlsMaxVersion", "web.tlsClientCA", "web.tlsClientNames", "web.headers", "web.allowedOrigins", "web.allowedHeaders", "web.clientRemoteIP",
-		"connectors", "staticClients", "staticPasswords", "enablePasswordDB", "oauth2", "expiry", "mfa", "signer", "logger.level",
-		"sessions.absoluteLifetime", "sessions.rememberMeCheckedByDefault", "sessions.ssoSharedWithDefault", "sessions.cookieEncryptionKey",
-		"frontend.logoURL", "frontend.theme", "frontend.extra",
-		"gateway.hosts", "gateway.cookie", "gateway.session.absolute", "gateway.session.staleIfUnavailable", "gateway.identity",
-		"gateway.clients", "gateway.rules", "gateway.default",
-		"gateway.tls.cert", "gateway.tls.key", "gateway.tls.clientCA", "gateway.tls.clientNames", "gateway.tls.minVersion",
-	}
-)
+// reloadKeys are the keys, or blocks of keys, that a running process can take up; a change of any other needs a restart. They
+// are never assigned to.
+var reloadKeys = []string{
+	"web.tlsCert", "web.tlsKey", "web.tlsMinVersion", "web.tlsMaxVersion", "web.tlsClientCA", "web.tlsClientNames", "web.headers", "web.allowedOrigins", "web.allowedHeaders", "web.clientRemoteIP",
+	"connectors", "staticClients", "staticPasswords", "enablePasswordDB", "oauth2", "expiry", "mfa", "signer", "logger.level",
+	"sessions.absoluteLifetime", "sessions.rememberMeCheckedByDefault", "sessions.ssoSharedWithDefault", "sessions.cookieEncryptionKey",
+	"frontend.logoURL", "frontend.theme", "frontend.extra",
+	"gateway.hosts", "gateway.cookie", "gateway.session.absolute", "gateway.session.staleIfUnavailable", "gateway.identity",
+	"gateway.clients", "gateway.rules", "gateway.default",
+	"gateway.tls.cert", "gateway.tls.key", "gateway.tls.clientCA", "gateway.tls.clientNames", "gateway.tls.minVersion",
+}
 
 // below reports whether path is one of the keys or in one of the blocks.
 func below(keys []string, path string) bool {
@@ -114,27 +106,132 @@ func below(keys []string, path string) bool {
 }
 
 // NeedRestart returns an error, of type Errors, that names every key in which next differs from what runs and that
-// cannot change in a running process. file is the name of the file.
+// cannot change in a running process, with both values. file is the name of the file.
 func NeedRestart(file string, running, next *Config) error {
+	const fix = "restart it, or take the change back"
 	var errs Errors
 	for _, key := range Changed(running, next) {
-		msg := "cannot change while gatehouse runs: restart it, or take the change back"
-		switch {
-		case key == "gateway":
-			msg = "a gateway block cannot come or go while gatehouse runs: restart it, or take the change back"
-		case key == "gateway.tls":
-			msg = "TLS cannot come or go while gatehouse runs: restart it, or take the change back"
-		case key == "gateway.keys.file":
-			msg = "the keys cannot change while gatehouse runs: restart it, or take the change back"
-		case below(reloadKeys, key):
+		if below(reloadKeys, key) {
 			continue
 		}
-		errs = append(errs, Error{File: file, Path: key, Msg: msg})
+		old, found := running.places[key].text, next.places[key].text
+		msg := "cannot change while gatehouse runs: " + fix
+		switch {
+		case key == "gateway":
+			msg = "a gateway block cannot come or go while gatehouse runs: " + fix
+		case key == "gateway.tls":
+			msg = "TLS cannot come or go while gatehouse runs: " + fix
+		case key == "gateway.keys.file" && old == found:
+			msg = "the keys cannot change while gatehouse runs: " + fix
+		case old != found:
+			msg = fmt.Sprintf("cannot change while gatehouse runs, from %s to %s: %s", old, found, fix)
+		}
+		errs = append(errs, Error{File: file, Line: next.places[key].line, Path: key, Msg: msg})
 	}
+	return sorted(errs)
+}
+
+// sorted returns errs by line, and nil where there is none.
+func sorted(errs Errors) error {
 	if len(errs) == 0 {
 		return nil
 	}
+	slices.SortStableFunc(errs, func(a, b Error) int { return cmp.Compare(a.Line, b.Line) })
 	return errs
+}
+
+// OutOfDate returns an error, of type Errors, that names every certificate of a listener that is valid now in what runs and
+// is not in next. At a start it is a warning only: there, nothing better is to be had.
+func OutOfDate(file string, running, next *Config, now time.Time) error {
+	var errs Errors
+	check := func(key, name string, running, next *certs.Material, line int) {
+		if running == nil || next == nil {
+			return
+		}
+		old, leaf := running.Certificate.Leaf, next.Certificate.Leaf
+		if now.Before(old.NotBefore) || now.After(old.NotAfter) {
+			return
+		}
+		msg := ""
+		switch {
+		case now.After(leaf.NotAfter):
+			msg = "expired on " + utc(leaf.NotAfter) + ": put a valid one in its place"
+		case now.Before(leaf.NotBefore):
+			msg = "is not valid before " + utc(leaf.NotBefore) + ": look at the clock, or send SIGHUP then"
+		default:
+			return
+		}
+		msg = fmt.Sprintf("%s %s; the one that runs is valid until %s", name, msg, utc(old.NotAfter))
+		errs = append(errs, Error{File: file, Line: line, Path: key, Msg: msg})
+	}
+	check("web.tlsCert", next.Web.TLSCert, running.Web.TLS, next.Web.TLS, next.places["web.tlsCert"].line)
+	if a, b := running.Gateway, next.Gateway; a != nil && b != nil && a.TLS != nil && b.TLS != nil {
+		check("gateway.tls.cert", b.TLS.Cert, a.TLS.Material, b.TLS.Material, next.places["gateway.tls.cert"].line)
+	}
+	return sorted(errs)
+}
+
+func utc(t time.Time) string { return t.UTC().Format(time.DateTime) + " UTC" }
+
+// A place is where a key stands in a file, and its value as a message may show it.
+type place struct {
+	line int    // that of the block around it where the key is not there; 0 where that is not there either
+	text string // empty for what is secret, for blocks, and for keys that reload
+}
+
+// placesOf returns the places of all keys of c but for those in lists.
+func placesOf(c *Config, r *report) map[string]place {
+	places := map[string]place{}
+	var walk func(v reflect.Value, path string)
+	walk = func(v reflect.Value, path string) {
+		if v.Kind() == reflect.Pointer && !v.IsNil() {
+			if path != "" {
+				places[path] = place{line: r.lineIn(path)}
+			}
+			v = v.Elem()
+		}
+		if fields := blockFields(v.Type()); len(fields) > 0 {
+			for _, f := range fields {
+				walk(v.Field(f.index), child(path, f.key))
+			}
+			return
+		}
+		at := place{line: r.lineIn(path)}
+		if !below(reloadKeys, path) {
+			at.text = r.hide.clean(shown(v))
+		}
+		places[path] = at
+	}
+	walk(reflect.ValueOf(c).Elem(), "")
+	return places
+}
+
+// shown is a value as a person writes it, "" for secrets and blocks of any content.
+func shown(v reflect.Value) string {
+	switch x := v.Interface().(type) {
+	case Secret, Object:
+		return ""
+	case fmt.Stringer:
+		return x.String()
+	}
+	switch v.Kind() {
+	case reflect.String, reflect.Slice:
+		return fmt.Sprintf("%q", v.Interface())
+	case reflect.Bool, reflect.Int:
+		return fmt.Sprint(v.Interface())
+	default:
+		return ""
+	}
+}
+
+// lineIn is line, but 0 where neither the key nor a block around it is in the file.
+func (r *report) lineIn(path string) int {
+	for ; path != ""; path = parent(path) {
+		if p, ok := r.nodes[path]; ok {
+			return p.line
+		}
+	}
+	return 0
 }
 
 // Summary says in words what is different in next, without a secret and without a person's name.

@@ -1,12 +1,17 @@
 package config
 
 import (
+	"crypto/tls"
+	"crypto/x509"
 	"maps"
 	"reflect"
 	"regexp"
 	"slices"
 	"strings"
 	"testing"
+	"time"
+
+	"gatehouse/internal/certs"
 )
 
 const running = `issuer: https://auth.example.com/dex
@@ -98,6 +103,94 @@ func TestOtherKeysNeedARestart(t *testing.T) {
 	after.Gateway.Keys.Ring = after.Gateway.Keys.Ring[:1]
 	if err := NeedRestart("gatehouse.yaml", before, after); err == nil || !strings.Contains(err.Error(), "gateway.keys.file") {
 		t.Errorf("got %v, want gateway.keys.file named", err)
+	}
+}
+
+// restartKeys are the keys, or blocks of keys, that a running process cannot take up. They are never assigned to.
+var restartKeys = []string{
+	"issuer", "storage",
+	"web.http", "web.https", "telemetry", // open ports
+	"sessions.cookieName",                                // every browser would be a stranger
+	"sessions.validIfNotUsedFor", "gateway.session.idle", // the gateway's view of sessions is made for one
+	"gateway.session.cache",                           // and of one size
+	"gateway.grpc", "gateway.admin", "gateway.prefix", // open ports, and paths that are half of a sign-in
+	"gateway.keys", // a new key would make every browser a stranger
+	"frontend.issuer", "logger.format", "logger.excludeFields",
+}
+
+// Each mistake has the line of the new file, and both values where they are no secrets.
+func TestWhatNeedsARestartIsSaidWithLineAndValues(t *testing.T) {
+	at := func(text, key string) int { return 1 + strings.Count(text[:strings.Index(text, key)], "\n") }
+	for name, tt := range map[string]struct {
+		old, new string // replaced in the file
+		line     string // the text on it; empty: none
+		want     string
+	}{
+		"a port":                       {"  hosts:", "  grpc: 127.0.0.1:9100\n  hosts:", "grpc:", `gateway.grpc: cannot change while gatehouse runs, from "0.0.0.0:9001" to "127.0.0.1:9100": restart it`},
+		"a number":                     {"  hosts:", "  session: {cache: 200}\n  hosts:", "session:", `gateway.session.cache: cannot change while gatehouse runs, from 100000 to 200: restart it`},
+		"the database":                 {"/data/gatehouse.db", "/data/other.db", "storage:", `from "/data/gatehouse.db" to "/data/other.db"`},
+		"a default that was not there": {"gateway:\n", "frontend: {issuer: X}\ngateway:\n", "frontend:", `frontend.issuer: cannot change while gatehouse runs, from "" to "X"`},
+		"a secret in a value":          {"/data/gatehouse.db", `"/data/${DEX_HASH}.db"`, "storage:", `to "/data/[redacted].db"`},
+		"what is gone":                 {running[strings.Index(running, "gateway:"):], "", "", "gateway: a gateway block cannot come or go"},
+		"the key's file":               {"  keys: {file: /etc/gatehouse/keys}\n", "", "gateway:", `from "/etc/gatehouse/keys" to ""`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			text := strings.Replace(running, tt.old, tt.new, 1)
+			errs, _ := NeedRestart("gatehouse.yaml", mustParseText(t, running), mustParseText(t, text)).(Errors) //nolint:errorlint // it is returned as it is
+			if len(errs) != 1 || !strings.Contains(errs[0].Error(), tt.want) {
+				t.Fatalf("got %v, want one with %q", errs, tt.want)
+			}
+			want := 0
+			if tt.line != "" {
+				want = at(text, tt.line)
+			}
+			if errs[0].Line != want {
+				t.Errorf("line %d, want %d: %v", errs[0].Line, want, errs)
+			}
+		})
+	}
+}
+
+func TestACertificateThatIsOutOfDateDoesNotReplaceAValidOne(t *testing.T) {
+	now := time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC)
+	const day = 24 * time.Hour
+	with := func(from, to time.Duration) *Config {
+		m := &certs.Material{Certificate: tls.Certificate{Leaf: &x509.Certificate{NotBefore: now.Add(from), NotAfter: now.Add(to)}}}
+		return &Config{
+			Web:     Web{TLSCert: "/web.crt", TLS: m},
+			Gateway: &Gateway{TLS: &GatewayTLS{Cert: "/grpc.crt", Material: m}},
+			places:  map[string]place{"web.tlsCert": {line: 3}, "gateway.tls.cert": {line: 9}},
+		}
+	}
+	for name, tt := range map[string]struct {
+		running, next *Config
+		want          string // of each mistake; empty: taken
+	}{
+		"valid":                    {with(-day, day), with(0, day), ""},
+		"expires now":              {with(-day, day), with(-day, 0), ""},
+		"expired":                  {with(-day, day), with(-day, -1), "expired on 2030-01-02 03:04:04 UTC: put a valid one in its place; the one that runs is valid until 2030-01-03 03:04:05 UTC"},
+		"not yet":                  {with(-day, day), with(1, day), "is not valid before 2030-01-02 03:04:05 UTC"},
+		"expired, as what runs is": {with(-day, -1), with(-day, -1), ""},
+		"not yet, nor what runs":   {with(1, day), with(day, 2*day), ""},
+		"no TLS":                   {&Config{Gateway: &Gateway{}}, &Config{Gateway: &Gateway{}}, ""},
+		"no gateway":               {&Config{}, &Config{}, ""},
+	} {
+		err := OutOfDate("gatehouse.yaml", tt.running, tt.next, now)
+		if tt.want == "" {
+			if err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+			continue
+		}
+		errs, _ := err.(Errors) //nolint:errorlint // it is returned as it is
+		if len(errs) != 2 {
+			t.Fatalf("%s: got %v, want a mistake for each listener", name, err)
+		}
+		for i, want := range []string{"gatehouse.yaml:3: web.tlsCert: /web.crt ", "gatehouse.yaml:9: gateway.tls.cert: /grpc.crt "} {
+			if got := errs[i].Error(); !strings.HasPrefix(got, want+tt.want) {
+				t.Errorf("%s: got %q, want %q", name, got, want+tt.want)
+			}
+		}
 	}
 }
 

@@ -34,6 +34,8 @@ type Config struct {
 	GRPC             Unsupported `yaml:"grpc" fix:"Dex's gRPC API does not exist here: remove the block; gatehouse sessions lists and ends sessions"`
 
 	IssuerURL *url.URL `yaml:"-"` // Issuer: canonical host, no trailing slash
+
+	places map[string]place // of the keys in the file that was parsed
 }
 
 func (c *Config) setDefaults() {
@@ -137,6 +139,8 @@ type Connector struct {
 	Name       string   `yaml:"name"`
 	Config     Object   `yaml:"config"`
 	GrantTypes []string `yaml:"grantTypes"` // empty: all that oauth2.grantTypes allows
+
+	Files Files `yaml:"-"` // that Config names, as they were read; whoever gives Options.Connector sets it
 }
 
 // A Client is an application that signs users in through the issuer. ID and Secret hold what IDEnv and SecretEnv
