@@ -13,7 +13,6 @@ import (
 	"log/slog"
 	"maps"
 	"net/url"
-	"os"
 	"reflect"
 	"regexp"
 	"slices"
@@ -70,7 +69,7 @@ func staticConnectors(c *config.Config, users []storage.Password) []storage.Conn
 	all := make([]storage.Connector, 0, len(c.Connectors)+1)
 	for _, k := range c.Connectors {
 		all = append(all, storage.Connector{
-			ID: k.ID, Type: k.Type, Name: k.Name, Config: k.Config.JSON(), GrantTypes: k.GrantTypes, ResourceVersion: connectorVersion(k.Type, k.Config.JSON()),
+			ID: k.ID, Type: k.Type, Name: k.Name, Config: k.Config.JSON(), GrantTypes: k.GrantTypes, ResourceVersion: connectorVersion(k),
 		})
 	}
 	if c.EnablePasswordDB {
@@ -81,20 +80,18 @@ func staticConnectors(c *config.Config, users []storage.Password) []storage.Conn
 	return all
 }
 
-// connectorVersion is another one when the connector's configuration is, or what is in a file that it names.
-func connectorVersion(kind string, raw []byte) string {
+// connectorVersion is another one when the connector's configuration is, or what was in a file that it names when the
+// configuration was read: what is there now may be something else, of which nothing is known yet.
+func connectorVersion(k config.Connector) string {
 	h := sha256.New()
 	part := func(b []byte) {
 		_ = binary.Write(h, binary.BigEndian, uint64(len(b))) // a hash takes everything
 		h.Write(b)
 	}
+	raw := k.Config.JSON()
 	part(raw)
-	for _, name := range ConnectorFiles(kind, raw) {
-		data, err := os.ReadFile(name)
-		if err != nil {
-			data = []byte("cannot be read")
-		}
-		part(data)
+	for _, name := range ConnectorFiles(k.Type, raw) {
+		part([]byte(k.Files[name]))
 	}
 	return hex.EncodeToString(h.Sum(nil))
 }

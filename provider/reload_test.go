@@ -1,7 +1,6 @@
 package provider
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -454,20 +453,33 @@ func TestConnectorVersionFollowsItsFiles(t *testing.T) {
 	if got := ConnectorFiles("oidc", raw); !slices.Equal(got, []string{dir + "/ca.pem"}) {
 		t.Errorf("files: %v", got)
 	}
+	const file = `issuer: https://auth.example.com
+storage: {type: memory}
+web: {http: 127.0.0.1:0}
+connectors:
+- {type: oidc, id: x, name: X, config: {issuer: https://x.example.com, clientID: a, clientSecret: not-a-default-secret, redirectURI: https://auth.example.com/callback, rootCAs: [DIR/ca.pem]}}
+`
+	version := func(files config.Files) string {
+		c := parse(t, strings.ReplaceAll(file, "DIR", dir)).Connectors[0]
+		c.Files = files
+		return connectorVersion(c)
+	}
 	versions := map[string]bool{}
-	for _, content := range [][]byte{nil, []byte("one"), []byte("two")} {
-		if content != nil {
-			if err := os.WriteFile(dir+"/ca.pem", content, 0o600); err != nil {
-				t.Fatal(err)
-			}
-		}
-		v := connectorVersion("oidc", raw)
+	for _, digest := range []string{"does not exist", "1", "2"} {
+		v := version(config.Files{dir + "/ca.pem": digest})
 		if versions[v] {
-			t.Errorf("with content %q: the version is that of another content", content)
+			t.Errorf("with the digest %q: the version is that of another content", digest)
 		}
 		versions[v] = true
-		if again := connectorVersion("oidc", bytes.Clone(raw)); again != v {
-			t.Error("the same gives another version")
+		// What is in the file by now was neither checked nor noted: the next reload takes it up.
+		if err := os.WriteFile(dir+"/ca.pem", []byte(digest), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if again := version(config.Files{dir + "/ca.pem": digest}); again != v {
+			t.Error("what was read gives another version when the file changes afterwards")
+		}
+		if other := version(config.Files{dir + "/ca.pem": digest, dir + "/other.pem": "3"}); other != v {
+			t.Error("a file of another connector counts")
 		}
 	}
 }

@@ -48,6 +48,13 @@ func read(ctx context.Context, path string) (loaded, error) {
 	if l.cfg, l.warnings, err = config.Load(path, opts); err != nil {
 		return l, err
 	}
+	for i := range l.cfg.Connectors {
+		c := &l.cfg.Connectors[i]
+		c.Files = config.Files{}
+		for _, name := range provider.ConnectorFiles(c.Type, c.Config.JSON()) {
+			c.Files[name] = l.files[name]
+		}
+	}
 	err = provider.Check(ctx, l.cfg)
 	if err == nil && l.cfg.Gateway != nil {
 		_, _, err = explainer(l.cfg, oneSession{})
