@@ -28,7 +28,7 @@ func TestOnlyADeadSocketIsRemoved(t *testing.T) {
 	}
 	_ = c.Close()
 
-	l.(*net.UnixListener).SetUnlinkOnClose(false) //nolint:errcheck,forcetypeassert // of this network
+	l.(*net.UnixListener).SetUnlinkOnClose(false) //nolint:forcetypeassert // of this network
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}

@@ -30,7 +30,7 @@ func LockSQLite(path string) (*Lock, error) {
 	}
 	name := resolve(path) + ".lock"
 	// Never truncated here: the holder's id is in it.
-	f, err := os.OpenFile(name, os.O_CREATE|os.O_RDWR, 0o600) //nolint:gosec // G304: beside the operator's database
+	f, err := os.OpenFile(name, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("store: lock of sqlite file %s: %w", path, err)
 	}
