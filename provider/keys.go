@@ -1,6 +1,7 @@
 package provider
 
 import (
+	"bytes"
 	"context"
 	"encoding/base64"
 	"encoding/json"
@@ -185,7 +186,7 @@ func compact(raw string) (header, error) {
 	}
 	// Maps, since a struct would take a name in any case. Of a name that is there twice, the last one counts, as for jwx.
 	var h, claims map[string]json.RawMessage
-	if json.Unmarshal(decoded[0], &h) != nil || json.Unmarshal(decoded[1], &claims) != nil {
+	if !braced(decoded[0]) || !braced(decoded[1]) || json.Unmarshal(decoded[0], &h) != nil || json.Unmarshal(decoded[1], &claims) != nil {
 		return header{}, errors.New("want one JSON object in the header, and one in the payload")
 	}
 	if _, there := h["crit"]; there {
@@ -202,6 +203,9 @@ func compact(raw string) (header, error) {
 	}
 	return out, nil
 }
+
+// braced reports whether nothing stands around an object, not even a blank: what is signed would still be the object for jwx.
+func braced(b []byte) bool { return bytes.HasPrefix(b, []byte("{")) && bytes.HasSuffix(b, []byte("}")) }
 
 func claim(t jwt.Token, name string) (string, bool) {
 	v, _ := t.Get(name)

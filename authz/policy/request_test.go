@@ -172,7 +172,9 @@ func FuzzParseRequest(f *testing.F) {
 		if strings.ContainsAny(r.Path, "\\;%\x00\r\n\x7f") || !utf8.ValidString(r.Path) {
 			t.Errorf("%q: got path %q with what can be read again", sent, r.Path)
 		}
-		if again, err := ParseRequest(r.Method, r.Host, u.EscapedPath()+"?"+query); err != nil || again != r {
+		if escaped := u.EscapedPath(); len(escaped) > maxPath {
+			return // with its escapes it is longer than what is taken
+		} else if again, err := ParseRequest(r.Method, r.Host, escaped+"?"+query); err != nil || again != r {
 			// EscapedPath may write an escape in upper case or escape a raw [, never change what it means.
 			t.Errorf("%q: got %+v, then %+v, %v", sent, r, again, err)
 		}

@@ -148,7 +148,7 @@ func Canonical(hostport string) (name string, ok bool) {
 			return "", false
 		}
 		addr, err := netip.ParseAddr(name[1:end])
-		if err != nil || addr.Zone() != "" {
+		if err != nil || !addr.Is6() || addr.Zone() != "" { // RFC 3986 section 3.2.2
 			return "", false
 		}
 		return "[" + addr.String() + "]", true
