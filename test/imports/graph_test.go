@@ -170,7 +170,7 @@ func matches(patterns []string, path string) bool {
 // load returns the graph of the module and of everything that it is built from.
 func load(t *testing.T) graph {
 	t.Helper()
-	list := exec.CommandContext(t.Context(), "go", "list", "-deps", "-json=ImportPath,Standard,Imports,TestImports,XTestImports", "./...")
+	list := exec.CommandContext(t.Context(), "go", "list", "-pgo=off", "-deps", "-json=ImportPath,Standard,Imports,TestImports,XTestImports", "./...")
 	list.Dir = peers.Root(t)
 	var stderr bytes.Buffer
 	list.Stderr = &stderr
