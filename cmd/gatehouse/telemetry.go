@@ -2,11 +2,15 @@ package main
 
 import (
 	"context"
+	"io"
+	"maps"
 	"net/http"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"gatehouse/internal/inproc"
 )
 
 // readyTimeout bounds one readiness probe.
@@ -18,7 +22,7 @@ const maxScrapes = 4
 // telemetry serves metrics and health, and nothing else: it may be reachable from the whole cluster.
 func (s *service) telemetry() http.Handler {
 	m := http.NewServeMux()
-	m.Handle("GET /metrics", promhttp.HandlerFor(s.registry, promhttp.HandlerOpts{Registry: s.registry, MaxRequestsInFlight: maxScrapes}))
+	m.Handle("GET /metrics", buffered(promhttp.HandlerFor(s.registry, promhttp.HandlerOpts{Registry: s.registry, MaxRequestsInFlight: maxScrapes})))
 	m.HandleFunc("GET /healthz/live", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusOK) })
 	m.HandleFunc("GET /healthz/ready", func(w http.ResponseWriter, r *http.Request) {
 		ctx, cancel := context.WithTimeout(r.Context(), readyTimeout)
@@ -31,6 +35,21 @@ func (s *service) telemetry() http.Handler {
 		w.WriteHeader(http.StatusOK)
 	})
 	return m
+}
+
+// buffered lets h come to its end before its answer is sent: a client that does not read holds up nobody else.
+func buffered(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		resp, err := inproc.Serve(h, r)
+		if err != nil {
+			http.Error(w, "metrics cannot be collected", http.StatusInternalServerError)
+			return
+		}
+		defer func() { _ = resp.Body.Close() }()
+		maps.Copy(w.Header(), resp.Header)
+		w.WriteHeader(resp.StatusCode)
+		_, _ = io.Copy(w, resp.Body) // the client may be gone
+	})
 }
 
 // registerMetrics adds what other parts count.
