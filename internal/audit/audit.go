@@ -23,7 +23,7 @@ const chunkSize = 4 << 10
 
 // gatherTime is how long a line waits for others to be written with it: under load there is one write for many lines, and
 // nobody is woken for each. A process that is killed loses no more than this.
-const gatherTime = 5 * time.Millisecond
+const gatherTime = 20 * time.Millisecond
 
 // ErrClosed is returned by Write after Close.
 var ErrClosed = errors.New("audit: writer is closed")
