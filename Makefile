@@ -49,7 +49,7 @@ bench: tools build
 
 # The profile that the product is built with, from the load of the bench.
 pgo: tools
-	go run ./test/bench -envoy none -oauth2-proxy none -only '^sessions' -rounds 40 -profile cmd/gatehouse/default.pgo
+	go run -trimpath ./test/bench -envoy none -oauth2-proxy none -only '^sessions' -rounds 40 -profile cmd/gatehouse/default.pgo
 
 # For each fuzz target FUZZTIME, one after the other; a crash does not keep the others from running. Inputs that crash are
 # left in testdata/fuzz as the seeds of the tests that they will be. FUZZFLAGS="-parallel 1" is gentle.
