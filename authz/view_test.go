@@ -123,3 +123,22 @@ func TestMemoIsOfOneGeneration(t *testing.T) {
 		t.Errorf("got %v, want the user's id and no groups", got.upstream)
 	}
 }
+
+// TestLongHeadersAreNotKeptWithTheSession pins that the memory for what is made of sessions has a bound: long headers are in a
+// cache of fixed size.
+func TestLongHeadersAreNotKeptWithTheSession(t *testing.T) {
+	f := newFixture(t)
+	f.signIn("many", func(s *session.Session) {
+		for i := range 2000 {
+			s.Identity.Groups = append(s.Identity.Groups, fmt.Sprintf("group-%d", i))
+		}
+	})
+	for _, id := range []string{"alice", "many"} {
+		if got := f.do(get("/x", "", "cookie", f.cookie(appHost, id))); got.code != 200 {
+			t.Fatalf("%s: got %d, want 200", id, got.code)
+		}
+		if kept := f.sessions.live[id].Memo.Load() != nil; kept != (id == "alice") {
+			t.Errorf("%s: kept with the session: %v", id, kept)
+		}
+	}
+}

@@ -233,6 +233,8 @@ func TestMessageParts(t *testing.T) {
 		{"a name that is not UTF-8", http(entry("\xff", "v")), "-"},
 		{"bytes of a header map are any", http(field(13, field(1, join(text(1, "a"), field(3, []byte("\xff")))))), "    [{a \xff}]"},
 		{"cut off", http(text(2, "GET"))[:5], "-"},
+		{"a length one beyond the end", append([]byte{0x0a, 0x03, 0x22, 0x00}, 0)[:4], "-"},
+		{"a long length one beyond the end", append([]byte{0x0a, 0x83, 0x00, 0x22, 0x00}, 0)[:5], "-"},
 		{"a tag only", []byte{0x0a}, "-"},
 		{"field number 0", []byte{0x02, 0x00}, "-"},
 		{"a group that does not end", []byte{0x0b}, "-"},

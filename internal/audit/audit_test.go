@@ -352,6 +352,7 @@ func TestLinesAreGathered(t *testing.T) {
 		w := NewWriter(out, 0)
 		for range 10 {
 			write(t, w, "line\n")
+			synctest.Wait() // whoever writes would, if nothing held it back
 		}
 		settle()
 		if writes != 1 {
