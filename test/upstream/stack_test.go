@@ -6,6 +6,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/rand"
 	"database/sql"
 	"encoding/base64"
 	"encoding/json"
@@ -191,9 +192,21 @@ type event struct {
 	User      string `json:"user"`
 	UserID    string `json:"user_id"`
 	Host      string `json:"host"`
+	Path      string `json:"path"`
 	Client    string `json:"client"`
 	Session   string `json:"session"`
 	RequestID string `json:"request_id"`
+}
+
+// logged returns how long the log is once it holds every event so far. Lines are gathered before they are written: those of the test
+// before would be found in the place of this one's.
+func (s *stack) logged(t *testing.T) int {
+	t.Helper()
+	before := len(s.gatehouse.Log())
+	path := "/logged-" + strings.ToLower(rand.Text())
+	s.newPerson(t).step(t, s.app+path)
+	s.audited(t, before, "the request for "+path, func(e event) bool { return e.Path == path })
+	return len(s.gatehouse.Log())
 }
 
 // audited waits for an event after the first skip bytes of the log, and returns it.

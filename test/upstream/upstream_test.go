@@ -120,7 +120,7 @@ func longReturn(t *testing.T, s *stack) {
 }
 
 func inAndOut(t *testing.T, s *stack) {
-	p, skip := s.newPerson(t), len(s.gatehouse.Log())
+	p, skip := s.newPerson(t), s.logged(t)
 	landed := p.visit(t, p.back(t, "company", s.app+"/admin/x?a=1&b=%20").String())
 	if got, want := landed.url.String(), s.app+"/admin/x?a=1&b=%20"; got != want || landed.status != http.StatusOK {
 		t.Errorf("got status %d at %s, want 200 at %s", landed.status, got, want)
@@ -215,7 +215,7 @@ func outByForm(t *testing.T, s *stack) {
 }
 
 func refusal(t *testing.T, s *stack) {
-	p, skip, before := s.newPerson(t), len(s.gatehouse.Log()), s.stored(t)
+	p, skip, before := s.newPerson(t), s.logged(t), s.stored(t)
 	s.op.Refuse(t, "access_denied", "not <b>today</b>")
 	defer s.op.SignInAs(t, "alice")
 	told := p.visit(t, p.back(t, "company", s.app+"/headers").String())
@@ -374,7 +374,7 @@ func silentHalfway(t *testing.T, s *stack) { halfway(t, s, "silent", 15*time.Sec
 
 func halfway(t *testing.T, s *stack, connector string, limit time.Duration) {
 	t.Helper()
-	p, skip := s.newPerson(t), len(s.gatehouse.Log())
+	p, skip := s.newPerson(t), s.logged(t)
 	to := p.back(t, connector, s.app+"/headers")
 	begun := time.Now()
 	p.visit(t, to.String()).tells(t, http.StatusServiceUnavailable, "Signing in is not possible right now", "Try again in a moment")
