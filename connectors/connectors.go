@@ -21,6 +21,20 @@ const (
 	UpstreamRefused  Reason = "upstream-refused"  // the upstream identity provider said no
 )
 
+// The states of an account that keep its user out. Pages tell them to whoever has given the right password, and to nobody else;
+// AccountLocked is never told, since directories say it without looking at the password.
+const (
+	AccountDisabled    Reason = "account-disabled"
+	AccountExpired     Reason = "account-expired"
+	AccountLocked      Reason = "account-locked"       // too many failures, at the directory
+	PasswordExpired    Reason = "password-expired"     //nolint:gosec // G101: a word, no credential, as are the next two
+	PasswordMustChange Reason = "password-must-change" //nolint:gosec // G101
+	PasswordRejected   Reason = "password-rejected"    //nolint:gosec // G101; the new password does not meet the directory's rules
+	OutsideHours       Reason = "outside-hours"        // may not sign in at this time
+	OtherWorkstation   Reason = "other-workstation"    // may sign in from named computers only
+	Gone               Reason = "gone"                 // there is no such user any more, or the connector's filter leaves them out
+)
+
 // A Refusal is the error of a sign-in that did not succeed.
 type Refusal struct {
 	Reason Reason
@@ -28,6 +42,8 @@ type Refusal struct {
 	RetryAfter time.Duration
 	// Detail is what an upstream identity provider says to the user. It is untrusted text.
 	Detail string
+	// Changeable says that the user can choose a new password here: with PasswordExpired, PasswordMustChange and PasswordRejected.
+	Changeable bool
 	// Err is the cause, for the log of the operator.
 	Err error
 }
@@ -41,3 +57,25 @@ func (r *Refusal) Error() string {
 
 // Unwrap returns the cause.
 func (r *Refusal) Unwrap() error { return r.Err }
+
+// An Identity is what a connector says of a user now.
+type Identity struct {
+	UserID            string // unique at the connector and never reassigned
+	PreferredUsername string
+	Name              string
+	Email             string
+	EmailVerified     bool
+	Groups            []string
+}
+
+// An Answer is what Lookup found out about one user.
+type Answer struct {
+	Identity Identity // valid where Err is nil
+	// Err is why the user may not go on: Gone, or a state of the account. Unavailable means that it is not known.
+	Err *Refusal
+}
+
+// A Change says that a directory's entry has changed.
+type Change struct {
+	UserID string // "": it is not known whose; anybody's groups may be others now
+}
