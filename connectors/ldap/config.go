@@ -169,7 +169,7 @@ func (s *settings) transport() transport {
 	t := transport{
 		hosts: hosts, domain: s.Domain, site: s.Site, security: s.security(), bindDN: s.BindDN, bindPW: s.bindPW,
 		dialTimeout: time.Duration(s.Timeouts.Dial), requestTimeout: time.Duration(s.Timeouts.Request),
-		connections: s.Connections, idle: idleTime, pageSize: s.PageSize, follow: s.Referrals == "follow",
+		connections: s.Connections, idle: defaultIdle, pageSize: s.PageSize, follow: s.Referrals == "follow",
 	}
 	if t.security != plain {
 		t.tls = s.tlsConfig
@@ -177,15 +177,8 @@ func (s *settings) transport() transport {
 	return t
 }
 
-// What a configuration gets that says nothing of it.
-const (
-	defaultDial        = 5 * time.Second
-	defaultRequest     = 10 * time.Second
-	defaultConnections = 8
-	defaultPage        = 500
-	defaultGroups      = 5000
-	idleTime           = 5 * time.Minute
-)
+// defaultGroups is groupSearch.limit where a configuration says nothing of it.
+const defaultGroups = 5000
 
 // tlsConfig reads the files of TLS. The client sets the server's name.
 func (s *settings) tlsConfig() (*tls.Config, error) {

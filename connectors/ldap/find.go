@@ -27,7 +27,7 @@ func (c *Connector) Find(ctx context.Context, name string) (*Account, error) {
 	}
 	filter, err := c.nameFilter(ctx, name)
 	if err != nil {
-		return nil, unavailable(err)
+		return nil, notKnown(err)
 	}
 	nobody := &Account{key: nobodyKey(name)}
 	if filter == "" {
@@ -42,7 +42,7 @@ func (c *Connector) Find(ctx context.Context, name string) (*Account, error) {
 		c.log.WarnContext(ctx, "a typed name belongs to many entries, so that nobody is signed in with it: check userSearch.username and userSearch.filter")
 		return nobody, nil
 	case err != nil:
-		return nil, unavailable(err)
+		return nil, notKnown(err)
 	case len(found) == 0:
 		return nobody, nil
 	case len(found) > 1:
@@ -141,7 +141,7 @@ func (c *Connector) nobody(ctx context.Context) *connectors.Refusal {
 	start := time.Now()
 	v, err := c.client.bind(ctx, "CN="+rand.Text()+","+c.settings.UserSearch.BaseDN, rand.Text())
 	if err != nil {
-		return unavailable(err)
+		return notKnown(err)
 	}
 	if r, _ := reasonOf(v); r == connectors.Unavailable {
 		return refuse(r, v.cause())

@@ -14,7 +14,7 @@ import (
 // Bounds of what is looked at for groups.
 const (
 	maxGroups = 20000 // of one user
-	maxDepth  = 32    // of groups in groups
+	maxLevels  = 32    // of groups in groups
 )
 
 // A group is an entry that users or groups are in.
@@ -106,7 +106,7 @@ func (r *resolver) take(e *entry) *group {
 	g := &group{dn: e.dn, key: key, in: map[string]string{}}
 	switch r.settings.GroupSearch.Value {
 	case valueDN:
-		g.value = clean(e.dn, maxDN)
+		g.value = sound(e.dn, maxDN)
 	case valueSID:
 		g.value = e.value("objectSid", maxID)
 	default:
@@ -188,7 +188,7 @@ func (r *resolver) byMemberOf(ctx context.Context, users []*entry) ([][]*group, 
 			maps.Copy(frontier, r.groups[key].in)
 		}
 	}
-	for depth := 0; len(frontier) > 0 && depth < maxDepth; depth++ {
+	for depth := 0; len(frontier) > 0 && depth < maxLevels; depth++ {
 		next, err := r.level(ctx, frontier, walk)
 		if err != nil {
 			return nil, err
@@ -265,7 +265,7 @@ func (r *resolver) level(ctx context.Context, frontier map[string]string, anywhe
 func (r *resolver) closure(start []string, up func(*group) []string) []*group {
 	var out []*group
 	seen := map[string]bool{}
-	for depth := 0; len(start) > 0 && depth < maxDepth && len(out) < maxGroups; depth++ {
+	for depth := 0; len(start) > 0 && depth < maxLevels && len(out) < maxGroups; depth++ {
 		var next []string
 		for _, key := range start {
 			g := r.groups[key]
@@ -426,7 +426,7 @@ func (r *resolver) climb(ctx context.Context, attribute string, direct map[strin
 			frontier[key] = true
 		}
 	}
-	for depth := 0; len(frontier) > 0 && depth < maxDepth; depth++ {
+	for depth := 0; len(frontier) > 0 && depth < maxLevels; depth++ {
 		names := make([]string, 0, len(frontier))
 		for _, key := range slices.Sorted(maps.Keys(frontier)) {
 			names = append(names, r.groups[key].dn)

@@ -21,8 +21,8 @@ const (
 	maxEmail = 320 // RFC 3696, errata
 )
 
-// clean returns a text that may be shown and sent on, or "": no other than UTF-8, no control characters, no more than max bytes.
-func clean(s string, limit int) string {
+// sound returns a text that may be shown and sent on, or "": no other than UTF-8, no control characters, no more than max bytes.
+func sound(s string, limit int) string {
 	if len(s) > limit || !utf8.ValidString(s) || strings.ContainsFunc(s, unprintable) {
 		return ""
 	}
@@ -61,7 +61,7 @@ func isDN(attribute string) bool { return strings.EqualFold(attribute, "DN") }
 // values returns an attribute's values as texts, those of DN being the entry's name. What cannot be one is left out.
 func (e *entry) values(attribute string) []string {
 	if isDN(attribute) && len(e.raw(attribute)) == 0 {
-		return nonEmpty(clean(e.dn, maxDN))
+		return nonEmpty(sound(e.dn, maxDN))
 	}
 	var out []string
 	for _, v := range e.raw(attribute) {
@@ -72,7 +72,7 @@ func (e *entry) values(attribute string) []string {
 		case asSID:
 			s = sidText(v)
 		default:
-			s = clean(string(v), maxDN)
+			s = sound(string(v), maxDN)
 		}
 		if s != "" {
 			out = append(out, s)

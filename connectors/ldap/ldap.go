@@ -140,7 +140,7 @@ func (c *Connector) prove(ctx context.Context, a *Account, password string) (pro
 	start := time.Now()
 	v, err := c.client.bind(ctx, a.entry.dn, password)
 	if err != nil {
-		return proof{}, unavailable(err)
+		return proof{}, notKnown(err)
 	}
 	r, graced := reasonOf(v)
 	p := proof{bound: v.code == ldapv3.LDAPResultSuccess, graced: graced}
@@ -178,7 +178,7 @@ func (c *Connector) identify(ctx context.Context, a *Account, byPassword bool) (
 	if age := c.now().Sub(a.read); age < 0 || age > fresh {
 		again, err := c.reread(ctx, e.dn)
 		if err != nil {
-			return connectors.Identity{}, unavailable(err)
+			return connectors.Identity{}, notKnown(err)
 		}
 		if again == nil {
 			return connectors.Identity{}, refuse(connectors.Gone, errors.New("ldap: the entry is not there any more"))
@@ -200,7 +200,7 @@ func (c *Connector) identify(ctx context.Context, a *Account, byPassword bool) (
 	}
 	answers, err := c.identities(ctx, []*entry{e})
 	if err != nil {
-		return connectors.Identity{}, unavailable(err)
+		return connectors.Identity{}, notKnown(err)
 	}
 	if answers[0].Err != nil {
 		return connectors.Identity{}, answers[0].Err

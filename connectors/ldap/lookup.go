@@ -49,13 +49,13 @@ func (c *Connector) person(e *entry) (connectors.Identity, error) {
 	}
 	switch {
 	case u.EmailSuffix != "" && id.Name != "":
-		id.Email = clean(id.Name+"@"+u.EmailSuffix, maxEmail)
+		id.Email = sound(id.Name+"@"+u.EmailSuffix, maxEmail)
 	case u.EmailSuffix == "":
 		id.Email = e.value(u.EmailAttr, maxEmail)
 	}
 	if account := e.value("sAMAccountName", maxText); id.Email == "" && s.activeDirectory() {
 		if id.Email = e.value("userPrincipalName", maxEmail); id.Email == "" && account != "" {
-			id.Email = clean(account+"@"+dnsDomain(u.BaseDN), maxEmail) // which the domain takes for a name of every account
+			id.Email = sound(account+"@"+dnsDomain(u.BaseDN), maxEmail) // which the domain takes for a name of every account
 		}
 	}
 	if id.UserID == "" {
@@ -100,7 +100,7 @@ func (s *settings) admits(groups []string) bool {
 func (c *Connector) Lookup(ctx context.Context, userIDs []string) ([]connectors.Answer, error) {
 	found, err := c.byID(ctx, userIDs)
 	if err != nil {
-		return nil, unavailable(err)
+		return nil, notKnown(err)
 	}
 	answers := make([]connectors.Answer, len(userIDs))
 	var entries []*entry
@@ -123,7 +123,7 @@ func (c *Connector) Lookup(ctx context.Context, userIDs []string) ([]connectors.
 	}
 	known, err := c.identities(ctx, entries)
 	if err != nil {
-		return nil, unavailable(err)
+		return nil, notKnown(err)
 	}
 	for n, a := range known {
 		answers[at[n]] = a
@@ -141,7 +141,7 @@ func (c *Connector) byID(ctx context.Context, ids []string) (map[string][]*entry
 	wanted := map[string]bool{}
 	var filters []string
 	for _, id := range ids {
-		if wanted[id] || id == "" || clean(id, maxDN) == "" {
+		if wanted[id] || id == "" || sound(id, maxDN) == "" {
 			continue
 		}
 		if f := equals(attribute, id); f != "" {

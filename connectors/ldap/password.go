@@ -52,7 +52,7 @@ func (c *Connector) ChangePassword(ctx context.Context, a *Account, old, changed
 	f, err := c.known(ctx)
 	switch {
 	case err != nil:
-		return unavailable(err)
+		return notKnown(err)
 	case f.activeDirectory:
 		return c.changeAD(ctx, a.entry.dn, old, changed)
 	case p.bound:
@@ -130,7 +130,7 @@ func (c *Connector) rejected(detail string, err error) *connectors.Refusal {
 func (c *Connector) changeError(err error) *connectors.Refusal {
 	e, ok := errors.AsType[*ldapv3.Error](err)
 	if !ok || e.Err == nil {
-		return unavailable(err)
+		return notKnown(err)
 	}
 	text := e.Err.Error()
 	switch {
@@ -142,7 +142,7 @@ func (c *Connector) changeError(err error) *connectors.Refusal {
 	case e.ResultCode == ldapv3.LDAPResultInsufficientAccessRights:
 		return refuse(connectors.Unavailable, fmt.Errorf("%w: give the account the right to set passwords, or name another one in passwordChange.bindDN", err))
 	}
-	return unavailable(err)
+	return notKnown(err)
 }
 
 // ruleOf is what a directory says of the rule that a new password breaks, for the user to read; "" if it says it in numbers only.

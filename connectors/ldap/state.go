@@ -191,8 +191,8 @@ func refuse(r connectors.Reason, err error) *connectors.Refusal {
 	return &connectors.Refusal{Reason: r, Err: err}
 }
 
-// unavailable says that the directory could not be asked.
-func unavailable(err error) *connectors.Refusal {
+// notKnown says that the directory could not be asked.
+func notKnown(err error) *connectors.Refusal {
 	if r, ok := errors.AsType[*connectors.Refusal](err); ok {
 		return r
 	}
