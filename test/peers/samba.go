@@ -39,6 +39,13 @@ const (
 //go:embed samba/seed.py
 var sambaSeed []byte
 
+// SambaOptions say what a domain holds beside the users of SambaServer.
+type SambaOptions struct {
+	// Many is how many groups, m0000 and so on, user many is in. With 2,000 a search by the matching rule in chain takes seconds whoever
+	// it is for, since Samba tries it on each group.
+	Many int
+}
+
 // A SambaServer is a running Active Directory domain controller of the domain ad.example.test (NetBIOS name ADTEST). Its ports are the
 // usual ones and cannot be moved, so each server has an address of its own in 127.66.0.0/16, and the test runs as root.
 //
@@ -46,7 +53,7 @@ var sambaSeed []byte
 //
 //	alice         is in g3-leaf, which is in g2-mid, which is in g1-top, which is in g0-cycle, which is in g3-leaf
 //	bob           is in "odd (name)"
-//	many          is in m0000 to m1999
+//	many          is in SambaOptions.Many groups
 //	u00 to u29    nothing special, and so free to be changed by a test
 //	disabled, mustchange, expired (the account), pwexpired, hours (may never sign in), wks (from another computer only)
 //	locked        to be locked by MaxFailures wrong passwords
@@ -78,7 +85,7 @@ type SambaServer struct {
 
 // Samba starts a domain controller, waits until it serves, and stops it when the test ends. The domain is prepared once per machine, in
 // .tools.
-func Samba(t testing.TB) *SambaServer {
+func Samba(t testing.TB, o SambaOptions) *SambaServer {
 	t.Helper()
 	for _, program := range []string{sambaProgram, sambaTool, "/usr/bin/kinit"} {
 		if _, err := os.Stat(program); err != nil {
@@ -88,7 +95,7 @@ func Samba(t testing.TB) *SambaServer {
 	if os.Getuid() != 0 {
 		t.Fatal("Samba's ports cannot be moved and belong to root: run this test as root")
 	}
-	template := sambaTemplate(t)
+	template := sambaTemplate(t, o)
 	for range startTries {
 		s, err := startSamba(t, template)
 		if err == nil {
@@ -273,14 +280,14 @@ func freeIP(t testing.TB) string {
 }
 
 // sambaTemplate returns the folder of a domain that is prepared but never ran: by this call, or by one not long ago.
-func sambaTemplate(t testing.TB) string {
+func sambaTemplate(t testing.TB, o SambaOptions) string {
 	t.Helper()
 	version, err := exec.CommandContext(t.Context(), sambaProgram, "--version").Output()
 	if err != nil {
 		t.Fatal(err)
 	}
 	sum := sha256.Sum256(append(append([]byte{}, sambaSeed...), version...))
-	path := filepath.Join(Root(t), ".tools", fmt.Sprintf("samba-%x", sum[:8]))
+	path := filepath.Join(Root(t), ".tools", fmt.Sprintf("samba-%x-%d", sum[:8], o.Many))
 	unlock := lockFile(t, path+".lock")
 	defer unlock()
 	done := filepath.Join(path, "done")
@@ -293,7 +300,7 @@ func sambaTemplate(t testing.TB) string {
 	if err := os.RemoveAll(path); err != nil {
 		t.Fatal(err)
 	}
-	if err := provision(context.WithoutCancel(t.Context()), path); err != nil {
+	if err := provision(context.WithoutCancel(t.Context()), path, o); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.WriteFile(done, nil, 0o600); err != nil {
@@ -316,14 +323,14 @@ func lockFile(t testing.TB, path string) (unlock func()) {
 }
 
 // provision makes the domain in dir. It takes some seconds.
-func provision(ctx context.Context, dir string) error {
+func provision(ctx context.Context, dir string, o SambaOptions) error {
 	for _, args := range [][]string{
 		{
 			sambaTool, "domain", "provision", "--quiet", "--targetdir=" + dir, "--realm=AD.EXAMPLE.TEST", "--domain=ADTEST", "--server-role=dc",
 			"--dns-backend=NONE", "--adminpass=" + sambaAdmin, "--host-name=dc1", "--host-ip=127.66.0.1", "--use-rfc2307",
 			"--option=interfaces=127.66.0.1/8", "--option=bind interfaces only=yes", "--option=vfs objects=dfs_samba4 acl_xattr",
 		},
-		{"/usr/bin/python3", "-", dir}, // not PATH's: it has Samba's modules
+		{"/usr/bin/python3", "-", dir, strconv.Itoa(o.Many)}, // not PATH's: it has Samba's modules
 	} {
 		cmd := exec.CommandContext(ctx, args[0], args[1:]...)
 		cmd.Stdin = strings.NewReader(string(sambaSeed))

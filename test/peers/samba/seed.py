@@ -1,5 +1,5 @@
 #!/usr/bin/python3
-"""Fills a newly provisioned Active Directory domain, without a server: seed.py FOLDER. samba.go tells what is in it."""
+"""Fills a newly provisioned Active Directory domain, without a server: seed.py FOLDER GROUPS. samba.go tells what is in it."""
 import sys
 
 import ldb
@@ -63,7 +63,7 @@ top = group("g1-top", [mid])
 cycle = group("g0-cycle", [top])
 db.modify(message(leaf, ldb.FLAG_MOD_ADD, member=[cycle]))
 group("odd (name)", [bob])
-for i in range(2000):
+for i in range(int(sys.argv[2])):
     group("m%04d" % i, [many])
 db.transaction_commit()
 
