@@ -106,7 +106,7 @@ func TestCheckMistakes(t *testing.T) {
 		{"AD's way elsewhere", `{` + dex + `, "groupSearch": {"nested": "tokenGroups"}}`, "groupSearch.nested", "is for preset: activedirectory"},
 		{"a walk from nowhere", `{` + dex + `, "groupSearch": {"nested": "walk"}}`, "groupSearch.nested", "nothing to start from"},
 		{"SIDs elsewhere", `{` + dex + `, "groupSearch": {"value": "sid"}}`, "groupSearch.value", "is for preset"},
-		{"a value", `{` + dex + `, "groupSearch": {"value": "guid"}}`, "groupSearch.value", "want name or dn or sid"},
+		{"a value", `{` + dex + `, "groupSearch": {"value": "number"}}`, "groupSearch.value", "want name or dn or sid"},
 		{"a primary group elsewhere", `{` + dex + `, "groupSearch": {"primaryGroup": true}}`, "groupSearch.primaryGroup", "is for preset"},
 		{"two ways in AD", `{"preset": "activedirectory", "domain": "a.b", "groupSearch": {"nested": "walk", "userMatchers": [{"userAttr": "DN", "groupAttr": "member"}]}}`, "groupSearch.nested", "remove userMatchers"},
 		{"an expression", `{` + dex + `, "groupSearch": {"match": "("}}`, "groupSearch.match", "is no regular expression"},
