@@ -110,4 +110,6 @@ func isService(s string) bool {
 	return ok && service != "" && host != "" && !strings.ContainsAny(host, "/@") && !strings.ContainsFunc(s, notInNames)
 }
 
-func notInNames(r rune) bool { return r > unicode.MaxASCII || !unicode.IsGraphic(r) || r == ' ' || r == '\\' }
+func notInNames(r rune) bool {
+	return r > unicode.MaxASCII || !unicode.IsGraphic(r) || r == ' ' || r == '\\'
+}
