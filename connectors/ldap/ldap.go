@@ -24,7 +24,9 @@ func Check(raw []byte) error { return nil }
 func Files(raw []byte) []string { return nil }
 
 // A Connector is a directory. It is safe for concurrent use, and never waits longer than a call's context allows.
-type Connector struct{}
+type Connector struct {
+	kerberos kerberos
+}
 
 // Open makes a connector of a configuration. It does not wait for the directory.
 func Open(raw []byte, o Options) (*Connector, error) { return nil, errors.New("ldap: not yet") }
