@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/jcmturner/gokrb5/v8/crypto"
+	"github.com/jcmturner/gokrb5/v8/iana/chksumtype"
 	"github.com/jcmturner/gokrb5/v8/iana/flags"
 	"github.com/jcmturner/gokrb5/v8/iana/keyusage"
 	"github.com/jcmturner/gokrb5/v8/messages"
@@ -157,6 +158,9 @@ func (a *Acceptor) open(req *apReq) error {
 	if err := req.DecryptAuthenticator(t.DecryptedEncPart.Key); err != nil {
 		return &Refusal{BadKey, errors.New("the authenticator does not open with the key in the ticket")}
 	}
+	if got := req.Authenticator.Cksum.CksumType; got != chksumtype.GSSAPI {
+		return &Refusal{Malformed, fmt.Errorf("the request is of another protocol than GSS-API: its checksum is of type %d", got)}
+	}
 	return nil
 }
 
@@ -202,7 +206,7 @@ func (a *Acceptor) who(req *apReq) (Principal, error) {
 // ofOurs reports whether users of a realm are accepted: those of expectedRealm, else those of the keytab's realms. A realm that one of them trusts
 // is another one.
 func (a *Acceptor) ofOurs(realm string) bool {
-	if !printable(realm) {
+	if strings.ContainsFunc(realm, notInNames) { // such as a letter that is a K in another case
 		return false
 	}
 	if want := a.config.ExpectedRealm; want != "" {

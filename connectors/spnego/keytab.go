@@ -29,25 +29,31 @@ type key struct {
 	key            types.EncryptionKey
 }
 
+// keySize is the length of the keys of an encryption type of the AES families, in bytes; 0 for any other.
+func keySize(etype int32) int {
+	switch etype {
+	case etypeID.AES128_CTS_HMAC_SHA1_96, etypeID.AES128_CTS_HMAC_SHA256_128:
+		return 16
+	case etypeID.AES256_CTS_HMAC_SHA1_96, etypeID.AES256_CTS_HMAC_SHA384_192:
+		return 32
+	}
+	return 0
+}
+
 // isAES reports whether an encryption type is of the AES families (RFC 3962, RFC 8009). What is older is refused (RFC 6649, RFC 8429): a ticket
 // under RC4 can be cracked offline by whoever may ask for one.
-func isAES(etype int32) bool {
-	switch etype {
-	case etypeID.AES128_CTS_HMAC_SHA1_96, etypeID.AES256_CTS_HMAC_SHA1_96, etypeID.AES128_CTS_HMAC_SHA256_128, etypeID.AES256_CTS_HMAC_SHA384_192:
-		return true
-	}
-	return false
-}
+func isAES(etype int32) bool { return keySize(etype) > 0 }
 
 // load reads the keytab. Its errors tell what to do, and never what is in the file.
 func (c *Config) load() (*keys, error) {
+	broken := fmt.Errorf("%s is not a keytab, or only a part of one: export it again, and copy it as a binary file", c.KeytabPath)
 	b, err := readKeytab(c.KeytabPath)
 	if err != nil {
 		return nil, err
 	}
 	kt, err := parseKeytab(b)
 	if err != nil {
-		return nil, fmt.Errorf("%s is not a keytab, or only a part of one: export it again, and copy it as a binary file", c.KeytabPath)
+		return nil, broken
 	}
 	k := &keys{}
 	principals := map[string]bool{}
@@ -61,6 +67,9 @@ func (c *Config) load() (*keys, error) {
 		if !isAES(e.Key.KeyType) {
 			older = true
 			continue
+		}
+		if len(e.Key.KeyValue) != keySize(e.Key.KeyType) {
+			return nil, broken
 		}
 		k.entries = append(k.entries, key{service: name, realm: e.Principal.Realm, kvno: e.KVNO, key: e.Key})
 		if !slices.Contains(k.realms, e.Principal.Realm) {
