@@ -176,6 +176,8 @@ func (f *Front) routes() *http.ServeMux {
 	page("GET /auth/{connector}", f.authorizeWith)
 	page("GET /auth/{connector}/login", f.signInPage)
 	page("POST /auth/{connector}/login", f.signIn)
+	page("GET /auth/{connector}/password", f.passwordPage)
+	page("POST /auth/{connector}/password", f.changePassword)
 	page("GET /callback", f.upstreamCallback)
 	page("POST /callback", f.samlCallback)
 	page("GET "+CallbackPath, f.gatewayCallback)
@@ -231,6 +233,11 @@ func (f *Front) static(w http.ResponseWriter, r *http.Request) {
 // result counts and records one sign-in.
 func (f *Front) result(r *http.Request, req *request, connector, login, result string, err error, attrs ...slog.Attr) {
 	f.signIns.WithLabelValues(connector, result).Inc()
+	f.record(r, req, "sign-in", connector, login, result, err, attrs...)
+}
+
+// record writes an audit event about a user at a connector.
+func (f *Front) record(r *http.Request, req *request, event, connector, login, result string, err error, attrs ...slog.Attr) {
 	level := slog.LevelInfo
 	attrs = append([]slog.Attr{
 		slog.String("result", result), slog.String("connector", connector), slog.String("user", clip(login)), slog.String("client", clip(req.client())),
@@ -246,7 +253,7 @@ func (f *Front) result(r *http.Request, req *request, connector, login, result s
 			attrs = append(attrs, slog.String("error", clip(err.Error())))
 		}
 	}
-	f.Audit.LogAttrs(r.Context(), level, "sign-in", attrs...)
+	f.Audit.LogAttrs(r.Context(), level, event, attrs...)
 }
 
 // maxLogged bounds what a stranger can write into one field of the audit log, in bytes.
