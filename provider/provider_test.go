@@ -31,6 +31,8 @@ import (
 	"gatehouse/provider/front"
 	"gatehouse/provider/store"
 	"gatehouse/web"
+
+	dexconnectors "github.com/dexidp/dex/server/connectors"
 )
 
 const issuer = "https://sso.example.com/dex"
@@ -99,6 +101,12 @@ func (l *lockedBuffer) Write(p []byte) (int, error) {
 // newWorld starts a provider on a store; text is its configuration.
 func newWorld(t *testing.T, text string, st *store.Store, key []byte, clk *clock) *world {
 	t.Helper()
+	return newWorldWith(t, text, st, key, clk, nil)
+}
+
+// newWorldWith is newWorld with connectors of the test's own.
+func newWorldWith(t *testing.T, text string, st *store.Store, key []byte, clk *clock, resolve dexconnectors.ResolveFunc) *world {
+	t.Helper()
 	cfg, _, err := config.Parse("gatehouse.yaml", []byte(text), config.Options{Connector: CheckConnector})
 	if err != nil {
 		t.Fatal(err)
@@ -113,7 +121,7 @@ func newWorld(t *testing.T, text string, st *store.Store, key []byte, clk *clock
 	}
 	w := &world{t: t, store: st, ring: ring, hosts: cfg.Gateway.HostSet, now: clk.now, audit: new(bytes.Buffer), logs: new(bytes.Buffer)}
 	w.provider, err = New(t.Context(), Options{
-		Config: cfg, Store: st, Ring: ring, CookieKey: key, Pages: pages, Registry: prometheus.NewRegistry(), Now: clk.now,
+		Config: cfg, Store: st, Ring: ring, CookieKey: key, Pages: pages, Registry: prometheus.NewRegistry(), Now: clk.now, resolve: resolve,
 		Log: slog.New(slog.NewJSONHandler(&lockedBuffer{b: w.logs}, &slog.HandlerOptions{Level: slog.LevelDebug})), Audit: slog.New(slog.NewJSONHandler(&lockedBuffer{b: w.audit}, nil)),
 	})
 	if err != nil {

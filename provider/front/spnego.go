@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"gatehouse/connectors"
 	"gatehouse/connectors/spnego"
@@ -70,7 +71,6 @@ func (f *Front) mayNegotiate(w http.ResponseWriter, r *http.Request, q *request,
 	if d := r.Header.Get("Sec-Fetch-Dest"); d != "" && d != "document" {
 		return false // a picture or a frame on somebody's page
 	}
-	w.Header().Add("Vary", "Authorization")
 	if !door.NeedsTicket() && (r.URL.Query().Has("form") || f.lately(r)) {
 		return false
 	}
@@ -138,14 +138,13 @@ func (f *Front) refuseTicket(w http.ResponseWriter, r *http.Request, q *request,
 	}
 	f.result(byKerberos(r), q, door.ID, "", string(no.Reason), err, attrs...)
 	st := pageState{status: http.StatusOK, reason: no.Reason, remember: f.Remembered}
-	switch no.Reason {
-	case connectors.NegotiateRefused:
+	switch {
+	case no.Reason.Untold(): // nobody has typed anything that could be wrong
 		st.reason = ""
-	case connectors.Busy, connectors.Unavailable:
-		st.status, st.wait = http.StatusServiceUnavailable, no.RetryAfter
-	default:
-	}
-	if door.NeedsTicket() && st.status == http.StatusOK {
+	case no.Reason == connectors.Busy, no.Reason == connectors.Unavailable:
+		st.status, st.wait = http.StatusServiceUnavailable, max(no.RetryAfter, time.Second)
+		w.Header().Set("Retry-After", seconds(st.wait))
+	case door.NeedsTicket():
 		st.status = http.StatusForbidden
 	}
 	f.withoutTicket(w, r, q, door, st)
