@@ -3,7 +3,6 @@ package provider
 import (
 	"bytes"
 	"crypto/sha256"
-	"encoding"
 	"encoding/base64"
 	"encoding/binary"
 	"encoding/hex"
@@ -310,10 +309,6 @@ func (w *fieldWalk) walk(t reflect.Type, v any, path string) {
 	if v == nil { // as if the key were not there
 		return
 	}
-	if p := reflect.New(t); isUnmarshaler(p) {
-		w.own(p, v, path)
-		return
-	}
 	want := kindOfType(t)
 	if want == "" {
 		return
@@ -345,25 +340,6 @@ func wrongType(path, got, want string) error {
 		return fmt.Errorf("config: got %s, want %s", got, want)
 	}
 	return fieldErrorf(path, "got %s, want %s: %s", got, want, fixOf(got, want))
-}
-
-func isUnmarshaler(p reflect.Value) bool {
-	switch p.Interface().(type) {
-	case json.Unmarshaler, encoding.TextUnmarshaler:
-		return true
-	}
-	return false
-}
-
-// own asks a type that reads JSON in a way of its own.
-func (w *fieldWalk) own(p reflect.Value, v any, path string) {
-	raw, err := json.Marshal(v)
-	if err == nil {
-		err = json.Unmarshal(raw, p.Interface())
-	}
-	if err != nil {
-		w.errs = append(w.errs, fieldErrorf(path, "got %s: %w", kindOfValue(v), err))
-	}
 }
 
 // block walks the keys of a struct, or of a map.

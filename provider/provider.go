@@ -59,7 +59,7 @@ type Options struct {
 	Now        func() time.Time // in UTC
 	Match      identity.Match   // compares the passwords of local users; nil: here and now
 
-	resolve dexconnectors.ResolveFunc // opens connectors, in tests; nil: as always
+	resolve dexconnectors.ResolveFunc // opens connectors in tests; nil: as in identity.Options
 }
 
 // A Provider is a running OpenID Provider. Its parts stop when the context of New ends.

@@ -17,22 +17,22 @@ import (
 	"github.com/dexidp/dex/storage"
 )
 
-// An account is whom a typed name belongs to, as a directory has found it. Nothing is proven yet, and it may be nobody's.
-type account interface {
+// An Account is whom a typed name belongs to, as a directory has found it. Nothing is proven yet, and it may be nobody's.
+type Account interface {
 	// Key is what attempts are counted by: the same for every spelling of the name.
 	Key() string
 }
 
 // A finder is a connector that finds the account of a name before it looks at the password, so that attempts are counted by account.
 type finder interface {
-	Find(ctx context.Context, name string) (account, error)
-	Authenticate(ctx context.Context, a account, password string) (connectors.Identity, error)
+	Find(ctx context.Context, name string) (Account, error)
+	Authenticate(ctx context.Context, a Account, password string) (connectors.Identity, error)
 	MaxFailures() int // that the directory's own lock-out leaves room for; 0: it is not known
 }
 
 // A changer is a finder at which users can replace their passwords.
 type changer interface {
-	ChangePassword(ctx context.Context, a account, old, changed string) error
+	ChangePassword(ctx context.Context, a Account, old, changed string) error
 }
 
 // A lookuper is a connector that says who users are now. The answers are in the order of the ids.
@@ -46,7 +46,7 @@ type ldapDirectory struct{ *ldap.Connector }
 var errForeignAccount = errors.New("the account is of another directory")
 
 // Find implements finder.
-func (d ldapDirectory) Find(ctx context.Context, name string) (account, error) {
+func (d ldapDirectory) Find(ctx context.Context, name string) (Account, error) {
 	a, err := d.Connector.Find(ctx, name)
 	if err != nil {
 		return nil, err
@@ -55,7 +55,7 @@ func (d ldapDirectory) Find(ctx context.Context, name string) (account, error) {
 }
 
 // Authenticate implements finder.
-func (d ldapDirectory) Authenticate(ctx context.Context, a account, password string) (connectors.Identity, error) {
+func (d ldapDirectory) Authenticate(ctx context.Context, a Account, password string) (connectors.Identity, error) {
 	own, ok := a.(*ldap.Account)
 	if !ok {
 		return connectors.Identity{}, errForeignAccount
@@ -64,7 +64,7 @@ func (d ldapDirectory) Authenticate(ctx context.Context, a account, password str
 }
 
 // ChangePassword implements changer.
-func (d ldapDirectory) ChangePassword(ctx context.Context, a account, old, changed string) error {
+func (d ldapDirectory) ChangePassword(ctx context.Context, a Account, old, changed string) error {
 	own, ok := a.(*ldap.Account)
 	if !ok {
 		return errForeignAccount
@@ -159,7 +159,7 @@ func (q *queues) state() (waiting int, refused uint64) {
 }
 
 // An attempt does something with an account that needs the user's password.
-type attempt func(ctx context.Context, a account) error
+type attempt func(ctx context.Context, a Account) error
 
 // counted makes an attempt at a directory: counted by the typed name before anything is asked, and by the account that it leads to.
 // Names that lead nowhere are counted in the same way.
@@ -217,7 +217,7 @@ func (d *Door) atAccount(ctx context.Context, f finder, name string, limit int, 
 }
 
 // stranger returns an account that is nobody's.
-func (d *Door) stranger(ctx context.Context, f finder) (account, error) {
+func (d *Door) stranger(ctx context.Context, f finder) (Account, error) {
 	if s := d.nobody.Load(); s != nil {
 		return *s, nil
 	}
@@ -247,7 +247,7 @@ func (d *Door) ChangePassword(ctx context.Context, in Login, changed string) err
 	if !possiblePassword(changed) {
 		return &connectors.Refusal{Reason: connectors.PasswordRejected, Changeable: true}
 	}
-	return d.counted(ctx, f, in, func(ctx context.Context, a account) error {
+	return d.counted(ctx, f, in, func(ctx context.Context, a Account) error {
 		return c.ChangePassword(ctx, a, in.Password, changed)
 	})
 }

@@ -50,7 +50,7 @@ func (s *staff) taken() []string {
 
 func (s *staff) MaxFailures() int { return s.most }
 
-func (s *staff) Find(ctx context.Context, name string) (account, error) {
+func (s *staff) Find(ctx context.Context, name string) (Account, error) {
 	s.called("find")
 	if s.hangs {
 		<-ctx.Done()
@@ -62,7 +62,7 @@ func (s *staff) Find(ctx context.Context, name string) (account, error) {
 	return &staffAccount{name, "nobody " + name}, nil
 }
 
-func (s *staff) Authenticate(_ context.Context, a account, password string) (connectors.Identity, error) {
+func (s *staff) Authenticate(_ context.Context, a Account, password string) (connectors.Identity, error) {
 	s.called("bind")
 	who, _ := a.(*staffAccount)
 	if who.key == "1" {
@@ -81,7 +81,7 @@ func (s *staff) Authenticate(_ context.Context, a account, password string) (con
 	return connectors.Identity{UserID: "1", Name: "Ann", PreferredUsername: "ann", Email: "ann@example.com", EmailVerified: true, Groups: []string{"g"}}, nil
 }
 
-func (s *staff) ChangePassword(_ context.Context, a account, old, changed string) error {
+func (s *staff) ChangePassword(_ context.Context, a Account, old, changed string) error {
 	s.called("change")
 	who, _ := a.(*staffAccount)
 	switch {
@@ -147,7 +147,7 @@ func TestSpellingsOfAnAccountCountTogether(t *testing.T) {
 	if got := tryAs(t, door, `CORP\ann`, "right"); got != connectors.ThrottledAccount {
 		t.Errorf("by the other spelling: %q, want %q", got, connectors.ThrottledAccount)
 	}
-	// What takes as long as a wrong password is done to nobody's account.
+	// What takes as long as a wrong password is done to nobody's Account.
 	if got := dir.taken(); !slices.Equal(got, []string{"find", "find", "bind"}) {
 		t.Errorf("asked the directory %q", got)
 	}

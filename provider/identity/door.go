@@ -332,7 +332,7 @@ type Door struct {
 	inner  connector.Connector
 	handle *handle           // of inner
 	stored storage.Connector // what it was opened from
-	nobody atomic.Pointer[account]
+	nobody atomic.Pointer[Account]
 }
 
 func newDoor(d *Doors, c storage.Connector, inner connector.Connector) (*Door, error) {
@@ -390,7 +390,7 @@ func (d *Door) CheckPassword(ctx context.Context, in Login) (connector.Identity,
 	var err error
 	switch inner := d.inner.(type) {
 	case finder:
-		err = d.counted(ctx, inner, in, func(ctx context.Context, a account) error {
+		err = d.counted(ctx, inner, in, func(ctx context.Context, a Account) error {
 			known, err := inner.Authenticate(ctx, a, in.Password)
 			id = dexIdentity(known)
 			return err
