@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"gatehouse/connectors"
+	"gatehouse/connectors/spnego"
 
 	ldapv3 "github.com/go-ldap/ldap/v3"
 )
@@ -50,6 +51,11 @@ func Open(raw []byte, o Options) (*Connector, error) {
 	}
 	if c.log == nil {
 		c.log = slog.New(slog.DiscardHandler)
+	}
+	if k := s.Kerberos; k != nil && k.Enabled {
+		if c.kerberos.acceptor, err = spnego.New(*k, c.now, c.log); err != nil {
+			return nil, fmt.Errorf("ldap: kerberos: %w", err)
+		}
 	}
 	t := s.transport()
 	c.client = newClient(t, c.now, c.log)
