@@ -145,10 +145,10 @@ func TestReasonOf(t *testing.T) {
 func TestRuleOf(t *testing.T) {
 	t.Parallel()
 	for in, want := range map[string]string{
-		"Password fails quality checking policy": "Password fails quality checking policy",
-		"0000052D: SvcErr: DSID-031A1236, problem 5003 (WILL_NOT_PERFORM), data 0":                    "",
+		"Password fails quality checking policy":                                                     "Password fails quality checking policy",
+		"0000052D: SvcErr: DSID-031A1236, problem 5003 (WILL_NOT_PERFORM), data 0":                   "",
 		"0000052D: Constraint violation - check_password_restrictions: the password is too\n short!": "the password is too short!",
-		"a\x00b\u202e" + strings.Repeat("c", 200):                                                      "a b " + strings.Repeat("c", 156),
+		"a\x00b\u202e" + strings.Repeat("c", 200):                                                    "a b " + strings.Repeat("c", 156),
 	} {
 		if got := ruleOf(in); got != want {
 			t.Errorf("%q: got %q, want %q", in, got, want)
