@@ -27,8 +27,8 @@ func toSlapd(sec security, servers ...*peers.SlapdServer) transport {
 	return t
 }
 
-func uid(s *peers.SlapdServer, name string) query {
-	return query{base: s.PeopleDN, scope: ldapv3.ScopeWholeSubtree, filter: "(uid=" + name + ")", attributes: []string{"uid", "mail", "memberOf"}, limit: 1}
+func theUser(s *peers.SlapdServer) query {
+	return query{base: s.PeopleDN, scope: ldapv3.ScopeWholeSubtree, filter: "(uid=alice)", attributes: []string{"uid", "mail", "memberOf"}, limit: 1}
 }
 
 // TestSlapd: a real server, which pages, limits, wants TLS, and has a password policy.
@@ -37,7 +37,7 @@ func TestSlapd(t *testing.T) {
 	for name, sec := range map[string]security{"ldaps": ldaps, "StartTLS": startTLS} {
 		t.Run(name, func(t *testing.T) {
 			c := start(t, toSlapd(sec, s))
-			es, err := c.search(within(t), uid(s, "alice"))
+			es, err := c.search(within(t), theUser(s))
 			if err != nil || len(es) != 1 || es[0].dn != s.UserDN("alice") || len(es[0].texts("MEMBEROF")) == 0 {
 				t.Fatalf("%v %v", es, err)
 			}
@@ -78,7 +78,7 @@ func TestSlapd(t *testing.T) {
 		}
 	})
 	t.Run("plain", func(t *testing.T) {
-		_, err := start(t, toSlapd(plain, s)).search(within(t), uid(s, "alice"))
+		_, err := start(t, toSlapd(plain, s)).search(within(t), theUser(s))
 		if codeOf(err) != ldapv3.LDAPResultConfidentialityRequired {
 			t.Errorf("%v", err)
 		}
@@ -89,7 +89,7 @@ func TestSlapd(t *testing.T) {
 		var failed atomic.Int64
 		for range 200 {
 			wg.Go(func() {
-				es, err := c.search(within(t), uid(s, "alice"))
+				es, err := c.search(within(t), theUser(s))
 				v, err2 := c.bind(within(t), s.UserDN("bob"), s.Password)
 				if err != nil || err2 != nil || len(es) != 1 || v.code != 0 {
 					failed.Add(1)
@@ -112,7 +112,7 @@ func TestSlapdDies(t *testing.T) {
 	c := start(t, tr)
 	works := func(host string) {
 		t.Helper()
-		if es, err := c.search(within(t), uid(a, "alice")); err != nil || len(es) != 1 {
+		if es, err := c.search(within(t), theUser(a)); err != nil || len(es) != 1 {
 			t.Fatalf("%v %v", es, err)
 		}
 		if v, err := c.bind(within(t), a.UserDN("alice"), a.Password); err != nil || v.code != 0 {
