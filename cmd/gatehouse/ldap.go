@@ -118,7 +118,7 @@ func (p *stepPrinter) print(s ldap.Step) {
 	case s.Fix != "":
 		mark = "note"
 	}
-	took := fmt.Sprintf("%d ms", s.Took.Round(time.Millisecond).Milliseconds())
+	took := fmt.Sprintf("%.1f ms", float64(s.Took)/float64(time.Millisecond))
 	p.line("%s  %-34s %8s  %s", mark, s.Name, took, oneLine(words))
 	if s.Fix != "" {
 		p.line("      -> %s", oneLine(s.Fix))

@@ -174,7 +174,8 @@ func (d *diagnosis) server(ctx context.Context, e *endpoint) bool {
 			return "", d.fix(err), err
 		}
 		_ = tcp.SetDeadline(time.Time{})
-		return d.certificate(conn), "", nil
+		detail, fix := d.certificate(conn)
+		return detail, fix, nil
 	}) {
 		return false
 	}
@@ -193,16 +194,23 @@ func (d *diagnosis) server(ctx context.Context, e *endpoint) bool {
 	})
 }
 
-func (d *diagnosis) certificate(conn net.Conn) string {
+// soon is when a certificate should be renewed.
+const soon = 14 * 24 * time.Hour
+
+// certificate describes the certificate of a connection, and tells if it has to be renewed soon.
+func (d *diagnosis) certificate(conn net.Conn) (detail, fix string) {
 	t, ok := conn.(*tls.Conn)
 	if !ok || len(t.ConnectionState().PeerCertificates) == 0 {
-		return ""
+		return "", ""
 	}
 	state := t.ConnectionState()
 	leaf := state.PeerCertificates[0]
 	left := leaf.NotAfter.Sub(d.now())
+	if left < soon {
+		fix = "renew the server's certificate soon"
+	}
 	return fmt.Sprintf("%s; certificate for %s, by %s, until %s (%d days)", tls.VersionName(state.Version), namesOf(leaf), printable(leaf.Issuer.String(), maxText),
-		leaf.NotAfter.UTC().Format(time.DateOnly), int(left.Hours()/24))
+		leaf.NotAfter.UTC().Format(time.DateOnly), int(left.Hours()/24)), fix
 }
 
 func namesOf(c *x509.Certificate) string {
