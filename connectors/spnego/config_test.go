@@ -10,7 +10,7 @@ import (
 
 	"github.com/jcmturner/gokrb5/v8/iana/etypeID"
 
-	"gatehouse/connectors/spnego/spnegotest"
+	"gatehouse/test/spnegotest"
 )
 
 func TestConfigOfDexIsTaken(t *testing.T) {
