@@ -20,10 +20,10 @@ type facts struct {
 }
 
 const (
-	learnAgain = 10 * time.Minute
-	learnRetry = 30 * time.Second
+	learnAgain  = 10 * time.Minute
+	learnRetry  = 30 * time.Second
 	maxPolicies = 1000
-	capability = "1.2.840.113556.1.4.800" // of Active Directory (MS-ADTS section 3.1.1.3.4.3)
+	capability  = "1.2.840.113556.1.4.800" // of Active Directory (MS-ADTS section 3.1.1.3.4.3)
 )
 
 // learnOn keeps the facts until ctx ends.
