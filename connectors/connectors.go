@@ -19,6 +19,7 @@ const (
 	Busy             Reason = "busy"              // too many sign-ins at once; nothing was checked
 	Unavailable      Reason = "unavailable"       // the connector could not find out
 	UpstreamRefused  Reason = "upstream-refused"  // the upstream identity provider said no
+	NegotiateRefused Reason = "negotiate-refused" // the ticket that the browser sent by itself; nothing is known of its user
 	ThrottledAccount Reason = "throttled-account" // as Throttled, by other spellings of the user name
 )
 

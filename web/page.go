@@ -201,6 +201,7 @@ const (
 	OtherBrowser    Code = "other-browser"     // 400
 	CrossSite       Code = "cross-site"        // 403
 	NotSignedIn     Code = "not-signed-in"     // 401
+	NeedsTicket     Code = "needs-ticket"      // 401: the browser sent no Kerberos ticket, and there is no form
 	TooManyRequests Code = "too-many-requests" // 429
 	NotFound        Code = "not-found"         // 404
 	UpstreamRefused Code = "upstream-refused"  // 502
@@ -210,7 +211,7 @@ const (
 func codes() []Code {
 	return []Code{
 		Internal, BadRequest, AmbiguousPath, UnknownHost, CookiesBlocked, Loop, ExpiredLink, OtherBrowser, CrossSite, NotSignedIn,
-		TooManyRequests, NotFound, UpstreamRefused, Unavailable,
+		NeedsTicket, TooManyRequests, NotFound, UpstreamRefused, Unavailable,
 	}
 }
 
@@ -220,7 +221,7 @@ func (c Code) status() int {
 		return http.StatusBadRequest
 	case UnknownHost, CrossSite:
 		return http.StatusForbidden
-	case NotSignedIn:
+	case NotSignedIn, NeedsTicket:
 		return http.StatusUnauthorized
 	case NotFound:
 		return http.StatusNotFound

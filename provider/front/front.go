@@ -104,7 +104,7 @@ type Front struct {
 	clientIP func(*http.Request) (string, error)
 	signIns  *prometheus.CounterVec
 	mux      *http.ServeMux
-	warned   struct{ address, devices minutely } // of a missing client address, and of too many devices
+	warned   struct{ address, devices, plain minutely } // of a missing client address, of too many devices, and of Kerberos over plain http
 }
 
 // New returns the front door.
@@ -181,9 +181,9 @@ func (f *Front) routes() *http.ServeMux {
 	page("GET /callback", f.upstreamCallback)
 	page("POST /callback", f.samlCallback)
 	page("GET "+CallbackPath, f.gatewayCallback)
-	page("GET /logout/callback", f.logoutCallback)
-	page("GET /logout", f.logout)
-	page("POST /logout", f.logout)
+	page("GET /logout/callback", f.leaving(f.logoutCallback))
+	page("GET /logout", f.leaving(f.logout))
+	page("POST /logout", f.leaving(f.logout))
 	for _, p := range []string{
 		"/approval", "/mfa", "/mfa/totp", "/mfa/webauthn", "/mfa/webauthn/register/begin",
 		"/mfa/webauthn/register/finish", "/mfa/webauthn/login/begin", "/mfa/webauthn/login/finish",
@@ -243,6 +243,9 @@ func (f *Front) record(r *http.Request, req *request, event, connector, login, r
 		slog.String("result", result), slog.String("connector", connector), slog.String("user", clip(login)), slog.String("client", clip(req.client())),
 		slog.String("ip", remoteIP(r)), slog.String("request_id", requestID(r)),
 	}, attrs...)
+	if m, ok := methodOf(r); ok {
+		attrs = append(attrs, slog.String("method", m))
+	}
 	if err != nil {
 		level = slog.LevelWarn
 		var no *connectors.Refusal

@@ -43,7 +43,7 @@ func (f *Front) page(w http.ResponseWriter, r *http.Request, q *request, door *i
 // failureOf is what the page says about a refusal: no more than its reason, and of an account nothing before its password was right.
 func failureOf(reason connectors.Reason) web.Failure {
 	switch reason {
-	case "":
+	case "", connectors.NegotiateRefused:
 		return ""
 	case connectors.WrongCredentials, connectors.AccountLocked, connectors.Gone, connectors.ThrottledAccount:
 		return web.WrongPassword

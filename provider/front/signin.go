@@ -222,6 +222,9 @@ func (f *Front) signInPage(w http.ResponseWriter, r *http.Request) {
 		f.enter(w, r, q, door)
 		return
 	}
+	if f.negotiate(w, r, q, door) {
+		return
+	}
 	f.page(w, r, q, door, pageState{status: http.StatusOK, remember: f.Remembered})
 }
 
