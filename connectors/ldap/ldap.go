@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"gatehouse/connectors"
+	"gatehouse/connectors/spnego"
 
 	ldapv3 "github.com/go-ldap/ldap/v3"
 )
@@ -35,6 +36,7 @@ type Connector struct {
 	failed     durations // of binds with a wrong password
 	stop       context.CancelFunc
 	background sync.WaitGroup
+	kerberos   kerberos
 }
 
 // Open makes a connector of a configuration. It does not wait for the directory.
@@ -49,6 +51,11 @@ func Open(raw []byte, o Options) (*Connector, error) {
 	}
 	if c.log == nil {
 		c.log = slog.New(slog.DiscardHandler)
+	}
+	if k := s.Kerberos; k != nil && k.Enabled {
+		if c.kerberos.acceptor, err = spnego.New(*k, c.now, c.log); err != nil {
+			return nil, fmt.Errorf("ldap: kerberos: %w", err)
+		}
 	}
 	t := s.transport()
 	c.client = newClient(t, c.now, c.log)
