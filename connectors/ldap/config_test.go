@@ -14,6 +14,8 @@ import (
 	"testing"
 
 	"gatehouse/test/fakeldap"
+
+	"go.yaml.in/yaml/v3"
 )
 
 // fields returns the key and the text of every mistake.
@@ -286,7 +288,7 @@ func FuzzCheck(f *testing.F) {
 	})
 }
 
-var docRow = regexp.MustCompile("(?m)^\\| `([^`]+)` \\|.*\\|.*\\|$")
+var docRow = regexp.MustCompile("(?m)^\\| `([^`]+)` \\| [^|]+ \\|$")
 
 // docs/ldap.md has every key, and no other.
 func TestDocs(t *testing.T) {
@@ -334,4 +336,38 @@ func readDocs(t testing.TB) string {
 		t.Fatal(err)
 	}
 	return string(text)
+}
+
+// The examples of docs/ldap.md are whole, right and short.
+func TestDocsExamples(t *testing.T) {
+	t.Parallel()
+	ca := filepath.Join(t.TempDir(), "ca.pem")
+	if err := os.WriteFile(ca, fakeldap.Start(t, fakeldap.Options{Mode: fakeldap.LDAPS}).CA(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	for part := range strings.SplitSeq(readDocs(t), "```yaml\n") {
+		example, _, _ := strings.Cut(part, "```")
+		if !strings.HasPrefix(example, "connectors:") {
+			continue
+		}
+		n++
+		if lines := strings.Count(example, "\n"); lines > 10 {
+			t.Errorf("got %d lines, want at most 10:\n%s", lines, example)
+		}
+		var file struct {
+			Connectors []struct{ Config map[string]any }
+		}
+		if err := yaml.Unmarshal([]byte(strings.ReplaceAll(example, "/etc/gatehouse/corp-ca.pem", ca)), &file); err != nil {
+			t.Fatal(err)
+		}
+		for _, k := range file.Connectors {
+			if err := Check(block(k.Config).json(t)); err != nil {
+				t.Errorf("%v:\n%s", err, example)
+			}
+		}
+	}
+	if n != 2 {
+		t.Errorf("got %d examples, want 2", n)
+	}
 }
