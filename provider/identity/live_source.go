@@ -262,7 +262,7 @@ func (s *source) answer(u *User, began moment, a connectors.Answer) {
 // final reports whether a reason says that the user may not go on, and not that it is not known.
 func final(r connectors.Reason) bool {
 	switch r {
-	case "", connectors.Unavailable, connectors.Busy, connectors.Throttled:
+	case "", connectors.Unavailable, connectors.Busy, connectors.Throttled, connectors.ThrottledAccount, connectors.NegotiateRefused:
 		return false
 	}
 	return true
