@@ -139,6 +139,11 @@ func (d *desk) storeDown(err error) {
 	d.down = err
 }
 
+func (d *desk) logged() string {
+	synctest.Wait()
+	return d.log.String()
+}
+
 func (d *desk) endings() []string {
 	synctest.Wait()
 	d.mu.Lock()
@@ -384,7 +389,7 @@ func TestEndedWhileTheStoreIsDown(t *testing.T) {
 		time.Sleep(3 * time.Minute)
 		again.wantWaited(t, "signed in anew, later")
 		c.wantError(t, "the old session, after the other was vouched for", true)
-		if got := strings.Count(d.log.String(), "could not be ended"); got != 1 {
+		if got := strings.Count(d.logged(), "could not be ended"); got != 1 {
 			t.Errorf("the log has it %d times, want once", got)
 		}
 		d.storeDown(nil)
@@ -410,8 +415,8 @@ func TestOutage(t *testing.T) {
 		all[0].wantError(t, "the last answer is too old", false)
 		idle.wantError(t, "that of somebody who was idle, too", false)
 		late.wantWaited(t, "a user of another connector")
-		if got := strings.Count(d.log.String(), "cannot be asked"); got != 1 {
-			t.Errorf("the log has it %d times, want once:\n%s", got, d.log.String())
+		if got := strings.Count(d.logged(), "cannot be asked"); got != 1 {
+			t.Errorf("the log has it %d times, want once:\n%s", got, d.logged())
 		}
 		if got := b.count(); got < 20 || got > 120 {
 			t.Errorf("got %d Lookups in a quarter of an hour, want them with a pause between", got)
@@ -421,7 +426,7 @@ func TestOutage(t *testing.T) {
 		for _, c := range all {
 			c.wantWaited(t, "it answers again")
 		}
-		if got := strings.Count(d.log.String(), "answers again"); got != 1 {
+		if got := strings.Count(d.logged(), "answers again"); got != 1 {
 			t.Errorf("the log says %d times that it answers again, want once", got)
 		}
 	})

@@ -207,7 +207,7 @@ func TestWatchThatBreaks(t *testing.T) {
 				if n := w.watches.Load(); n < 12 || n > 30 {
 					t.Errorf("got %d tries in ten minutes, want them with a pause of up to a minute", n)
 				}
-				if n := len(d.log.String()); n == 0 || n > 200_000 {
+				if n := len(d.logged()); n == 0 || n > 200_000 {
 					t.Errorf("the log has %d bytes", n)
 				}
 			})
@@ -217,8 +217,8 @@ func TestWatchThatBreaks(t *testing.T) {
 		return func(context.Context, func(connectors.Change)) error { return ldap.ErrNoWatch }
 	}, func(t *testing.T, d *desk, w *watching, _ func(*Doors)) {
 		time.Sleep(time.Hour)
-		if n := w.watches.Load(); n != 1 || d.log.Len() != 0 {
-			t.Errorf("a directory that does not tell of changes was asked %d times to, and the log says %q", n, d.log.String())
+		if n := w.watches.Load(); n != 1 || d.logged() != "" {
+			t.Errorf("a directory that does not tell of changes was asked %d times to, and the log says %q", n, d.logged())
 		}
 	})
 }
