@@ -2,6 +2,7 @@ package ldap
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -16,6 +17,7 @@ type facts struct {
 	activeDirectory bool
 	netbios         string                   // the name of the users' domain before a backslash
 	maxFailures     int                      // after which an account is locked, the smallest of all policies; 0: none, or not known
+	counted         time.Duration            // how long failures count, the longest of all policies; 0: not known
 	lockedFor       map[string]time.Duration // by the folded name of a policy; 0: until somebody unlocks the account
 }
 
@@ -75,9 +77,20 @@ func (c *Connector) learn(ctx context.Context) (*facts, error) {
 	return f, nil
 }
 
+// ask searches for what is good to know. What the directory does not let our account see is not known.
+func (c *Connector) ask(ctx context.Context, q query) ([]*entry, error) {
+	found, err := c.client.search(ctx, q)
+	e, answered := errors.AsType[*ldapv3.Error](err)
+	if errors.Is(err, errTooMany) || errors.Is(err, errAnswer) || answered && e.ResultCode < ldapv3.ErrorNetwork && !errors.Is(err, errNoDirectory) {
+		c.log.DebugContext(ctx, "the directory does not tell about itself", slog.String("base", q.base), slog.Any("error", err))
+		return nil, nil
+	}
+	return found, err
+}
+
 // one reads one entry, nil if it is not there.
 func (c *Connector) one(ctx context.Context, dn string, attributes ...string) (*entry, error) {
-	found, err := c.client.search(ctx, query{base: dn, scope: ldapv3.ScopeBaseObject, filter: "(objectClass=*)", attributes: attributes, limit: 1})
+	found, err := c.ask(ctx, query{base: dn, scope: ldapv3.ScopeBaseObject, filter: "(objectClass=*)", attributes: attributes, limit: 1})
 	if err != nil || len(found) == 0 {
 		return nil, err
 	}
@@ -89,27 +102,29 @@ func (c *Connector) learnDomain(ctx context.Context, root *entry, f *facts) erro
 	if domain == "" {
 		return nil
 	}
-	head, err := c.one(ctx, domain, "lockoutThreshold")
+	head, err := c.one(ctx, domain, "lockoutThreshold", "lockOutObservationWindow")
 	if err != nil {
 		return err
 	}
 	if head != nil {
 		f.least(number(head, "lockoutThreshold"))
+		f.longest(interval(number(head, "lockOutObservationWindow")))
 	}
-	fine, err := c.client.search(ctx, query{
+	fine, err := c.ask(ctx, query{
 		base: "CN=Password Settings Container,CN=System," + domain, scope: ldapv3.ScopeWholeSubtree,
-		filter: "(objectClass=msDS-PasswordSettings)", attributes: []string{"msDS-LockoutThreshold"}, limit: maxPolicies,
+		filter: "(objectClass=msDS-PasswordSettings)", attributes: []string{"msDS-LockoutThreshold", "msDS-LockoutObservationWindow"}, limit: maxPolicies,
 	})
 	if err != nil {
 		return err
 	}
 	for _, p := range fine {
 		f.least(number(p, "msDS-LockoutThreshold"))
+		f.longest(interval(number(p, "msDS-LockoutObservationWindow")))
 	}
 	if root == nil || root.text("configurationNamingContext") == "" {
 		return nil
 	}
-	cross, err := c.client.search(ctx, query{
+	cross, err := c.ask(ctx, query{
 		base: "CN=Partitions," + root.text("configurationNamingContext"), scope: ldapv3.ScopeSingleLevel,
 		filter:     fmt.Sprintf("(&(objectClass=crossRef)(nETBIOSName=*)%s)", equals("nCName", domain)),
 		attributes: []string{"nETBIOSName"}, limit: 1,
@@ -126,9 +141,9 @@ func (c *Connector) learnPolicies(ctx context.Context, root *entry, f *facts) er
 	if dn := c.settings.Lockout.PolicyDN; dn != "" {
 		base, scope = dn, ldapv3.ScopeBaseObject
 	}
-	found, err := c.client.search(ctx, query{
+	found, err := c.ask(ctx, query{
 		base: base, scope: scope, filter: "(|(objectClass=pwdPolicy)(objectClass=krbPwdPolicy))", limit: maxPolicies,
-		attributes: []string{"pwdLockout", "pwdMaxFailure", "pwdLockoutDuration", "krbPwdMaxFailure"},
+		attributes: []string{"pwdLockout", "pwdMaxFailure", "pwdLockoutDuration", "pwdFailureCountInterval", "krbPwdMaxFailure", "krbPwdFailureCountInterval"},
 	})
 	if err != nil {
 		return err
@@ -138,6 +153,10 @@ func (c *Connector) learnPolicies(ctx context.Context, root *entry, f *facts) er
 		f.least(number(p, "krbPwdMaxFailure"))
 		if strings.EqualFold(p.text("pwdLockout"), "TRUE") {
 			f.least(number(p, "pwdMaxFailure"))
+			f.longest(untilSuccess(number(p, "pwdFailureCountInterval")))
+		}
+		if number(p, "krbPwdMaxFailure") > 0 {
+			f.longest(untilSuccess(number(p, "krbPwdFailureCountInterval")))
 		}
 		if d := number(p, "pwdLockoutDuration"); d > 0 && d < 1<<32 {
 			f.lockedFor[foldDN(p.dn)] = time.Duration(d) * time.Second
@@ -169,6 +188,36 @@ func (f *facts) least(n int64) {
 	if n > 0 && n < 1<<31 && (f.maxFailures == 0 || int(n) < f.maxFailures) {
 		f.maxFailures = int(n)
 	}
+}
+
+// longest takes how long failures count.
+func (f *facts) longest(d time.Duration) { f.counted = max(f.counted, d) }
+
+// forever is how long failures count that only a right password ends.
+const forever = 1<<63 - 1
+
+// interval reads a negative number of units of 100 ns (MS-ADTS section 3.1.1.8.4).
+func interval(n int64) time.Duration {
+	if n > 0 || n < -forever/100 {
+		return forever
+	}
+	return time.Duration(-n * 100)
+}
+
+// untilSuccess reads a number of seconds, of which none is forever (draft-behera-ldap-password-policy section 5.2.12).
+func untilSuccess(n int64) time.Duration {
+	if n <= 0 || n > forever/int64(time.Second) {
+		return forever
+	}
+	return time.Duration(n) * time.Second
+}
+
+// FailureWindow is how long the directory counts a wrong password towards its lock-out; 0: it is not known.
+func (c *Connector) FailureWindow() time.Duration {
+	if f := c.facts.Load(); f != nil {
+		return f.counted
+	}
+	return 0
 }
 
 // lockedFor is how long the policy of an entry locks it, 0 until somebody unlocks it or if that is not known.
