@@ -123,8 +123,10 @@ func (c *Connector) Authenticate(ctx context.Context, a *Account, password strin
 	if err != nil {
 		return connectors.Identity{}, err
 	}
-	if p.graced && c.changeable(a.entry, connectors.PasswordExpired) { // each further sign-in would use up one of those that are left
-		return connectors.Identity{}, c.refusal(a.entry, connectors.PasswordExpired, errors.New("ldap: the password has expired, and was taken for the last times"))
+	if p.graced && c.settings.change { // each further sign-in would use up one of those that are left
+		return connectors.Identity{}, &connectors.Refusal{
+			Reason: connectors.PasswordExpired, Changeable: true, Err: errors.New("ldap: the password has expired, and was taken for one of the last times"),
+		}
 	}
 	return c.identify(ctx, a, true)
 }
@@ -160,13 +162,13 @@ func (c *Connector) prove(ctx context.Context, a *Account, password string) (pro
 	case connectors.WrongCredentials:
 		c.failed.add(time.Since(start))
 	}
-	return p, c.refusal(a.entry, r, v.cause())
+	return p, c.refusal(r, v.cause())
 }
 
 // refusal adds whether the user can choose a new password here.
-func (c *Connector) refusal(e *entry, r connectors.Reason, err error) *connectors.Refusal {
+func (c *Connector) refusal(r connectors.Reason, err error) *connectors.Refusal {
 	out := refuse(r, err)
-	out.Changeable = c.changeable(e, r)
+	out.Changeable = c.changeable(r)
 	return out
 }
 
@@ -200,7 +202,7 @@ func (c *Connector) identify(ctx context.Context, a *Account, byPassword bool) (
 		}
 	case connectors.PasswordExpired, connectors.PasswordMustChange:
 		if byPassword {
-			return connectors.Identity{}, c.refusal(e, r, stateError(r))
+			return connectors.Identity{}, c.refusal(r, stateError(r))
 		}
 	default:
 		return connectors.Identity{}, refuse(r, stateError(r))

@@ -168,6 +168,7 @@ func (s *Server) Port() string { _, p, _ := net.SplitHostPort(s.Address()); retu
 
 // CA is the certificate of the CA that the server's own comes from, as PEM; Pool holds it. Nil with Options.TLS and without TLS.
 func (s *Server) CA() []byte           { return s.ca }
+
 func (s *Server) Pool() *x509.CertPool { return s.pool }
 
 // Dials and Handshakes count connections taken and TLS handshakes that succeeded.
@@ -202,6 +203,7 @@ func (s *Server) Searches() []Search {
 	defer s.mu.Unlock()
 	return slices.Clone(s.searches)
 }
+
 func (s *Server) Others() []Other {
 	s.mu.Lock()
 	defer s.mu.Unlock()
