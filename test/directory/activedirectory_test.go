@@ -2,6 +2,7 @@ package directory
 
 import (
 	"fmt"
+	"maps"
 	"net/http"
 	"net/url"
 	"slices"
@@ -19,9 +20,7 @@ func activeDirectory(t *testing.T, dir *peers.SambaServer, more table) table {
 	c := documented(t, "activedirectory", table{
 		"domain": "ad.example.test", "host": dir.Host, "rootCA": dir.CA, "bindDN": "svc-ldap@ad.example.test", "bindPW": dir.ServicePassword,
 	})
-	for k, v := range more {
-		c["config"].(table)[k] = v
-	}
+	maps.Copy(c["config"].(table), more)
 	return c
 }
 

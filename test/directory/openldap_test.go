@@ -2,6 +2,7 @@ package directory
 
 import (
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/url"
@@ -20,9 +21,7 @@ func openLDAP(t *testing.T, dir *peers.SlapdServer, more table) table {
 	c := documented(t, "openldap", table{
 		"domain": "example.test", "host": dir.Host, "rootCA": dir.CA, "bindDN": dir.ServiceDN, "bindPW": dir.ServicePassword,
 	})
-	for k, v := range more {
-		c["config"].(table)[k] = v
-	}
+	maps.Copy(c["config"].(table), more)
 	return c
 }
 
