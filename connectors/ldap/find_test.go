@@ -202,7 +202,7 @@ func TestNobody(t *testing.T) {
 			if b.Is("typed") && !strings.HasPrefix(b.Name, "uid=alice,") {
 				t.Errorf("a password was sent for %s, which nobody has", b.Name)
 			}
-			return fakeldap.BindAnswer{Result: fakeldap.Result{Code: 49, Diagnostic: ad("525")}}
+			return fakeldap.BindAnswer{Result: fakeldap.Result{Code: 49, Diagnostic: adSays("525")}}
 		},
 	}.start(t)
 	c := open(t, fakeConfig(s))
@@ -233,7 +233,9 @@ func TestNobody(t *testing.T) {
 	go func() { done <- c.nobody(ctx) }()
 	s.Wait(t, func() bool { return len(s.Binds()) > before })
 	cancel() // an answer is not waited for longer than the caller does
-	<-done
+	if err := <-done; reason(t, err) == "" {
+		t.Error("nobody was signed in")
+	}
 }
 
 // What cannot be found out is told as that, for users and for nobody.
@@ -459,7 +461,7 @@ func TestChangeNotProven(t *testing.T) {
 		Bind: func(b fakeldap.Bind) fakeldap.BindAnswer {
 			switch {
 			case strings.HasPrefix(b.Name, "uid=disabled,"):
-				return fakeldap.BindAnswer{Result: fakeldap.Result{Code: 49, Diagnostic: ad("533")}}
+				return fakeldap.BindAnswer{Result: fakeldap.Result{Code: 49, Diagnostic: adSays("533")}}
 			case strings.HasPrefix(b.Name, "uid=locked,"):
 				return fakeldap.BindAnswer{Result: fakeldap.Result{Code: 49}, Policy: &fakeldap.Policy{Expire: -1, Grace: -1, Error: 1}}
 			case strings.HasPrefix(b.Name, "uid=hang,"):

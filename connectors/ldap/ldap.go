@@ -161,6 +161,7 @@ func (c *Connector) prove(ctx context.Context, a *Account, password string) (pro
 		p.right = true
 	case connectors.WrongCredentials:
 		c.failed.add(time.Since(start))
+	default:
 	}
 	return p, c.refusal(r, v.cause())
 }

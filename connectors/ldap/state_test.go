@@ -80,7 +80,7 @@ func TestEnds(t *testing.T) {
 	}
 }
 
-func ad(code string) string {
+func adSays(code string) string {
 	return "80090308: LdapErr: DSID-0C0903A9, comment: AcceptSecurityContext error, data " + code + ", v1db1"
 }
 
@@ -106,19 +106,19 @@ func TestReasonOf(t *testing.T) {
 		{"expired", verdict{code: 49, policy: policy(0, -1)}, connectors.PasswordExpired, false},
 		{"locked", verdict{code: 49, policy: policy(1, -1)}, connectors.AccountLocked, false},
 		{"a policy's error that is none of a bind", verdict{code: 49, policy: policy(5, -1)}, connectors.WrongCredentials, false},
-		{"525", verdict{code: 49, diagnostic: ad("525")}, connectors.WrongCredentials, false},
-		{"52e", verdict{code: 49, diagnostic: ad("52e")}, connectors.WrongCredentials, false},
-		{"52E", verdict{code: 49, diagnostic: ad("52E")}, connectors.WrongCredentials, false},
-		{"530", verdict{code: 49, diagnostic: ad("530")}, connectors.OutsideHours, false},
-		{"531", verdict{code: 49, diagnostic: ad("531")}, connectors.OtherWorkstation, false},
-		{"532", verdict{code: 49, diagnostic: ad("532")}, connectors.PasswordExpired, false},
-		{"533", verdict{code: 49, diagnostic: ad("533")}, connectors.AccountDisabled, false},
-		{"701", verdict{code: 49, diagnostic: ad("701")}, connectors.AccountExpired, false},
-		{"773", verdict{code: 49, diagnostic: ad("773")}, connectors.PasswordMustChange, false},
-		{"775", verdict{code: 49, diagnostic: ad("775")}, connectors.AccountLocked, false},
-		{"a code that is not known", verdict{code: 49, diagnostic: ad("999")}, connectors.WrongCredentials, false},
+		{"525", verdict{code: 49, diagnostic: adSays("525")}, connectors.WrongCredentials, false},
+		{"52e", verdict{code: 49, diagnostic: adSays("52e")}, connectors.WrongCredentials, false},
+		{"52E", verdict{code: 49, diagnostic: adSays("52E")}, connectors.WrongCredentials, false},
+		{"530", verdict{code: 49, diagnostic: adSays("530")}, connectors.OutsideHours, false},
+		{"531", verdict{code: 49, diagnostic: adSays("531")}, connectors.OtherWorkstation, false},
+		{"532", verdict{code: 49, diagnostic: adSays("532")}, connectors.PasswordExpired, false},
+		{"533", verdict{code: 49, diagnostic: adSays("533")}, connectors.AccountDisabled, false},
+		{"701", verdict{code: 49, diagnostic: adSays("701")}, connectors.AccountExpired, false},
+		{"773", verdict{code: 49, diagnostic: adSays("773")}, connectors.PasswordMustChange, false},
+		{"775", verdict{code: 49, diagnostic: adSays("775")}, connectors.AccountLocked, false},
+		{"a code that is not known", verdict{code: 49, diagnostic: adSays("999")}, connectors.WrongCredentials, false},
 		{"a number in another text", verdict{code: 49, diagnostic: "data 533, v1db1"}, connectors.WrongCredentials, false},
-		{"a code of another result", verdict{code: 53, diagnostic: ad("773")}, connectors.WrongCredentials, false},
+		{"a code of another result", verdict{code: 53, diagnostic: adSays("773")}, connectors.WrongCredentials, false},
 		{"too many failures at 389 Directory Server", verdict{code: 19}, connectors.AccountLocked, false},
 		{"no password in the entry", verdict{code: 48}, connectors.WrongCredentials, false},
 		{"inactivated, whatever the password", verdict{code: 53}, connectors.WrongCredentials, false},
