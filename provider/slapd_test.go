@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"net/http"
 	"net/url"
+	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -13,16 +15,15 @@ import (
 
 	"golang.org/x/oauth2"
 
+	"gatehouse/internal/config"
 	"gatehouse/internal/seal"
 	"gatehouse/provider/store"
 	"gatehouse/test/peers"
 )
 
-// slapdWorld is an issuer in front of a real OpenLDAP server.
-func slapdWorld(t *testing.T) (*world, *clock, *peers.SlapdServer) {
-	t.Helper()
-	dir := peers.Slapd(t, peers.SlapdOptions{})
-	text := `
+// slapdConfig is an issuer's configuration with an OpenLDAP server.
+func slapdConfig(dir *peers.SlapdServer) string {
+	return `
 issuer: https://sso.example.com/dex
 storage: {type: memory}
 oauth2: {skipApprovalScreen: true, passwordConnector: people}
@@ -44,8 +45,13 @@ gateway:
   hosts: [sso.example.com, app.example.com]
   default: signed-in
 `
-	clk := &clock{}
-	return newWorld(t, text, store.Memory(store.Options{Now: clk.now}), seal.NewKey(), clk), clk, dir
+}
+
+// slapdWorld is an issuer in front of a real OpenLDAP server.
+func slapdWorld(t *testing.T) (*world, *clock, *peers.SlapdServer) {
+	t.Helper()
+	dir, clk := peers.Slapd(t, peers.SlapdOptions{}), &clock{}
+	return newWorld(t, slapdConfig(dir), store.Memory(store.Options{Now: clk.now}), seal.NewKey(), clk), clk, dir
 }
 
 func (w *world) signInAs(user, password string) *browser {
@@ -150,5 +156,57 @@ func TestDexGrantsAtOpenLDAP(t *testing.T) {
 	}
 	if claims.Email != "alice@example.test" || !slices.Contains(claims.Groups, "g3-leaf") {
 		t.Errorf("claims after a refresh: %+v", claims)
+	}
+}
+
+// A directory whose block and files are what they were is the same over a reload, and so stays open; with a new CA it is another.
+func TestDirectoryFollowsItsFiles(t *testing.T) {
+	dir := peers.Slapd(t, peers.SlapdOptions{})
+	ca := filepath.Join(t.TempDir(), "ca.pem")
+	copyCA := func(more string) {
+		pem, err := os.ReadFile(dir.CA)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(ca, append(pem, more...), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	copyCA("")
+	text := strings.Replace(slapdConfig(dir), dir.CA, ca, 1)
+	raw := parse(t, text).Connectors[0].Config.JSON()
+	if got := ConnectorFiles("ldap", raw); !slices.Equal(got, []string{ca}) {
+		t.Fatalf("files: %q, want the CA's", got)
+	}
+	load := func() *config.Config {
+		c := parse(t, text)
+		digest, err := os.ReadFile(ca)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.Connectors[0].Files = config.Files{ca: string(digest)}
+		return c
+	}
+	clk := &clock{}
+	w := newWorld(t, text, store.Memory(store.Options{Now: clk.now}), seal.NewKey(), clk)
+	before := connectorVersion(load().Connectors[0])
+	if again := connectorVersion(load().Connectors[0]); again != before {
+		t.Error("it is another connector although nothing has changed")
+	}
+	copyCA("\n# renewed\n")
+	c := load()
+	if connectorVersion(c.Connectors[0]) == before {
+		t.Error("it is the same connector although its CA is another")
+	}
+	next, err := w.provider.Prepare(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	next.Use()
+	if err := next.Settle(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if b := w.signInAs("alice", dir.Password); !strings.HasPrefix(b.page, "hello ") {
+		t.Errorf("after the reload: %d %s", b.code, b.page)
 	}
 }
