@@ -6,7 +6,6 @@ import (
 	"errors"
 	"log/slog"
 	"net/http"
-	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -14,6 +13,7 @@ import (
 	"gatehouse/connectors"
 	"gatehouse/connectors/spnego"
 	"gatehouse/internal/handoff"
+	"gatehouse/internal/hosts"
 	"gatehouse/provider/identity"
 	"gatehouse/web"
 )
@@ -90,11 +90,7 @@ func (f *Front) mayNegotiate(w http.ResponseWriter, r *http.Request, q *request,
 
 // private reports whether nobody on the network reads what browsers send to the issuer.
 func (f *Front) private() bool {
-	if f.Issuer.Scheme == "https" || f.host == "localhost" || strings.HasSuffix(f.host, ".localhost") {
-		return true
-	}
-	a, err := netip.ParseAddr(strings.Trim(f.host, "[]"))
-	return err == nil && a.IsLoopback()
+	return f.Issuer.Scheme == "https" || hosts.Loopback(f.host)
 }
 
 var (
