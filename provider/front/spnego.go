@@ -124,17 +124,14 @@ func negotiateToken(r *http.Request) ([]byte, error) {
 // refuseTicket shows the form to whoever came with a token that did not sign them in. Who was proven is told what keeps them out; of a ticket
 // that is not good nothing is said: the form says enough.
 func (f *Front) refuseTicket(w http.ResponseWriter, r *http.Request, q *request, door *identity.Door, err error) {
-	var no *connectors.Refusal
-	if !errors.As(err, &no) {
-		no = &connectors.Refusal{Reason: connectors.Unavailable, Err: err}
-	}
+	no := refusalOf(err)
 	var attrs []slog.Attr
 	if ticket := (*spnego.Refusal)(nil); errors.As(err, &ticket) {
 		attrs = append(attrs, slog.String("why", string(ticket.Why)))
 	}
 	f.result(byKerberos(r), q, door.ID, "", string(no.Reason), err, attrs...)
-	if no.Reason != connectors.NegotiateRefused { // anybody can send garbage
-		f.warn(r, "sign-in by ticket failed", door, no)
+	if no.Err != nil && no.Reason != connectors.NegotiateRefused { // anybody can send garbage
+		f.Log.LogAttrs(r.Context(), slog.LevelWarn, "sign-in by ticket failed", causeOf(r, door, no)...)
 	}
 	st := pageState{status: http.StatusOK, reason: no.Reason, remember: f.Remembered}
 	switch {
