@@ -59,8 +59,8 @@ func (c *Connector) groupsOf(ctx context.Context, users []*entry) ([][]string, e
 	if err != nil {
 		return nil, err
 	}
-	for i, list := range found {
-		out[i] = c.listed(ctx, users[i], list)
+	for i, user := range users {
+		out[i] = c.listed(ctx, user, found[i])
 	}
 	return out, nil
 }

@@ -122,11 +122,12 @@ func sidText(b []byte) string {
 		return ""
 	}
 	authority := binary.BigEndian.Uint64(b[:8]) & (1<<48 - 1)
-	s := "S-1-" + strconv.FormatUint(authority, 10)
+	var s strings.Builder
+	s.WriteString("S-1-" + strconv.FormatUint(authority, 10))
 	for sub := b[8:]; len(sub) > 0; sub = sub[4:] {
-		s += "-" + strconv.FormatUint(uint64(binary.LittleEndian.Uint32(sub)), 10)
+		s.WriteString("-" + strconv.FormatUint(uint64(binary.LittleEndian.Uint32(sub)), 10))
 	}
-	return s
+	return s.String()
 }
 
 // sidBytes reads what sidText writes, and nothing else.
@@ -146,7 +147,7 @@ func sidBytes(s string) ([]byte, bool) {
 		if err != nil {
 			return nil, false
 		}
-		b = binary.LittleEndian.AppendUint32(b, uint32(sub)) //nolint:gosec // G115: parsed as 32 bits
+		b = binary.LittleEndian.AppendUint32(b, uint32(sub))
 	}
 	return b, sidText(b) == s
 }
@@ -180,7 +181,7 @@ func escaped(b []byte) string {
 // equals is a filter for an attribute's value as this package writes it; "" if it cannot be one.
 func equals(attribute, value string) string {
 	var raw []byte
-	ok := true
+	var ok bool
 	switch encodingOf(attribute) {
 	case asGUID:
 		raw, ok = guidBytes(value)

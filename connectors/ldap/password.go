@@ -16,18 +16,19 @@ import (
 )
 
 // changeable says that a password in this state can be replaced here.
-func (c *Connector) changeable(_ *entry, r connectors.Reason) bool {
+func (c *Connector) changeable(r connectors.Reason) bool {
 	s := c.settings
 	if !s.change {
 		return false
 	}
 	switch r {
-	case connectors.PasswordMustChange, connectors.PasswordRejected:
+	case connectors.PasswordMustChange:
 		return true
 	case connectors.PasswordExpired: // its user cannot do it alone
 		return s.BindDN != "" || s.PasswordChange.BindDN != ""
+	default:
+		return false
 	}
-	return false
 }
 
 // ChangePassword replaces an account's password; the old one is the proof. Every error is a *connectors.Refusal.
@@ -39,8 +40,7 @@ func (c *Connector) ChangePassword(ctx context.Context, a *Account, old, changed
 	if err != nil && !p.right {
 		return err
 	}
-	switch r := stateOf(a.entry, c.now(), c.lockedFor(a.entry)); r {
-	case connectors.AccountDisabled, connectors.AccountExpired:
+	if r := stateOf(a.entry, c.now(), c.lockedFor(a.entry)); r == connectors.AccountDisabled || r == connectors.AccountExpired {
 		return refuse(r, stateError(r))
 	}
 	if !possible(changed) || !utf8.ValidString(changed) {
@@ -108,16 +108,21 @@ func (c *Connector) changeExpired(ctx context.Context, dn, old, changed string) 
 	if err != nil {
 		return c.changeError(err)
 	}
-	v, err := c.client.bind(ctx, dn, changed)
+	c.own(ctx, dn, changed)
+	return nil
+}
+
+// own makes a password that another account has set the user's own: with pwdMustChange it would have to be changed once more.
+func (c *Connector) own(ctx context.Context, dn, password string) {
+	v, err := c.client.bind(ctx, dn, password)
 	if r, _ := reasonOf(v); err != nil || r != connectors.PasswordMustChange {
-		return nil // it is changed
+		return
 	}
-	m := ldapv3.NewModifyRequest(dn, nil) // as if somebody else had chosen the password
+	m := ldapv3.NewModifyRequest(dn, nil)
 	m.Delete("pwdReset", nil)
 	if err := c.changer.service(ctx, func(conn *ldapv3.Conn) error { return conn.Modify(m) }); err != nil {
-		c.log.WarnContext(ctx, "a changed password has to be changed once more, since the account that changes passwords may not delete pwdReset", slog.Any("error", err))
+		c.log.WarnContext(ctx, "a new password has to be changed once more, since the account that changes passwords may not delete pwdReset", slog.Any("error", err))
 	}
-	return nil
 }
 
 func (c *Connector) rejected(detail string, err error) *connectors.Refusal {
