@@ -14,7 +14,7 @@ import (
 // Bounds of what is looked at for groups.
 const (
 	maxGroups = 20000 // of one user
-	maxLevels = 32    // of groups in groups
+	maxLevels = 64    // of groups in groups
 )
 
 // A group is an entry that users or groups are in.
