@@ -5,10 +5,16 @@ package ldap
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
+	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"gatehouse/connectors"
+
+	ldapv3 "github.com/go-ldap/ldap/v3"
 )
 
 // Options for Open.
@@ -17,61 +23,194 @@ type Options struct {
 	Log *slog.Logger     // nil: nothing is logged
 }
 
-// Check returns every mistake in a configuration (errors.Join), without connecting to anything. Each has a method Field, the key that is wrong.
-func Check(raw []byte) error { return nil }
-
-// Files returns the files that a configuration names.
-func Files(raw []byte) []string { return nil }
-
 // A Connector is a directory. It is safe for concurrent use, and never waits longer than a call's context allows.
-type Connector struct{}
+type Connector struct {
+	settings   *settings
+	client     *client
+	changer    *client // changes passwords that have expired; the same as client where no other account is configured
+	now        func() time.Time
+	log        *slog.Logger
+	attributes []string // that are asked for of a user
+	facts      atomic.Pointer[facts]
+	failed     durations // of binds with a wrong password
+	stop       context.CancelFunc
+	background sync.WaitGroup
+}
 
 // Open makes a connector of a configuration. It does not wait for the directory.
-func Open(raw []byte, o Options) (*Connector, error) { return nil, errors.New("ldap: not yet") }
+func Open(raw []byte, o Options) (*Connector, error) {
+	s, err := parse(raw)
+	if err != nil {
+		return nil, fmt.Errorf("ldap: %w", err)
+	}
+	c := &Connector{settings: s, now: o.Now, log: o.Log, attributes: s.userAttributes()}
+	if c.now == nil {
+		c.now = time.Now
+	}
+	if c.log == nil {
+		c.log = slog.New(slog.DiscardHandler)
+	}
+	t := s.transport()
+	c.client = newClient(t, c.now, c.log)
+	c.changer = c.client
+	if s.change && s.PasswordChange.BindDN != "" {
+		t.bindDN, t.bindPW, t.connections = s.PasswordChange.BindDN, s.changePW, min(t.connections, 2)
+		c.changer = newClient(t, c.now, c.log)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	c.stop = stop
+	c.background.Go(func() { c.learnOn(ctx) })
+	return c, nil
+}
 
 // Close ends all connections.
-func (c *Connector) Close() error { return nil }
+func (c *Connector) Close() error {
+	c.stop()
+	c.client.close()
+	if c.changer != c.client {
+		c.changer.close()
+	}
+	c.background.Wait()
+	return nil
+}
 
 // Prompt is the label of the user name's field, "" for the general one.
-func (c *Connector) Prompt() string { return "" }
+func (c *Connector) Prompt() string { return c.settings.UsernamePrompt }
 
 // MaxFailures is how many wrong passwords the directory's own lock-out leaves room for, less one; 0: it is not known, or there is none.
-func (c *Connector) MaxFailures() int { return 0 }
+func (c *Connector) MaxFailures() int {
+	if n := c.settings.Lockout.MaxFailures; n > 0 {
+		return n
+	}
+	if f := c.facts.Load(); f != nil && f.maxFailures > 0 {
+		return max(1, f.maxFailures-1)
+	}
+	return 0
+}
 
 // An Account is whom a typed name belongs to. Nothing is proven yet, and it may belong to nobody: only Authenticate tells.
-type Account struct{}
+type Account struct {
+	entry   *entry    // nil: nobody's
+	read    time.Time // when the entry was
+	key     string
+	refused bool // the name cannot be anybody's, whatever is in the directory
+}
 
 // Key is what attempts are counted by: the same for every spelling that leads to the account, and for those that lead nowhere.
-func (a *Account) Key() string { return "" }
+func (a *Account) Key() string { return a.key }
 
-// Find looks for the account of a typed name. A name that belongs to nobody is no error. Every error is a *connectors.Refusal.
-func (c *Connector) Find(ctx context.Context, name string) (*Account, error) { return nil, nil }
+// fresh is how long what Find has read is good for the rest of the same sign-in.
+const fresh = 5 * time.Second
+
+// maxPassword is how long a password may be, in bytes.
+const maxPassword = 1024
+
+// possible says that a password may be sent: an empty one would be an anonymous bind (RFC 4513 section 5.1.2).
+func possible(password string) bool {
+	return password != "" && len(password) <= maxPassword && !strings.Contains(password, "\x00")
+}
 
 // Authenticate proves an account by its password and returns who its user is. Every error is a *connectors.Refusal.
 func (c *Connector) Authenticate(ctx context.Context, a *Account, password string) (connectors.Identity, error) {
-	return connectors.Identity{}, nil
+	p, err := c.prove(ctx, a, password)
+	if err != nil {
+		return connectors.Identity{}, err
+	}
+	if p.graced && c.changeable(a.entry, connectors.PasswordExpired) { // each further sign-in would use up one of those that are left
+		return connectors.Identity{}, c.refusal(a.entry, connectors.PasswordExpired, errors.New("ldap: the password has expired, and was taken for the last times"))
+	}
+	return c.identify(ctx, a, true)
+}
+
+// A proof is what a bind has shown of a password.
+type proof struct {
+	right  bool // it is the account's, and of the states only its own keeps the user out, if any does
+	bound  bool // the directory took it
+	graced bool // it did, though the password has expired
+}
+
+// prove binds as an account's user. The error is nil if nothing keeps the user out.
+func (c *Connector) prove(ctx context.Context, a *Account, password string) (proof, error) {
+	if a.refused || !possible(password) {
+		return proof{}, refuse(connectors.WrongCredentials, errors.New("ldap: no such name or password can be"))
+	}
+	if a.entry == nil {
+		return proof{}, c.nobody(ctx)
+	}
+	start := time.Now()
+	v, err := c.client.bind(ctx, a.entry.dn, password)
+	if err != nil {
+		return proof{}, notKnown(err)
+	}
+	r, graced := reasonOf(v)
+	p := proof{bound: v.code == ldapv3.LDAPResultSuccess, graced: graced}
+	switch r {
+	case "":
+		p.right = true
+		return p, nil
+	case connectors.PasswordExpired, connectors.PasswordMustChange:
+		p.right = true
+	case connectors.WrongCredentials:
+		c.failed.add(time.Since(start))
+	}
+	return p, c.refusal(a.entry, r, v.cause())
+}
+
+// refusal adds whether the user can choose a new password here.
+func (c *Connector) refusal(e *entry, r connectors.Reason, err error) *connectors.Refusal {
+	out := refuse(r, err)
+	out.Changeable = c.changeable(e, r)
+	return out
 }
 
 // Identify returns who the user of an account is that was proven in another way, such as Kerberos. Every error is a *connectors.Refusal:
 // WrongCredentials for nobody's, or a state that keeps the user out.
 func (c *Connector) Identify(ctx context.Context, a *Account) (connectors.Identity, error) {
-	return connectors.Identity{}, nil
+	if a.entry == nil {
+		return connectors.Identity{}, refuse(connectors.WrongCredentials, errors.New("ldap: the name belongs to nobody"))
+	}
+	return c.identify(ctx, a, false)
 }
 
-// ChangePassword replaces an account's password; the old one is the proof. Every error is a *connectors.Refusal.
-func (c *Connector) ChangePassword(ctx context.Context, a *Account, old, changed string) error {
-	return nil
+// identify reads who the user of a proven account is. The password's own state counts only where the password is the proof.
+func (c *Connector) identify(ctx context.Context, a *Account, byPassword bool) (connectors.Identity, error) {
+	e := a.entry
+	if age := c.now().Sub(a.read); age < 0 || age > fresh {
+		again, err := c.reread(ctx, e.dn)
+		if err != nil {
+			return connectors.Identity{}, notKnown(err)
+		}
+		if again == nil {
+			return connectors.Identity{}, refuse(connectors.Gone, errors.New("ldap: the entry is not there any more"))
+		}
+		e = again
+	}
+	switch r := stateOf(e, c.now(), c.lockedFor(e)); r {
+	case "":
+	case connectors.AccountLocked: // a bind that succeeds has just unlocked it
+		if !byPassword {
+			return connectors.Identity{}, refuse(r, stateError(r))
+		}
+	case connectors.PasswordExpired, connectors.PasswordMustChange:
+		if byPassword {
+			return connectors.Identity{}, c.refusal(e, r, stateError(r))
+		}
+	default:
+		return connectors.Identity{}, refuse(r, stateError(r))
+	}
+	answers, err := c.identities(ctx, []*entry{e})
+	if err != nil {
+		return connectors.Identity{}, notKnown(err)
+	}
+	if answers[0].Err != nil {
+		return connectors.Identity{}, answers[0].Err
+	}
+	return answers[0].Identity, nil
 }
 
-// Lookup asks who the users of these ids are now, in few requests for all of them. The answers are in the same order. An error means
-// that the directory could not be asked.
-func (c *Connector) Lookup(ctx context.Context, userIDs []string) ([]connectors.Answer, error) {
-	return nil, nil
+func stateError(r connectors.Reason) error {
+	return fmt.Errorf("ldap: the account's entry says: %s", r)
 }
-
-// Watch calls f for each change that the directory tells of, until ctx ends or the directory stops telling. It returns ErrNoWatch where
-// the directory cannot, or the configuration does not want it. f must not block.
-func (c *Connector) Watch(ctx context.Context, f func(connectors.Change)) error { return ErrNoWatch }
 
 // ErrNoWatch means that the directory does not tell of changes.
 var ErrNoWatch = errors.New("ldap: the directory does not tell of changes")

@@ -3,7 +3,7 @@
 #
 #   test/tools/install.sh envoy           Envoy, into .tools/bin/envoy
 #   test/tools/install.sh demo            the same, unless an Envoy 1.37 or later is on PATH
-#   test/tools/install.sh test            Envoy, Node with oidc-provider, Chromium, gcc
+#   test/tools/install.sh test            Envoy, Node with oidc-provider, Chromium, gcc, OpenLDAP, Samba, Kerberos
 #
 # What is not in .tools/ comes from Debian's packages (12 or later), as root or through sudo.
 set -euo pipefail
@@ -22,15 +22,20 @@ if command -v flock >/dev/null; then
 	flock 9
 fi
 
-apt_updated=
-apt_install() { # packages
-	local root=()
+# need_root sets root to what goes before a command that needs it.
+root=()
+need_root() { # packages
 	command -v apt-get >/dev/null || die "needs $*: install them with this system's package manager, then try again"
 	if [ "$(id -u)" != 0 ]; then
 		command -v sudo >/dev/null || die "needs the Debian packages $*: run this as root, or install sudo"
 		root=(sudo -n)
 		sudo -n true 2>/dev/null || root=(sudo)
 	fi
+}
+
+apt_updated=
+apt_install() { # packages
+	need_root "$@"
 	say "apt-get install $*"
 	if [ -z "$apt_updated" ]; then
 		"${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 -qq update >&2
@@ -110,6 +115,32 @@ need_chromium() {
 	apt_install chromium
 }
 
+# need_directories makes sure of the servers that the tests start themselves, as their own children. The packages would start them for
+# the machine as well, on the usual ports: that is refused while they are installed, and what they bring is disabled before the next boot.
+need_directories() {
+	local missing=() fresh=() package service
+	for package in slapd ldap-utils samba-ad-dc samba-ad-provision winbind krb5-user libsasl2-modules-gssapi-mit; do
+		dpkg-query -W -f '${db:Status-Status}\n' "$package" 2>/dev/null | grep -qx installed || missing+=("$package")
+	done
+	[ ${#missing[@]} != 0 ] || return 0
+	for service in slapd smbd nmbd winbind samba-ad-dc; do
+		[ -e "/etc/init.d/$service" ] || [ -e "/lib/systemd/system/$service.service" ] || fresh+=("$service")
+	done
+	need_root "${missing[@]}"
+	# Asks nothing, and makes no directory in /var/lib/ldap: without one, slapd's service does not start.
+	echo 'slapd slapd/no_configuration boolean true' | "${root[@]}" debconf-set-selections
+	if [ ! -e /usr/sbin/policy-rc.d ]; then # Debian's way to say that no service may be started: policy manual, section 9.3.3
+		trap '"${root[@]}" rm -f /usr/sbin/policy-rc.d' EXIT
+		printf '#!/bin/sh\nexit 101\n' | "${root[@]}" tee /usr/sbin/policy-rc.d >/dev/null
+		"${root[@]}" chmod 755 /usr/sbin/policy-rc.d
+	fi
+	apt_install "${missing[@]}"
+	for service in "${fresh[@]}"; do
+		[ ! -e "/etc/init.d/$service" ] || "${root[@]}" update-rc.d "$service" disable >&2 || say "$service may start at the next boot: disable it by hand"
+	done
+	say "installed but neither started nor enabled: ${fresh[*]:-nothing new}"
+}
+
 # need_compiler makes sure of gcc and the C library's headers, which the race detector's cgo needs.
 need_compiler() {
 	if ! command -v gcc >/dev/null || ! printf '#include <stdlib.h>\n' | gcc -E - >/dev/null 2>&1; then
@@ -127,6 +158,7 @@ test)
 	need_node
 	need_oidc_provider
 	need_chromium
+	need_directories
 	;;
 *) die "usage: $0 envoy | demo | test" ;;
 esac

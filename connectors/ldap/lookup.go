@@ -1,0 +1,194 @@
+package ldap
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+
+	"gatehouse/connectors"
+)
+
+// batch is how many entries are asked for in one search.
+const batch = 100
+
+// userAttributes are what is asked for of a user's entry.
+func (s *settings) userAttributes() []string {
+	u := &s.UserSearch
+	list := slices.Concat([]string{u.IDAttr, u.EmailAttr}, s.nameAttrs(), []string{u.PreferredUsername}, u.Username, stateAttributes())
+	for _, m := range s.matchers {
+		list = append(list, m.UserAttr)
+	}
+	if s.byMemberOf() {
+		list = append(list, "memberOf")
+	}
+	if s.activeDirectory() {
+		list = append(list, "userPrincipalName", "sAMAccountName", "objectSid", "primaryGroupID")
+	}
+	seen := map[string]bool{"": true}
+	return slices.DeleteFunc(list, func(a string) bool {
+		a = strings.ToLower(a)
+		was := seen[a]
+		seen[a] = true
+		return was
+	})
+}
+
+// person is who an entry's user is, groups apart.
+func (c *Connector) person(e *entry) (connectors.Identity, error) {
+	s, u := c.settings, &c.settings.UserSearch
+	id := connectors.Identity{
+		UserID: e.value(u.IDAttr, maxID), PreferredUsername: e.value(u.PreferredUsername, maxText), EmailVerified: true,
+	}
+	for _, a := range s.nameAttrs() {
+		if id.Name = e.value(a, maxText); id.Name != "" {
+			break
+		}
+	}
+	switch {
+	case u.EmailSuffix != "" && id.Name != "":
+		id.Email = sound(id.Name+"@"+u.EmailSuffix, maxEmail)
+	case u.EmailSuffix == "":
+		id.Email = e.value(u.EmailAttr, maxEmail)
+	}
+	if account := e.value("sAMAccountName", maxText); id.Email == "" && s.activeDirectory() {
+		if id.Email = e.value("userPrincipalName", maxEmail); id.Email == "" && account != "" {
+			id.Email = sound(account+"@"+dnsDomain(u.BaseDN), maxEmail) // which the domain takes for a name of every account
+		}
+	}
+	if id.UserID == "" {
+		return id, fmt.Errorf("ldap: entry %q has no %s that can be used: give it one, or set userSearch.idAttr", printable(e.dn, maxDN), u.IDAttr)
+	}
+	if id.Email == "" {
+		return id, fmt.Errorf("ldap: entry %q has no e-mail address that can be used: give it a %s, or set userSearch.emailAttr", printable(e.dn, maxDN), u.EmailAttr)
+	}
+	return id, nil
+}
+
+// identities returns who the users of entries are, their groups found together. An answer's error is that of one user alone.
+func (c *Connector) identities(ctx context.Context, entries []*entry) ([]connectors.Answer, error) {
+	groups, err := c.groupsOf(ctx, entries)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]connectors.Answer, len(entries))
+	for i, e := range entries {
+		id, err := c.person(e)
+		if err != nil {
+			out[i].Err = refuse(connectors.Unavailable, err)
+			continue
+		}
+		id.Groups = groups[i]
+		if !c.settings.admits(id.Groups) {
+			out[i].Err = refuse(connectors.NotAllowed, errors.New("ldap: the user is in none of requiredGroups"))
+			continue
+		}
+		out[i].Identity = id
+	}
+	return out, nil
+}
+
+// admits says that users in these groups may sign in.
+func (s *settings) admits(groups []string) bool {
+	return len(s.RequiredGroups) == 0 || slices.ContainsFunc(s.RequiredGroups, func(g string) bool { return slices.Contains(groups, g) })
+}
+
+// Lookup asks who the users of these ids are now, in few requests for all of them. The answers are in the same order. An error means
+// that the directory could not be asked.
+func (c *Connector) Lookup(ctx context.Context, userIDs []string) ([]connectors.Answer, error) {
+	found, err := c.byID(ctx, userIDs)
+	if err != nil {
+		return nil, notKnown(err)
+	}
+	answers := make([]connectors.Answer, len(userIDs))
+	var entries []*entry
+	var at []int // the places of their users
+	for i, id := range userIDs {
+		switch list := found[id]; {
+		case len(list) == 0:
+			answers[i].Err = refuse(connectors.Gone, errors.New("ldap: no entry has this id"))
+		case len(list) > 1:
+			c.log.WarnContext(ctx, "two entries have one id, so that it is not known whose it is: check userSearch.idAttr",
+				slog.Any("dn", []string{printable(list[0].dn, maxDN), printable(list[1].dn, maxDN)}))
+			answers[i].Err = refuse(connectors.Unavailable, errors.New("ldap: several entries have this id"))
+		default:
+			if r := stateOf(list[0], c.now(), c.lockedFor(list[0])); c.settings.ends(r) {
+				answers[i].Err = refuse(r, stateError(r))
+				continue
+			}
+			entries, at = append(entries, list[0]), append(at, i)
+		}
+	}
+	known, err := c.identities(ctx, entries)
+	if err != nil {
+		return nil, notKnown(err)
+	}
+	for n, a := range known {
+		answers[at[n]] = a
+	}
+	return answers, nil
+}
+
+// byID finds the entries of users, by their ids.
+func (c *Connector) byID(ctx context.Context, ids []string) (map[string][]*entry, error) {
+	u := &c.settings.UserSearch
+	attribute, err := c.idAttribute(ctx)
+	if err != nil {
+		return nil, err
+	}
+	wanted := map[string]bool{}
+	var filters []string
+	for _, id := range ids {
+		if wanted[id] || id == "" || sound(id, maxDN) == "" {
+			continue
+		}
+		if f := equals(attribute, id); f != "" {
+			wanted[id] = true
+			filters = append(filters, f)
+		}
+	}
+	found := map[string][]*entry{}
+	for chunk := range slices.Chunk(filters, batch) {
+		entries, err := c.client.search(ctx, query{
+			base: u.BaseDN, scope: c.settings.userScope, filter: allOf(u.Filter, anyOf(chunk)), attributes: c.attributes, limit: 4 * batch,
+		})
+		if err != nil {
+			return nil, err
+		}
+		for _, e := range entries {
+			id := e.value(u.IDAttr, maxID) // the first value, which is the one of a sign-in
+			again := slices.ContainsFunc(found[id], func(o *entry) bool { return o.dn == e.dn })
+			if wanted[id] && e.dn != "" && !again {
+				found[id] = append(found[id], e)
+			}
+		}
+	}
+	return found, nil
+}
+
+// idAttribute is the attribute by which an id is searched for.
+func (c *Connector) idAttribute(ctx context.Context) (string, error) {
+	if a := c.settings.UserSearch.IDAttr; !isDN(a) {
+		return a, nil
+	}
+	return c.nameOfEntries(ctx)
+}
+
+// nameOfEntries is the attribute by which entries are searched for by their distinguished names.
+func (c *Connector) nameOfEntries(ctx context.Context) (string, error) {
+	switch c.settings.Preset {
+	case presetAD:
+		return "distinguishedName", nil
+	case "":
+		f, err := c.known(ctx)
+		if err != nil {
+			return "", err
+		}
+		if f.activeDirectory {
+			return "distinguishedName", nil
+		}
+	}
+	return "entryDN", nil // RFC 5020
+}

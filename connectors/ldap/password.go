@@ -1,0 +1,160 @@
+package ldap
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"unicode/utf16"
+	"unicode/utf8"
+
+	"gatehouse/connectors"
+
+	ldapv3 "github.com/go-ldap/ldap/v3"
+)
+
+// changeable says that a password in this state can be replaced here.
+func (c *Connector) changeable(_ *entry, r connectors.Reason) bool {
+	s := c.settings
+	if !s.change {
+		return false
+	}
+	switch r {
+	case connectors.PasswordMustChange, connectors.PasswordRejected:
+		return true
+	case connectors.PasswordExpired: // its user cannot do it alone
+		return s.BindDN != "" || s.PasswordChange.BindDN != ""
+	}
+	return false
+}
+
+// ChangePassword replaces an account's password; the old one is the proof. Every error is a *connectors.Refusal.
+func (c *Connector) ChangePassword(ctx context.Context, a *Account, old, changed string) error {
+	if !c.settings.change {
+		return refuse(connectors.Unavailable, errors.New("ldap: passwords are not changed here: see passwordChange"))
+	}
+	p, err := c.prove(ctx, a, old)
+	if err != nil && !p.right {
+		return err
+	}
+	switch r := stateOf(a.entry, c.now(), c.lockedFor(a.entry)); r {
+	case connectors.AccountDisabled, connectors.AccountExpired:
+		return refuse(r, stateError(r))
+	}
+	if !possible(changed) || !utf8.ValidString(changed) {
+		return c.rejected("", errors.New("ldap: the new password is empty, too long or no text"))
+	}
+	if changed == old {
+		return c.rejected("", errors.New("ldap: the new password is the old one"))
+	}
+	f, err := c.known(ctx)
+	switch {
+	case err != nil:
+		return notKnown(err)
+	case f.activeDirectory:
+		return c.changeAD(ctx, a.entry.dn, old, changed)
+	case p.bound:
+		return c.changeAsUser(ctx, a.entry.dn, old, changed)
+	}
+	return c.changeExpired(ctx, a.entry.dn, old, changed)
+}
+
+// changeAD gives the old and the new password in one request, which the directory takes from any account of its own as it does from the user
+// (MS-ADTS section 3.1.1.3.1.5): the service account needs no right to set passwords.
+func (c *Connector) changeAD(ctx context.Context, dn, old, changed string) error {
+	m := ldapv3.NewModifyRequest(dn, nil)
+	m.Delete("unicodePwd", []string{unicodePwd(old)})
+	m.Add("unicodePwd", []string{unicodePwd(changed)})
+	if err := c.changer.service(ctx, func(conn *ldapv3.Conn) error { return conn.Modify(m) }); err != nil {
+		return c.changeError(err)
+	}
+	return nil
+}
+
+// unicodePwd is a password in quotes, in UTF-16 with the lower byte first.
+func unicodePwd(password string) string {
+	var b []byte
+	for _, u := range utf16.Encode([]rune(`"` + password + `"`)) {
+		b = binary.LittleEndian.AppendUint16(b, u)
+	}
+	return string(b)
+}
+
+// changeAsUser changes a password that still binds, so that the directory holds it to all of its rules (RFC 3062).
+func (c *Connector) changeAsUser(ctx context.Context, dn, old, changed string) error {
+	v, err := c.client.asUser(ctx, dn, old, func(conn *ldapv3.Conn) error {
+		_, err := conn.PasswordModify(ldapv3.NewPasswordModifyRequest("", old, changed))
+		return err
+	})
+	if err != nil {
+		return c.changeError(err)
+	}
+	if v.code != ldapv3.LDAPResultSuccess {
+		r, _ := reasonOf(v)
+		return refuse(r, v.cause())
+	}
+	return nil
+}
+
+// changeExpired changes a password that was right and does not bind any more. It is the caller who has seen to it that the directory said so: the
+// account that is used here may set anybody's.
+func (c *Connector) changeExpired(ctx context.Context, dn, old, changed string) error {
+	err := c.changer.service(ctx, func(conn *ldapv3.Conn) error {
+		_, err := conn.PasswordModify(ldapv3.NewPasswordModifyRequest(dn, old, changed))
+		return err
+	})
+	if err != nil {
+		return c.changeError(err)
+	}
+	v, err := c.client.bind(ctx, dn, changed)
+	if r, _ := reasonOf(v); err != nil || r != connectors.PasswordMustChange {
+		return nil // it is changed
+	}
+	m := ldapv3.NewModifyRequest(dn, nil) // as if somebody else had chosen the password
+	m.Delete("pwdReset", nil)
+	if err := c.changer.service(ctx, func(conn *ldapv3.Conn) error { return conn.Modify(m) }); err != nil {
+		c.log.WarnContext(ctx, "a changed password has to be changed once more, since the account that changes passwords may not delete pwdReset", slog.Any("error", err))
+	}
+	return nil
+}
+
+func (c *Connector) rejected(detail string, err error) *connectors.Refusal {
+	r := refuse(connectors.PasswordRejected, err)
+	r.Detail, r.Changeable = detail, true
+	return r
+}
+
+// changeError says why a directory did not take a new password.
+func (c *Connector) changeError(err error) *connectors.Refusal {
+	e, ok := errors.AsType[*ldapv3.Error](err)
+	if !ok || e.Err == nil {
+		return notKnown(err)
+	}
+	text := e.Err.Error()
+	switch {
+	case strings.Contains(text, "00000056"), e.ResultCode == ldapv3.LDAPResultInvalidCredentials,
+		e.ResultCode == ldapv3.LDAPResultUnwillingToPerform && strings.Contains(text, "old password"):
+		return refuse(connectors.WrongCredentials, err)
+	case strings.Contains(text, "0000052D"), e.ResultCode == ldapv3.LDAPResultConstraintViolation:
+		return c.rejected(ruleOf(text), err)
+	case e.ResultCode == ldapv3.LDAPResultInsufficientAccessRights:
+		return refuse(connectors.Unavailable, fmt.Errorf("%w: give the account the right to set passwords, or name another one in passwordChange.bindDN", err))
+	}
+	return notKnown(err)
+}
+
+// ruleOf is what a directory says of the rule that a new password breaks, for the user to read; "" if it says it in numbers only.
+func ruleOf(text string) string {
+	if _, rule, ok := strings.Cut(text, "check_password_restrictions: "); ok { // Samba
+		return printable(rule, maxDetail)
+	}
+	if strings.Contains(text, "0000052D") {
+		return ""
+	}
+	return printable(text, maxDetail)
+}
+
+// maxDetail is how much of what a directory says is shown, in bytes.
+const maxDetail = 160
