@@ -66,4 +66,4 @@ tools:
 	test/tools/install.sh test
 
 clean:
-	rm -rf bin .tools test/tools/oidc-provider/node_modules
+	rm -rf bin .tools test/tools/*/node_modules

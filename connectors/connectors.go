@@ -19,6 +19,8 @@ const (
 	Busy             Reason = "busy"              // too many sign-ins at once; nothing was checked
 	Unavailable      Reason = "unavailable"       // the connector could not find out
 	UpstreamRefused  Reason = "upstream-refused"  // the upstream identity provider said no
+	NegotiateRefused Reason = "negotiate-refused" // the ticket that the browser sent by itself; nothing is known of its user
+	ThrottledAccount Reason = "throttled-account" // as Throttled, by other spellings of the user name
 )
 
 // The states of an account that keep its user out. Pages tell them to whoever has given the right password, and to nobody else;
@@ -34,6 +36,16 @@ const (
 	OtherWorkstation   Reason = "other-workstation"    // may sign in from named computers only
 	Gone               Reason = "gone"                 // there is no such user any more, or the connector's filter leaves them out
 )
+
+// Untold reports whether pages do not tell r from WrongCredentials: r says of an account, without the right password, that it is there.
+func (r Reason) Untold() bool {
+	switch r {
+	case WrongCredentials, AccountLocked, Gone, ThrottledAccount:
+		return true
+	default:
+		return false
+	}
+}
 
 // A Refusal is the error of a sign-in that did not succeed.
 type Refusal struct {

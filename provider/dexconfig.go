@@ -3,22 +3,20 @@ package provider
 import (
 	"bytes"
 	"crypto/sha256"
-	"encoding"
 	"encoding/base64"
 	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"log/slog"
 	"maps"
 	"net/url"
 	"reflect"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 
+	"gatehouse/connectors/ldap"
 	"gatehouse/internal/config"
 	"gatehouse/provider/front"
 	"gatehouse/provider/identity"
@@ -109,6 +107,9 @@ var connectorFiles = []string{"rootCA", "rootCAs", "ca", "clientCert", "clientKe
 
 // ConnectorFiles returns the files that a connector's configuration names and that are read when it is opened or later.
 func ConnectorFiles(kind string, raw []byte) []string {
+	if kind == "ldap" {
+		return ldap.Files(raw)
+	}
 	var block any
 	if _, ok := server.ConnectorsConfig[kind]; !ok || json.Unmarshal(raw, &block) != nil {
 		return nil
@@ -244,6 +245,9 @@ func CheckConnector(kind string, raw []byte) error {
 	if len(raw) == 0 {
 		raw = []byte("{}")
 	}
+	if kind == "ldap" { // our own, not Dex's
+		return ldap.Check(raw)
+	}
 	var block any
 	dec := json.NewDecoder(bytes.NewReader(raw))
 	dec.UseNumber()
@@ -262,11 +266,8 @@ func CheckConnector(kind string, raw []byte) error {
 	if top == nil {
 		top = map[string]any{}
 	}
-	switch kind {
-	case "oidc":
+	if kind == "oidc" {
 		return checkOIDC(top)
-	case "ldap":
-		return checkLDAP(open, top)
 	}
 	return nil
 }
@@ -297,74 +298,6 @@ func checkOIDC(block map[string]any) error {
 	return nil
 }
 
-var missingField = regexp.MustCompile(`missing required field "(.*)"`)
-
-// checkLDAP opens the connector, which does not dial. It names one missing key at a time: the key is then filled in
-// and the connector opened again, to hear of the next.
-func checkLDAP(open func() dexconnectors.ConnectorConfig, block map[string]any) error {
-	var errs []error
-	for range 8 { // more than there are needed keys
-		raw, err := json.Marshal(block)
-		if err != nil {
-			return err
-		}
-		c := open()
-		if err := json.Unmarshal(raw, c); err != nil {
-			return unmarshalError("ldap", err)
-		}
-		_, err = c.Open("check", slog.New(slog.DiscardHandler))
-		if err == nil {
-			break
-		}
-		m := missingField.FindStringSubmatch(err.Error())
-		if m == nil {
-			errs = append(errs, ldapError(block, err))
-			break
-		}
-		errs = append(errs, fieldErrorf(m[1], "is missing: the connector does not work without it"))
-		fillIn(block, m[1])
-	}
-	return errors.Join(errs...)
-}
-
-// fillIn gives the key of a block or of one in it a value.
-func fillIn(block map[string]any, field string) {
-	for {
-		name, rest, nested := strings.Cut(field, ".")
-		if !nested {
-			block[name] = "x"
-			return
-		}
-		inner, ok := block[name].(map[string]any)
-		if !ok {
-			inner = map[string]any{}
-			block[name] = inner
-		}
-		block, field = inner, rest
-	}
-}
-
-// ldapError finds the key that an error of opening an LDAP connector is about.
-func ldapError(block map[string]any, err error) error {
-	msg := strings.TrimPrefix(err.Error(), "ldap: ")
-	ca := "rootCA"
-	if data, _ := block["rootCAData"].(string); data != "" {
-		ca = "rootCAData"
-	}
-	for _, known := range []struct{ start, field, fix string }{
-		{"read ca file", ca, "want the path of a PEM file that can be read"},
-		{"no certs found in ca file", ca, "holds no certificate: want PEM with CERTIFICATE blocks"},
-		{"load client cert failed", "clientCert", "want PEM files of a certificate and, in clientKey, its key"},
-		{"userSearch.Scope", "userSearch.scope", "want sub or one"},
-		{"groupSearch.Scope", "groupSearch.scope", "want sub or one"},
-	} {
-		if strings.HasPrefix(msg, known.start) {
-			return fieldErrorf(known.field, "%s (%s)", known.fix, msg)
-		}
-	}
-	return fmt.Errorf("connector type ldap: %s", msg)
-}
-
 // A fieldWalk holds a decoded JSON value to the type that it is meant for, and gathers every mistake. It reads keys
 // by their exact letters, where encoding/json takes them in any case.
 type fieldWalk struct{ errs []error }
@@ -374,10 +307,6 @@ func (w *fieldWalk) walk(t reflect.Type, v any, path string) {
 		t = t.Elem()
 	}
 	if v == nil { // as if the key were not there
-		return
-	}
-	if p := reflect.New(t); isUnmarshaler(p) {
-		w.own(p, v, path)
 		return
 	}
 	want := kindOfType(t)
@@ -411,25 +340,6 @@ func wrongType(path, got, want string) error {
 		return fmt.Errorf("config: got %s, want %s", got, want)
 	}
 	return fieldErrorf(path, "got %s, want %s: %s", got, want, fixOf(got, want))
-}
-
-func isUnmarshaler(p reflect.Value) bool {
-	switch p.Interface().(type) {
-	case json.Unmarshaler, encoding.TextUnmarshaler:
-		return true
-	}
-	return false
-}
-
-// own asks a type that reads JSON in a way of its own.
-func (w *fieldWalk) own(p reflect.Value, v any, path string) {
-	raw, err := json.Marshal(v)
-	if err == nil {
-		err = json.Unmarshal(raw, p.Interface())
-	}
-	if err != nil {
-		w.errs = append(w.errs, fieldErrorf(path, "got %s: %w", kindOfValue(v), err))
-	}
 }
 
 // block walks the keys of a struct, or of a map.

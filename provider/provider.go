@@ -29,6 +29,7 @@ import (
 
 	"github.com/dexidp/dex/server"
 	"github.com/dexidp/dex/server/authflow"
+	dexconnectors "github.com/dexidp/dex/server/connectors"
 	"github.com/dexidp/dex/server/oauth2"
 	"github.com/dexidp/dex/server/session"
 	"github.com/dexidp/dex/server/signer"
@@ -57,6 +58,8 @@ type Options struct {
 	Registry   *prometheus.Registry
 	Now        func() time.Time // in UTC
 	Match      identity.Match   // compares the passwords of local users; nil: here and now
+
+	resolve dexconnectors.ResolveFunc // opens connectors in tests; nil: as in identity.Options
 }
 
 // A Provider is a running OpenID Provider. Its parts stop when the context of New ends.

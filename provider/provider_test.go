@@ -31,6 +31,8 @@ import (
 	"gatehouse/provider/front"
 	"gatehouse/provider/store"
 	"gatehouse/web"
+
+	dexconnectors "github.com/dexidp/dex/server/connectors"
 )
 
 const issuer = "https://sso.example.com/dex"
@@ -65,6 +67,7 @@ type world struct {
 	now      func() time.Time
 	audit    *bytes.Buffer
 	logs     *bytes.Buffer
+	metrics  *prometheus.Registry
 }
 
 type clock struct {
@@ -99,6 +102,12 @@ func (l *lockedBuffer) Write(p []byte) (int, error) {
 // newWorld starts a provider on a store; text is its configuration.
 func newWorld(t *testing.T, text string, st *store.Store, key []byte, clk *clock) *world {
 	t.Helper()
+	return newWorldWith(t, text, st, key, clk, nil)
+}
+
+// newWorldWith is the same, with connectors that resolve opens.
+func newWorldWith(t *testing.T, text string, st *store.Store, key []byte, clk *clock, resolve dexconnectors.ResolveFunc) *world {
+	t.Helper()
 	cfg, _, err := config.Parse("gatehouse.yaml", []byte(text), config.Options{Connector: CheckConnector})
 	if err != nil {
 		t.Fatal(err)
@@ -111,9 +120,9 @@ func newWorld(t *testing.T, text string, st *store.Store, key []byte, clk *clock
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &world{t: t, store: st, ring: ring, hosts: cfg.Gateway.HostSet, now: clk.now, audit: new(bytes.Buffer), logs: new(bytes.Buffer)}
+	w := &world{t: t, store: st, ring: ring, hosts: cfg.Gateway.HostSet, now: clk.now, audit: new(bytes.Buffer), logs: new(bytes.Buffer), metrics: prometheus.NewRegistry()}
 	w.provider, err = New(t.Context(), Options{
-		Config: cfg, Store: st, Ring: ring, CookieKey: key, Pages: pages, Registry: prometheus.NewRegistry(), Now: clk.now,
+		Config: cfg, Store: st, Ring: ring, CookieKey: key, Pages: pages, Registry: w.metrics, Now: clk.now, resolve: resolve,
 		Log: slog.New(slog.NewJSONHandler(&lockedBuffer{b: w.logs}, &slog.HandlerOptions{Level: slog.LevelDebug})), Audit: slog.New(slog.NewJSONHandler(&lockedBuffer{b: w.audit}, nil)),
 	})
 	if err != nil {

@@ -132,7 +132,7 @@ const (
 )
 
 // SignOut ends a session: first the session itself, since it is the truth, then what is bound to it, then the other
-// Relying Parties are told. next is where the upstream identity provider ends its own session, or "".
+// Relying Parties are told. next is where the browser has to go for the rest, such as the upstream identity provider, to end its own session, or "".
 // A session that is already gone is no error.
 func (p *Provider) SignOut(ctx context.Context, id string) (next string, err error) {
 	g := p.acquire()
@@ -178,6 +178,9 @@ func (p *Provider) end(ctx context.Context, g *generation, id, by string) (next 
 	if err != nil {
 		p.log.WarnContext(ctx, "upstream logout is not possible", "connector", s.ConnectorID, "error", err)
 		return "", nil
+	}
+	if next == "" && door.Negotiates() { // that page lets somebody else sign in next: a browser with a ticket would be signed in again at once
+		next = p.issuer.String() + "/logout/callback"
 	}
 	return next, nil
 }

@@ -32,13 +32,24 @@ type Failure string
 
 // What the sign-in page can say. Where an account's state is told, its password was right.
 const (
-	WrongPassword        Failure = "wrong"       // 401; the same for an unknown user
-	Throttled            Failure = "throttled"   // 429, with SignIn.Wait
-	PasswordExpired      Failure = "expired"     // 401
-	AccountLocked        Failure = "locked"      // 401
-	AccountDisabled      Failure = "disabled"    // 401
-	DirectoryUnavailable Failure = "unavailable" // 503
-	Busy                 Failure = "busy"        // 503, with SignIn.Wait
+	WrongPassword        Failure = "wrong"           // 401; the same for an unknown user
+	Throttled            Failure = "throttled"       // 429, with SignIn.Wait
+	PasswordExpired      Failure = "expired"         // 403
+	PasswordMustChange   Failure = "must-change"     // 403
+	AccountDisabled      Failure = "disabled"        // 403
+	AccountExpired       Failure = "account-expired" // 403
+	OutsideHours         Failure = "hours"           // 403
+	OtherWorkstation     Failure = "workstation"     // 403
+	DirectoryUnavailable Failure = "unavailable"     // 503
+	Busy                 Failure = "busy"            // 503, with SignIn.Wait
+)
+
+// What besides the page for a new password can say of it.
+const (
+	PasswordsDiffer  Failure = "differ"   // 422
+	PasswordSame     Failure = "same"     // 422: as the current one
+	PasswordTooLong  Failure = "too-long" // 422
+	PasswordRejected Failure = "rejected" // 422, with PasswordChange.Detail
 )
 
 func (f Failure) status() int {
@@ -49,7 +60,11 @@ func (f Failure) status() int {
 		return http.StatusTooManyRequests
 	case DirectoryUnavailable, Busy:
 		return http.StatusServiceUnavailable
-	case WrongPassword, PasswordExpired, AccountLocked, AccountDisabled:
+	case PasswordExpired, PasswordMustChange, AccountDisabled, AccountExpired, OutsideHours, OtherWorkstation:
+		return http.StatusForbidden
+	case PasswordsDiffer, PasswordSame, PasswordTooLong, PasswordRejected:
+		return http.StatusUnprocessableEntity
+	case WrongPassword:
 		return http.StatusUnauthorized
 	default:
 		return http.StatusUnauthorized
@@ -67,7 +82,8 @@ type Connector struct {
 type SignIn struct {
 	Action        string   // where the form posts `login`, `password` and, if ticked, `remember_me=on`; empty: no form
 	FormAction    []string // besides 'self', the origins that a successful post leads to; see Pages.CSP
-	Prompt        string   // label of the login field, such as "Email address"; empty: a general one
+	Prompt        string   // label of the login field, such as "Staff number"; empty: a general one
+	Email         bool     // the general one asks for an e-mail address only
 	Login         string   // what was typed into it before
 	OfferRemember bool     // show the box
 	Remember      bool     // tick it
@@ -85,6 +101,7 @@ func (p *Pages) SignIn(lang string, d SignIn) Page {
 		PostURL, Username, UsernamePrompt          string
 		ShowRememberMe, RememberMeChecked, Invalid bool
 
+		Email      bool
 		Client     string
 		Connectors []Connector
 		Failure    Failure
@@ -92,14 +109,64 @@ func (p *Pages) SignIn(lang string, d SignIn) Page {
 		RequestID  string
 	}{
 		d.Action, d.Login, d.Prompt, d.OfferRemember, d.Remember, d.Failure == WrongPassword,
-		d.Client, d.Connectors, d.Failure, max(1, int((d.Wait+time.Minute-1)/time.Minute)), d.RequestID,
+		d.Email, d.Client, d.Connectors, d.Failure, minutes(d.Wait), d.RequestID,
 	}
 	var targets []string
 	if d.Action != "" {
 		targets = append([]string{"'self'"}, d.FormAction...)
 	}
 	page := p.render(lang, "signin.html", d.Failure.status(), view, targets...)
-	if d.Failure == Throttled || d.Failure == Busy {
+	if d.Failure == Throttled || d.Failure == Busy || d.Failure == DirectoryUnavailable {
+		page.retryAfter(d.Wait)
+	}
+	return page
+}
+
+// minutes rounds up: whoever comes back then is not too early.
+func minutes(wait time.Duration) int { return max(1, int((wait+time.Minute-1)/time.Minute)) }
+
+// PasswordChange is the page on which users choose a new password before they can go on. Any text in it may be hostile.
+type PasswordChange struct {
+	Action     string   // where the form posts `login`, `password`, `new_password`, `new_password_again` and, with Remember, `remember_me=on`
+	FormAction []string // besides 'self', the origins that a successful post leads to; see Pages.CSP
+	Login      string
+	Remember   bool
+	Failure    Failure // PasswordExpired or PasswordMustChange at first; then why it did not work
+	Detail     string  // what the directory said, for PasswordRejected; shown as a quotation, cut to 300 characters
+	Wait       time.Duration
+	BackURL    string // of the sign-in page; empty: no link
+	RequestID  string
+}
+
+// PasswordChange renders the page for a new password.
+func (p *Pages) PasswordChange(lang string, d PasswordChange) Page {
+	if d.Failure == "" {
+		d.Failure = WrongPassword
+	}
+	view := struct {
+		PostURL, Username               string
+		Remember                        bool
+		Failure                         Failure
+		Due, InvalidCurrent, InvalidNew bool
+		Detail                          string
+		Minutes                         int
+		BackURL, RequestID              string
+	}{
+		PostURL: d.Action, Username: d.Login, Remember: d.Remember, Failure: d.Failure, Minutes: minutes(d.Wait), BackURL: d.BackURL, RequestID: d.RequestID,
+	}
+	switch d.Failure {
+	case PasswordExpired, PasswordMustChange:
+		view.Due = true
+	case PasswordRejected:
+		view.InvalidNew, view.Detail = true, quote(d.Detail)
+	case PasswordsDiffer, PasswordSame, PasswordTooLong:
+		view.InvalidNew = true
+	case WrongPassword:
+		view.InvalidCurrent = true
+	default: // nothing of what was typed
+	}
+	page := p.render(lang, "change.html", d.Failure.status(), view, append([]string{"'self'"}, d.FormAction...)...)
+	if d.Failure == Throttled || d.Failure == Busy || d.Failure == DirectoryUnavailable {
 		page.retryAfter(d.Wait)
 	}
 	return page
@@ -134,6 +201,7 @@ const (
 	OtherBrowser    Code = "other-browser"     // 400
 	CrossSite       Code = "cross-site"        // 403
 	NotSignedIn     Code = "not-signed-in"     // 401
+	NeedsTicket     Code = "needs-ticket"      // 401: the browser sent no Kerberos ticket, and there is no form
 	TooManyRequests Code = "too-many-requests" // 429
 	NotFound        Code = "not-found"         // 404
 	UpstreamRefused Code = "upstream-refused"  // 502
@@ -143,7 +211,7 @@ const (
 func codes() []Code {
 	return []Code{
 		Internal, BadRequest, AmbiguousPath, UnknownHost, CookiesBlocked, Loop, ExpiredLink, OtherBrowser, CrossSite, NotSignedIn,
-		TooManyRequests, NotFound, UpstreamRefused, Unavailable,
+		NeedsTicket, TooManyRequests, NotFound, UpstreamRefused, Unavailable,
 	}
 }
 
@@ -153,7 +221,7 @@ func (c Code) status() int {
 		return http.StatusBadRequest
 	case UnknownHost, CrossSite:
 		return http.StatusForbidden
-	case NotSignedIn:
+	case NotSignedIn, NeedsTicket:
 		return http.StatusUnauthorized
 	case NotFound:
 		return http.StatusNotFound
@@ -266,6 +334,7 @@ func (p *Pages) render(lang, name string, status int, data any, formAction ...st
 	header := http.Header{
 		"Content-Type":            {"text/html; charset=utf-8"},
 		"Content-Language":        {lang},
+		"Vary":                    {"Accept-Language"},
 		"Content-Security-Policy": {p.CSP(formAction...)},
 		"Cache-Control":           {"no-store"},
 		"Referrer-Policy":         {"same-origin"},

@@ -38,6 +38,7 @@ type catalogue struct {
 		GoBack      text `json:"goBack"`
 	} `json:"common"`
 	SignIn    signInTexts    `json:"signIn"`
+	Change    changeTexts    `json:"change"`
 	Denied    deniedTexts    `json:"denied"`
 	SignOut   signOutTexts   `json:"signOut"`
 	SignedOut signedOutTexts `json:"signedOut"`
@@ -58,6 +59,7 @@ type signInTexts struct {
 	Title       text `json:"title"`
 	Continue    text `json:"continue" places:"client"`
 	Prompt      text `json:"prompt"`
+	Email       text `json:"email"`
 	Password    text `json:"password"`
 	Remember    text `json:"remember"`
 	Submit      text `json:"submit"`
@@ -70,10 +72,31 @@ type signInTexts struct {
 	Wrong       text `json:"wrong"`
 	Throttled   text `json:"throttled" places:"minutes"`
 	Expired     text `json:"expired"`
-	Locked      text `json:"locked"`
+	MustChange  text `json:"mustChange"`
 	Disabled    text `json:"disabled"`
+	Ended       text `json:"ended"`
+	Hours       text `json:"hours"`
+	Workstation text `json:"workstation"`
 	Unavailable text `json:"unavailable"`
 	Busy        text `json:"busy"`
+}
+
+type changeTexts struct {
+	Title      text `json:"title"`
+	Expired    text `json:"expired"`
+	MustChange text `json:"mustChange"`
+	User       text `json:"user"`
+	Current    text `json:"current"`
+	New        text `json:"new"`
+	Again      text `json:"again"`
+	Submit     text `json:"submit"`
+	Back       text `json:"back"`
+	Wrong      text `json:"wrong"`
+	Differ     text `json:"differ"`
+	Same       text `json:"same"`
+	TooLong    text `json:"tooLong"`
+	Rejected   text `json:"rejected"`
+	Said       text `json:"said"`
 }
 
 type deniedTexts struct {

@@ -92,6 +92,38 @@ func TestALanguageIsOneFile(t *testing.T) {
 	}
 }
 
+// What was left untranslated in German is the same word there.
+func TestGermanIsTranslated(t *testing.T) {
+	var german map[string]any
+	data, err := fs.ReadFile(embedded, "texts/de.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Unmarshal(data, &german); err != nil {
+		t.Fatal(err)
+	}
+	same := map[string]bool{".direction": true, ".device.code": true, ".code.code": true, ".home.name": true, ".home.browser": true}
+	var walk func(at string, en, de any)
+	walk = func(at string, en, de any) {
+		if texts, ok := en.(map[string]any); ok {
+			for key := range texts {
+				walk(at+"."+key, texts[key], de.(map[string]any)[key])
+			}
+			return
+		}
+		if en == de && !same[at] {
+			t.Errorf("%s is English: %q", at, de)
+		}
+		if s := de.(string); strings.ContainsAny(s, "'\"") || strings.Contains(s, "...") {
+			t.Errorf("%s: %q: write ’ „ “ …", at, s)
+		}
+	}
+	walk("", english(t), german)
+	if got := newTestPages(t).Language("de-CH, en;q=0.5"); got != "de" {
+		t.Errorf("a Swiss browser gets %q", got)
+	}
+}
+
 func TestCatalogueMistakesAreAllListed(t *testing.T) {
 	c := english(t)
 	delete(c["signIn"].(map[string]any), "title")

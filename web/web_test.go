@@ -55,7 +55,9 @@ func ownSamples(p *Pages, full bool) []sample {
 			csp:    func(*Pages) string { return render().Header.Get("Content-Security-Policy") },
 		})
 	}
-	for _, f := range []Failure{"", WrongPassword, Throttled, PasswordExpired, AccountLocked, AccountDisabled, DirectoryUnavailable, Busy} {
+	for _, f := range []Failure{
+		"", WrongPassword, Throttled, PasswordExpired, PasswordMustChange, AccountDisabled, AccountExpired, OutsideHours, OtherWorkstation, DirectoryUnavailable, Busy,
+	} {
 		d := &SignIn{Failure: f}
 		if full {
 			*d = SignIn{
@@ -64,6 +66,18 @@ func ownSamples(p *Pages, full bool) []sample {
 			}
 		}
 		add("sign-in/"+string(f), d, func() Page { return p.SignIn("en", *d) })
+	}
+	for _, f := range []Failure{
+		PasswordExpired, PasswordMustChange, WrongPassword, PasswordsDiffer, PasswordSame, PasswordTooLong, PasswordRejected, Throttled, DirectoryUnavailable, Busy,
+	} {
+		d := &PasswordChange{Action: "/x", Failure: f}
+		if full {
+			*d = PasswordChange{Action: "/x", Login: "x", Remember: true, Failure: f, BackURL: "/x", RequestID: "x", Wait: time.Minute}
+			if f == PasswordRejected {
+				d.Detail = "x"
+			}
+		}
+		add("change/"+string(f), d, func() Page { return p.PasswordChange("en", *d) })
 	}
 	links := &SignIn{Connectors: []Connector{{Name: "x", URL: "/x"}}}
 	add("sign-in/links", links, func() Page { return p.SignIn("en", *links) })
@@ -472,10 +486,25 @@ func TestStatus(t *testing.T) {
 		{"throttled for a second", p.SignIn("en", SignIn{Failure: Throttled, Wait: time.Second}), 429, "1", "Wait 1 min"},
 		{"throttled rounds up", p.SignIn("en", SignIn{Failure: Throttled, Wait: time.Minute + time.Nanosecond}), 429, "61", "Wait 2 min"},
 		{"throttled without a time", p.SignIn("en", SignIn{Failure: Throttled}), 429, "1", "Wait 1 min"},
-		{"expired", p.SignIn("en", SignIn{Failure: PasswordExpired}), 401, "", "expired"},
-		{"locked", p.SignIn("en", SignIn{Failure: AccountLocked}), 401, "", "locked"},
-		{"disabled", p.SignIn("en", SignIn{Failure: AccountDisabled}), 401, "", "may not sign in"},
-		{"directory", p.SignIn("en", SignIn{Failure: DirectoryUnavailable}), 503, "", "directory"},
+		{"expired", p.SignIn("en", SignIn{Failure: PasswordExpired}), 403, "", "expired"},
+		{"account expired", p.SignIn("en", SignIn{Failure: AccountExpired}), 403, "", "account has expired"},
+		{"disabled", p.SignIn("en", SignIn{Failure: AccountDisabled}), 403, "", "may not sign in"},
+		{"must change, but not here", p.SignIn("en", SignIn{Failure: PasswordMustChange}), 403, "", "cannot be chosen here"},
+		{"outside hours", p.SignIn("en", SignIn{Failure: OutsideHours}), 403, "", "at this time"},
+		{"another workstation", p.SignIn("en", SignIn{Failure: OtherWorkstation}), 403, "", "certain computers"},
+		{"change: expired", p.PasswordChange("en", PasswordChange{Failure: PasswordExpired}), 403, "", "has expired"},
+		{"change: must", p.PasswordChange("en", PasswordChange{Failure: PasswordMustChange}), 403, "", "of your own"},
+		{"change: wrong", p.PasswordChange("en", PasswordChange{Failure: WrongPassword}), 401, "", "not right"},
+		{"change: two passwords", p.PasswordChange("en", PasswordChange{Failure: PasswordsDiffer}), 422, "", "not the same"},
+		{"change: the old one", p.PasswordChange("en", PasswordChange{Failure: PasswordSame}), 422, "", "same as the current one"},
+		{"change: too long", p.PasswordChange("en", PasswordChange{Failure: PasswordTooLong}), 422, "", "too long"},
+		{"change: rejected", p.PasswordChange("en", PasswordChange{Failure: PasswordRejected, Detail: "in history"}), 422, "", "reason:in history"},
+		{"change: throttled", p.PasswordChange("en", PasswordChange{Failure: Throttled, Wait: 90 * time.Second}), 429, "90", "Wait 2 min"},
+		{"change: busy", p.PasswordChange("en", PasswordChange{Failure: Busy, Wait: time.Second}), 503, "1", "Too many people"},
+		{"change: directory", p.PasswordChange("en", PasswordChange{Failure: DirectoryUnavailable}), 503, "1", "does not answer"},
+		{"change: unknown failure is no success", p.PasswordChange("en", PasswordChange{Failure: "x"}), 401, "", "not right"},
+		{"change: no failure is no success", p.PasswordChange("en", PasswordChange{}), 401, "", "not right"},
+		{"directory", p.SignIn("en", SignIn{Failure: DirectoryUnavailable}), 503, "1", "directory"},
 		{"busy", p.SignIn("en", SignIn{Failure: Busy, Wait: 1500 * time.Millisecond}), 503, "2", "Wait a few seconds, then try again"},
 		{"unknown failure is no success", p.SignIn("en", SignIn{Failure: "x"}), 401, "", "not right"},
 		{"denied", p.Denied("en", Denied{User: "ada", Rule: "admins", RequestID: "r-1"}), 403, "", "ada"},
@@ -512,6 +541,72 @@ func TestStatus(t *testing.T) {
 	}
 }
 
+// A password manager finds its way by these, and a script by the names.
+func TestPasswordChangeForm(t *testing.T) {
+	page := newTestPages(t).PasswordChange("en", PasswordChange{
+		Action: "/dex/auth/ad/password?req=a%2Bb", Login: "ada", Remember: true, Failure: PasswordExpired, BackURL: "/dex/auth/ad/login?req=a%2Bb",
+		FormAction: []string{"https://app.example.com"},
+	})
+	doc := parse(t, page.Body)
+	forms := find(doc, "form")
+	if len(forms) != 1 || attr(forms[0], "action") != "/dex/auth/ad/password?req=a%2Bb" {
+		t.Fatalf("has %d forms, want one that posts to the given place", len(forms))
+	}
+	var fields []string
+	for _, n := range find(forms[0], "input") {
+		fields = append(fields, attr(n, "name")+" "+attr(n, "type")+" "+attr(n, "autocomplete")+" "+attr(n, "value"))
+	}
+	want := []string{
+		"login text username ada", "password password current-password ", "new_password password new-password ", "new_password_again password new-password ",
+		"remember_me hidden  on",
+	}
+	if !slices.Equal(fields, want) {
+		t.Errorf("fields: got %q, want %q", fields, want)
+	}
+	if in := find(forms[0], "input"); !has(in[0], "readonly") || !has(in[1], "autofocus") {
+		t.Error("want the name fixed, and the focus on the current password")
+	}
+	if links := find(doc, "a"); len(links) != 1 || attr(links[0], "href") != "/dex/auth/ad/login?req=a%2Bb" {
+		t.Error("want one link, back to the sign-in page")
+	}
+	if csp := page.Header.Get("Content-Security-Policy"); !strings.Contains(csp, "form-action 'self' https://app.example.com") {
+		t.Errorf("policy: got %q", csp)
+	}
+	if got := textOf(find(doc, "title")[0]); got != "Choose a new password · Gatehouse" {
+		t.Errorf("title: got %q: nothing has failed yet", got)
+	}
+}
+
+func TestPromptOfAnEmailAddress(t *testing.T) {
+	p := newTestPages(t)
+	for _, tt := range []struct {
+		name, lang, want string
+		page             SignIn
+	}{
+		{"general", "en", "Email address or username", SignIn{Action: "/x"}},
+		{"e-mail", "en", "Email address", SignIn{Action: "/x", Email: true}},
+		{"e-mail in German", "de", "E-Mail-Adresse", SignIn{Action: "/x", Email: true}},
+		{"configured", "de", "Staff number", SignIn{Action: "/x", Prompt: "Staff number"}},
+	} {
+		if got := textOf(find(parse(t, p.SignIn(tt.lang, tt.page).Body), "label")[0]); got != tt.want {
+			t.Errorf("%s: got %q, want %q", tt.name, got, tt.want)
+		}
+	}
+}
+
+func TestDirectorysTextIsTamed(t *testing.T) {
+	p := newTestPages(t)
+	doc := parse(t, p.PasswordChange("en", PasswordChange{Failure: PasswordRejected, Detail: "a\x00b\u202e" + strings.Repeat("ä", 400)}).Body)
+	if got, want := textOf(find(doc, "blockquote")[0]), "ab"+strings.Repeat("ä", 298)+"…"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	for _, f := range []Failure{WrongPassword, PasswordExpired, PasswordsDiffer} {
+		if n := len(find(parse(t, p.PasswordChange("en", PasswordChange{Failure: f, Detail: "x"}).Body), "blockquote")); n != 0 {
+			t.Errorf("%s: quotes the directory", f)
+		}
+	}
+}
+
 func TestUpstreamTextIsTamed(t *testing.T) {
 	p := newTestPages(t)
 	tests := []struct{ name, in, want string }{
@@ -544,7 +639,7 @@ func TestServeHTTP(t *testing.T) {
 			t.Errorf("%s: status %d, want 403", method, w.Code)
 		}
 		want := map[string]string{
-			"Content-Type": "text/html; charset=utf-8", "Content-Language": "en", "Cache-Control": "no-store",
+			"Content-Type": "text/html; charset=utf-8", "Content-Language": "en", "Vary": "Accept-Language", "Cache-Control": "no-store",
 			"Referrer-Policy": "same-origin", "X-Content-Type-Options": "nosniff", "Content-Length": fmt.Sprint(len(page.Body)),
 		}
 		for name, value := range want {
@@ -617,7 +712,7 @@ func notShown(field string) bool {
 			return true
 		}
 	}
-	return strings.HasSuffix(field, ".Upstream") && strings.HasPrefix(field, "error/") || field == "dex/totp_verify.html/full=true/0.Issuer"
+	return strings.HasSuffix(field, ".Detail") || strings.HasSuffix(field, ".Upstream") && strings.HasPrefix(field, "error/") || field == "dex/totp_verify.html/full=true/0.Issuer"
 }
 
 func TestHostileTextStaysText(t *testing.T) {

@@ -310,7 +310,7 @@ func (c *client) bind(ctx context.Context, name, password string) (verdict, erro
 		v, sent, err := c.userBind(ctx, k, name, password)
 		switch {
 		case err == nil && (v.code == ldapv3.LDAPResultSuccess || v.code == ldapv3.LDAPResultInvalidCredentials):
-			c.giveBack(c.users, k)
+			c.giveBack(c.users, k) //nolint:contextcheck // hosts are tried in the background for longer than this call lasts
 			return v, nil
 		case err == nil:
 			c.last.Store(k.e)

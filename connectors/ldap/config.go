@@ -12,6 +12,8 @@ import (
 	"time"
 
 	ldapv3 "github.com/go-ldap/ldap/v3"
+
+	"gatehouse/connectors/spnego"
 )
 
 // A config is the configuration of a connector as it is written: Dex's keys with Dex's meaning, and ours. docs/ldap.md has all of them.
@@ -30,12 +32,12 @@ type config struct {
 	ClientCert         string `json:"clientCert"`
 	ClientKey          string `json:"clientKey"`
 
-	BindDN         string          `json:"bindDN"`
-	BindPW         string          `json:"bindPW"`
-	BindPWFile     string          `json:"bindPWFile"`
-	UsernamePrompt string          `json:"usernamePrompt"`
-	Kerberos       *kerberosConfig `json:"kerberos"`
-	NetBIOSName    string          `json:"netbiosName"`
+	BindDN         string         `json:"bindDN"`
+	BindPW         string         `json:"bindPW"`
+	BindPWFile     string         `json:"bindPWFile"`
+	UsernamePrompt string         `json:"usernamePrompt"`
+	Kerberos       *spnego.Config `json:"kerberos"`
+	NetBIOSName    string         `json:"netbiosName"`
 
 	UserSearch     userSearch     `json:"userSearch"`
 	GroupSearch    groupSearch    `json:"groupSearch"`
@@ -85,18 +87,6 @@ type userMatcher struct {
 	UserAttr           string `json:"userAttr"`
 	GroupAttr          string `json:"groupAttr"`
 	RecursionGroupAttr string `json:"recursionGroupAttr"`
-}
-
-// A kerberosConfig says how browsers prove their user by a Kerberos ticket (RFC 4559).
-type kerberosConfig struct {
-	Enabled               bool   `json:"enabled"`
-	KeytabPath            string `json:"keytabPath"`
-	SPN                   string `json:"spn"`
-	KeytabPrincipal       string `json:"keytabPrincipal"`
-	MaxClockSkew          int    `json:"maxClockSkew"` // seconds; 0: 300
-	ExpectedRealm         string `json:"expectedRealm"`
-	UsernameFromPrincipal string `json:"usernameFromPrincipal"`
-	FallbackToPassword    bool   `json:"fallbackToPassword"`
 }
 
 type lockoutConfig struct {
@@ -440,21 +430,9 @@ func orPreset(s *settings) string {
 	return ""
 }
 
-func (m *mistakes) kerberos(k *kerberosConfig) {
-	if k == nil {
-		return
-	}
-	m.enum("kerberos.usernameFromPrincipal", k.UsernameFromPrincipal, "", "localpart", "userPrincipalName")
-	if k.MaxClockSkew < 0 {
-		m.add("kerberos.maxClockSkew", "got %d: want seconds", k.MaxClockSkew)
-	}
-	if !k.Enabled {
-		return
-	}
-	if k.KeytabPath == "" {
-		m.add("kerberos.keytabPath", "is missing: set it to the keytab of HTTP/the issuer's host name")
-	} else if _, err := os.ReadFile(k.KeytabPath); err != nil {
-		m.add("kerberos.keytabPath", "cannot be read: %s", cause(err))
+func (m *mistakes) kerberos(k *spnego.Config) {
+	for _, wrong := range k.Check() {
+		m.add("kerberos."+wrong.Key, "%s", wrong.Text)
 	}
 }
 

@@ -174,8 +174,8 @@ func (m *mistakes) block(to reflect.Value, block map[string]any, path string) {
 func (m *mistakes) unknown(path, key string, known []string) {
 	fix := "want one of " + strings.Join(known, ", ")
 	if name, _, ok := strings.Cut(key, ":"); ok { // what follows may be a secret
-		key, fix = name+":…", "a space is missing after the colon"
 		path = strings.TrimSuffix(path, key) + name
+		key, fix = name+":…", "a space is missing after the colon"
 	} else if near := nearest(key, known); near != "" {
 		fix = fmt.Sprintf("did you mean %q?", near)
 	}

@@ -2,6 +2,7 @@ package ldap
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -75,9 +76,20 @@ func (c *Connector) learn(ctx context.Context) (*facts, error) {
 	return f, nil
 }
 
+// ask searches for what is good to know. What the directory does not let our account see is not known.
+func (c *Connector) ask(ctx context.Context, q query) ([]*entry, error) {
+	found, err := c.client.search(ctx, q)
+	e, answered := errors.AsType[*ldapv3.Error](err)
+	if errors.Is(err, errTooMany) || errors.Is(err, errAnswer) || answered && e.ResultCode < ldapv3.ErrorNetwork && !errors.Is(err, errNoDirectory) {
+		c.log.DebugContext(ctx, "the directory does not tell about itself", slog.String("base", q.base), slog.Any("error", err))
+		return nil, nil
+	}
+	return found, err
+}
+
 // one reads one entry, nil if it is not there.
 func (c *Connector) one(ctx context.Context, dn string, attributes ...string) (*entry, error) {
-	found, err := c.client.search(ctx, query{base: dn, scope: ldapv3.ScopeBaseObject, filter: "(objectClass=*)", attributes: attributes, limit: 1})
+	found, err := c.ask(ctx, query{base: dn, scope: ldapv3.ScopeBaseObject, filter: "(objectClass=*)", attributes: attributes, limit: 1})
 	if err != nil || len(found) == 0 {
 		return nil, err
 	}
@@ -96,7 +108,7 @@ func (c *Connector) learnDomain(ctx context.Context, root *entry, f *facts) erro
 	if head != nil {
 		f.least(number(head, "lockoutThreshold"))
 	}
-	fine, err := c.client.search(ctx, query{
+	fine, err := c.ask(ctx, query{
 		base: "CN=Password Settings Container,CN=System," + domain, scope: ldapv3.ScopeWholeSubtree,
 		filter: "(objectClass=msDS-PasswordSettings)", attributes: []string{"msDS-LockoutThreshold"}, limit: maxPolicies,
 	})
@@ -109,7 +121,7 @@ func (c *Connector) learnDomain(ctx context.Context, root *entry, f *facts) erro
 	if root == nil || root.text("configurationNamingContext") == "" {
 		return nil
 	}
-	cross, err := c.client.search(ctx, query{
+	cross, err := c.ask(ctx, query{
 		base: "CN=Partitions," + root.text("configurationNamingContext"), scope: ldapv3.ScopeSingleLevel,
 		filter:     fmt.Sprintf("(&(objectClass=crossRef)(nETBIOSName=*)%s)", equals("nCName", domain)),
 		attributes: []string{"nETBIOSName"}, limit: 1,
@@ -126,7 +138,7 @@ func (c *Connector) learnPolicies(ctx context.Context, root *entry, f *facts) er
 	if dn := c.settings.Lockout.PolicyDN; dn != "" {
 		base, scope = dn, ldapv3.ScopeBaseObject
 	}
-	found, err := c.client.search(ctx, query{
+	found, err := c.ask(ctx, query{
 		base: base, scope: scope, filter: "(|(objectClass=pwdPolicy)(objectClass=krbPwdPolicy))", limit: maxPolicies,
 		attributes: []string{"pwdLockout", "pwdMaxFailure", "pwdLockoutDuration", "krbPwdMaxFailure"},
 	})

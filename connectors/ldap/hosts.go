@@ -249,7 +249,7 @@ func (h *hosts) renew(ctx context.Context) error {
 	if err != nil {
 		h.again = h.now().Add(srvRetry)
 		if len(h.list) > 0 {
-			h.log.Warn("the directory servers cannot be looked for: the known ones are kept", "domain", h.domain, "error", err)
+			h.log.WarnContext(ctx, "the directory servers cannot be looked for: the known ones are kept", "domain", h.domain, "error", err)
 			return nil
 		}
 		return fmt.Errorf("%w: %w", errNoDirectory, err)
@@ -285,7 +285,7 @@ func (h *hosts) discover(ctx context.Context) ([]*endpoint, error) {
 		for _, r := range sortSRV(records, rand.IntN) {
 			target := strings.TrimSuffix(strings.ToLower(r.Target), ".")
 			if !h.within(target) {
-				h.log.Warn("an SRV record names a host outside the domain: it is not used; name it under host to use it", "domain", h.domain, "host", target)
+				h.log.WarnContext(ctx, "an SRV record names a host outside the domain: it is not used; name it under host to use it", "domain", h.domain, "host", target)
 				continue
 			}
 			port := strconv.Itoa(int(r.Port))

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"gatehouse/connectors"
+	"gatehouse/connectors/spnego"
 
 	ldapv3 "github.com/go-ldap/ldap/v3"
 )
@@ -35,6 +36,7 @@ type Connector struct {
 	failed     durations // of binds with a wrong password
 	stop       context.CancelFunc
 	background sync.WaitGroup
+	kerberos   kerberos
 }
 
 // Open makes a connector of a configuration. It does not wait for the directory.
@@ -49,6 +51,11 @@ func Open(raw []byte, o Options) (*Connector, error) {
 	}
 	if c.log == nil {
 		c.log = slog.New(slog.DiscardHandler)
+	}
+	if k := s.Kerberos; k != nil && k.Enabled {
+		if c.kerberos.acceptor, err = spnego.New(*k, c.now, c.log); err != nil {
+			return nil, fmt.Errorf("ldap: kerberos: %w", err)
+		}
 	}
 	t := s.transport()
 	c.client = newClient(t, c.now, c.log)
@@ -116,8 +123,10 @@ func (c *Connector) Authenticate(ctx context.Context, a *Account, password strin
 	if err != nil {
 		return connectors.Identity{}, err
 	}
-	if p.graced && c.changeable(a.entry, connectors.PasswordExpired) { // each further sign-in would use up one of those that are left
-		return connectors.Identity{}, c.refusal(a.entry, connectors.PasswordExpired, errors.New("ldap: the password has expired, and was taken for the last times"))
+	if p.graced && c.settings.change { // each further sign-in would use up one of those that are left
+		return connectors.Identity{}, &connectors.Refusal{
+			Reason: connectors.PasswordExpired, Changeable: true, Err: errors.New("ldap: the password has expired, and was taken for one of the last times"),
+		}
 	}
 	return c.identify(ctx, a, true)
 }
@@ -153,13 +162,13 @@ func (c *Connector) prove(ctx context.Context, a *Account, password string) (pro
 	case connectors.WrongCredentials:
 		c.failed.add(time.Since(start))
 	}
-	return p, c.refusal(a.entry, r, v.cause())
+	return p, c.refusal(r, v.cause())
 }
 
 // refusal adds whether the user can choose a new password here.
-func (c *Connector) refusal(e *entry, r connectors.Reason, err error) *connectors.Refusal {
+func (c *Connector) refusal(r connectors.Reason, err error) *connectors.Refusal {
 	out := refuse(r, err)
-	out.Changeable = c.changeable(e, r)
+	out.Changeable = c.changeable(r)
 	return out
 }
 
@@ -193,7 +202,7 @@ func (c *Connector) identify(ctx context.Context, a *Account, byPassword bool) (
 		}
 	case connectors.PasswordExpired, connectors.PasswordMustChange:
 		if byPassword {
-			return connectors.Identity{}, c.refusal(e, r, stateError(r))
+			return connectors.Identity{}, c.refusal(r, stateError(r))
 		}
 	default:
 		return connectors.Identity{}, refuse(r, stateError(r))

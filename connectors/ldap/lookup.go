@@ -102,6 +102,15 @@ func (c *Connector) Lookup(ctx context.Context, userIDs []string) ([]connectors.
 	if err != nil {
 		return nil, notKnown(err)
 	}
+	if len(found) == 0 && len(userIDs) > 0 { // all of them gone, or the service account's right to see them
+		base, err := c.one(ctx, c.settings.UserSearch.BaseDN, "1.1")
+		if err == nil && base == nil {
+			err = fmt.Errorf("ldap: userSearch.baseDN %q cannot be read, so that nobody is found: check it, and the rights of bindDN", c.settings.UserSearch.BaseDN)
+		}
+		if err != nil {
+			return nil, notKnown(err)
+		}
+	}
 	answers := make([]connectors.Answer, len(userIDs))
 	var entries []*entry
 	var at []int // the places of their users

@@ -16,13 +16,13 @@ import (
 )
 
 // changeable says that a password in this state can be replaced here.
-func (c *Connector) changeable(_ *entry, r connectors.Reason) bool {
+func (c *Connector) changeable(r connectors.Reason) bool {
 	s := c.settings
 	if !s.change {
 		return false
 	}
 	switch r {
-	case connectors.PasswordMustChange, connectors.PasswordRejected:
+	case connectors.PasswordMustChange:
 		return true
 	case connectors.PasswordExpired: // its user cannot do it alone
 		return s.BindDN != "" || s.PasswordChange.BindDN != ""

@@ -175,9 +175,9 @@ func (p *pool) remove(f func(*conn) bool) (out []*conn) {
 }
 
 // close keeps nothing from now on.
-func (p *pool) close() []*conn {
+func (p *pool) close() {
 	p.mu.Lock()
 	p.closed = true
 	p.mu.Unlock()
-	return p.remove(func(*conn) bool { return true })
+	p.remove(func(*conn) bool { return true })
 }

@@ -33,6 +33,25 @@ const (
 // fill gives what is not set its default, that of the preset first.
 func (s *settings) fill() {
 	u, g := &s.UserSearch, &s.GroupSearch
+	s.fillPreset(u, g)
+	if s.Preset != "" {
+		orNames(u, "uid", "mail")
+	}
+	or(&u.IDAttr, "uid")
+	or(&u.EmailAttr, "mail")
+	or(&g.NameAttr, "cn")
+	or(&g.Value, valueName)
+	or(&g.Limit, defaultGroups)
+	or(&s.LockedSessions, "end")
+	or(&s.Referrals, "ignore")
+	or(&s.Watch, "auto")
+	or(&s.Timeouts.Dial, duration(defaultDial))
+	or(&s.Timeouts.Request, duration(defaultRequest))
+	or(&s.Connections, defaultConnections)
+	or(&s.PageSize, defaultPage)
+}
+
+func (s *settings) fillPreset(u *userSearch, g *groupSearch) {
 	suffix := domainDN(s.Domain)
 	switch s.Preset {
 	case presetAD:
@@ -56,7 +75,6 @@ func (s *settings) fill() {
 		or(&u.IDAttr, "entryUUID")
 		or(&u.NameAttr, "cn")
 		or(&u.PreferredUsername, "uid")
-		orNames(u, "uid", "mail")
 		or(&g.BaseDN, or(&suffix, domainOf(u.BaseDN)))
 		if len(g.UserMatchers) == 0 && g.UserAttr == "" {
 			or(&g.Filter, "(objectClass=groupOfNames)")
@@ -69,25 +87,9 @@ func (s *settings) fill() {
 		or(&u.IDAttr, "ipaUniqueID")
 		or(&u.NameAttr, "displayName")
 		or(&u.PreferredUsername, "uid")
-		orNames(u, "uid", "mail")
 		or(&g.BaseDN, under("cn=groups,cn=accounts", or(&suffix, domainOf(u.BaseDN))))
 		or(&g.Filter, "(objectClass=ipausergroup)")
 	}
-	if len(u.Username) == 0 && s.Preset != "" {
-		orNames(u, "uid")
-	}
-	or(&u.IDAttr, "uid")
-	or(&u.EmailAttr, "mail")
-	or(&g.NameAttr, "cn")
-	or(&g.Value, valueName)
-	or(&s.LockedSessions, "end")
-	or(&s.Referrals, "ignore")
-	or(&s.Watch, "auto")
-	or(&s.Timeouts.Dial, duration(defaultDial))
-	or(&s.Timeouts.Request, duration(defaultRequest))
-	or(&s.Connections, defaultConnections)
-	or(&s.PageSize, defaultPage)
-	or(&g.Limit, defaultGroups)
 }
 
 // or gives what is not set a value, and returns what it is then.

@@ -23,7 +23,7 @@ func (f *finding) follow(ctx context.Context) error {
 	for _, uris := range references {
 		e, q, ok := f.target(uris)
 		if !ok {
-			f.log.Debug("a referral to a server that is not configured is ignored", "to", clean(strings.Join(uris, " ")))
+			f.log.DebugContext(ctx, "a referral to a server that is not configured is ignored", "to", clean(strings.Join(uris, " ")))
 			continue
 		}
 		key := e.addr + " " + strings.ToLower(q.base)

@@ -18,7 +18,7 @@ import (
 // What one search may bring at most, whoever asks.
 const (
 	maxEntries    = 100_000
-	maxBytes      = 128 << 20
+	maxBytes      = 64 << 20
 	maxValues     = 200_000 // of one attribute
 	maxPages      = 2_000   // AD sends empty ones
 	maxReferences = 1_000
@@ -44,7 +44,7 @@ func (c *client) search(ctx context.Context, q query) ([]*entry, error) {
 		since, before := time.Now(), k.wire.received.Load()
 		out, err := c.find(ctx, k, q)
 		if err == nil || answered(err) && !slices.Contains(unavailable, codeOf(err)) || errors.Is(err, errTooMany) || errors.Is(err, errAnswer) {
-			c.giveBack(c.searches, k)
+			c.giveBack(c.searches, k) //nolint:contextcheck // hosts are tried in the background for longer than this call lasts
 			return out, err
 		}
 		// One that was closed while it was idle is no failure of the host: it does not count.
@@ -149,7 +149,7 @@ func (f *finding) pages(ctx context.Context) error {
 		page = ldapv3.NewControlPaging(uint32(f.t.pageSize)) //nolint:gosec // a setting, positive
 		req.Controls = []ldapv3.Control{page}
 	}
-	for n := 0; n < maxPages; n++ {
+	for n := range maxPages {
 		res, err := f.request(ctx, req)
 		if page != nil && n == 0 && codeOf(err) == ldapv3.LDAPResultUnavailableCriticalExtension {
 			page, req.Controls = nil, nil

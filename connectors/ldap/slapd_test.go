@@ -397,6 +397,43 @@ func TestSlapdRequiredGroups(t *testing.T) {
 	}
 }
 
+// Two groups of one name are two groups, and one name.
+func TestSlapdTwins(t *testing.T) {
+	t.Parallel()
+	s := peers.Slapd(t, peers.SlapdOptions{})
+	admin := s.Admin(t)
+	twin := "cn=g3-leaf," + s.PeopleDN
+	for dn, member := range map[string]string{twin: s.UserDN("alice"), "cn=above," + s.GroupsDN: twin} {
+		add := ldapv3.NewAddRequest(dn, nil)
+		add.Attribute("objectClass", []string{"groupOfNames"})
+		add.Attribute("member", []string{member})
+		if err := admin.Add(add); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c := open(t, openLDAP(s))
+	alice := mustSignIn(t, c, "alice", s.Password)
+	if want := []string{"above", "g0-cycle", "g1-top", "g2-mid", "g3-leaf"}; !slices.Equal(alice.Groups, want) {
+		t.Errorf("got %q, want %q", alice.Groups, want)
+	}
+	sameAsLookup(t, c, alice)
+}
+
+// A base that cannot be read is no reason to end every session.
+func TestSlapdNoBase(t *testing.T) {
+	t.Parallel()
+	s := peers.Slapd(t, peers.SlapdOptions{})
+	alice := mustSignIn(t, open(t, openLDAP(s)), "alice", s.Password)
+	lost := open(t, openLDAP(s).with(block{"userSearch": block{"baseDN": "ou=nowhere," + s.BaseDN}}))
+	if _, err := lost.Lookup(waiting(t), []string{alice.UserID}); reason(t, err) != connectors.Unavailable {
+		t.Errorf("got %v, want %s", err, connectors.Unavailable)
+	}
+	elsewhere := open(t, openLDAP(s).with(block{"userSearch": block{"baseDN": s.GroupsDN}}))
+	if answers, err := elsewhere.Lookup(waiting(t), []string{alice.UserID}); err != nil || answers[0].Err == nil || answers[0].Err.Reason != connectors.Gone {
+		t.Errorf("got %+v and %v, want %s", answers, err, connectors.Gone)
+	}
+}
+
 // A ring of groups longer than anything that is looked at.
 func TestSlapdLoop(t *testing.T) {
 	t.Parallel()

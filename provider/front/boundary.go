@@ -10,7 +10,9 @@ import (
 const hostPrefix = "__Host-"
 
 // CookieNames are the names of the issuer's cookies that no app may see, where Dex's session cookie is called name.
-func CookieNames(name string) []string { return []string{name, hostPrefix + name, samlCookie} }
+func CookieNames(name string) []string {
+	return []string{name, hostPrefix + name, samlCookie, formCookie(true), formCookie(false)}
+}
 
 // outerName is the name of Dex's session cookie as browsers have it.
 func (f *Front) outerName() string {

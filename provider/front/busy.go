@@ -18,7 +18,7 @@ import (
 // register adds what this package counts. A front of a later configuration goes on with what the first has registered: the
 // counter, and the queue, which is the same for all.
 func (f *Front) register(r prometheus.Registerer) error {
-	queue := f.Doors.Queue()
+	queue, directories := f.Doors.Queue(), f.Doors.DirectoryQueue()
 	for _, c := range []prometheus.Collector{
 		f.signIns,
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
@@ -27,6 +27,12 @@ func (f *Front) register(r prometheus.Registerer) error {
 		prometheus.NewCounterFunc(prometheus.CounterOpts{
 			Name: "gatehouse_sign_in_queue_refused_total", Help: "Sign-ins of local users whose password was not checked: too many waited, or they gave up.",
 		}, func() float64 { _, refused := queue(); return float64(refused) }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "gatehouse_directory_queue_length", Help: "Sign-ins and password changes that wait until their directory is asked.",
+		}, func() float64 { waiting, _ := directories(); return float64(waiting) }),
+		prometheus.NewCounterFunc(prometheus.CounterOpts{
+			Name: "gatehouse_directory_queue_refused_total", Help: "Sign-ins and password changes whose directory was not asked: too many waited, or they gave up.",
+		}, func() float64 { _, refused := directories(); return float64(refused) }),
 	} {
 		err := r.Register(c)
 		known, ok := errors.AsType[prometheus.AlreadyRegisteredError](err)

@@ -104,7 +104,7 @@ type Front struct {
 	clientIP func(*http.Request) (string, error)
 	signIns  *prometheus.CounterVec
 	mux      *http.ServeMux
-	warned   struct{ address, devices minutely } // of a missing client address, and of too many devices
+	warned   struct{ address, devices, plain minutely } // of a missing client address, of too many devices, and of Kerberos over plain http
 }
 
 // New returns the front door.
@@ -176,12 +176,14 @@ func (f *Front) routes() *http.ServeMux {
 	page("GET /auth/{connector}", f.authorizeWith)
 	page("GET /auth/{connector}/login", f.signInPage)
 	page("POST /auth/{connector}/login", f.signIn)
+	page("GET /auth/{connector}/password", f.passwordPage)
+	page("POST /auth/{connector}/password", f.changePassword)
 	page("GET /callback", f.upstreamCallback)
 	page("POST /callback", f.samlCallback)
 	page("GET "+CallbackPath, f.gatewayCallback)
-	page("GET /logout/callback", f.logoutCallback)
-	page("GET /logout", f.logout)
-	page("POST /logout", f.logout)
+	page("GET /logout/callback", f.leaving(f.logoutCallback))
+	page("GET /logout", f.leaving(f.logout))
+	page("POST /logout", f.leaving(f.logout))
 	for _, p := range []string{
 		"/approval", "/mfa", "/mfa/totp", "/mfa/webauthn", "/mfa/webauthn/register/begin",
 		"/mfa/webauthn/register/finish", "/mfa/webauthn/login/begin", "/mfa/webauthn/login/finish",
@@ -231,11 +233,19 @@ func (f *Front) static(w http.ResponseWriter, r *http.Request) {
 // result counts and records one sign-in.
 func (f *Front) result(r *http.Request, req *request, connector, login, result string, err error, attrs ...slog.Attr) {
 	f.signIns.WithLabelValues(connector, result).Inc()
+	f.record(r, req, "sign-in", connector, login, result, err, attrs...)
+}
+
+// record writes an audit event about a user at a connector.
+func (f *Front) record(r *http.Request, req *request, event, connector, login, result string, err error, attrs ...slog.Attr) {
 	level := slog.LevelInfo
 	attrs = append([]slog.Attr{
 		slog.String("result", result), slog.String("connector", connector), slog.String("user", clip(login)), slog.String("client", clip(req.client())),
 		slog.String("ip", remoteIP(r)), slog.String("request_id", requestID(r)),
 	}, attrs...)
+	if m, ok := methodOf(r); ok {
+		attrs = append(attrs, slog.String("method", m))
+	}
 	if err != nil {
 		level = slog.LevelWarn
 		var no *connectors.Refusal
@@ -243,7 +253,7 @@ func (f *Front) result(r *http.Request, req *request, connector, login, result s
 			attrs = append(attrs, slog.String("error", clip(err.Error())))
 		}
 	}
-	f.Audit.LogAttrs(r.Context(), level, "sign-in", attrs...)
+	f.Audit.LogAttrs(r.Context(), level, event, attrs...)
 }
 
 // maxLogged bounds what a stranger can write into one field of the audit log, in bytes.

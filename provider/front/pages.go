@@ -8,6 +8,8 @@ import (
 	"gatehouse/connectors"
 	"gatehouse/provider/identity"
 	"gatehouse/web"
+
+	dexconnectors "github.com/dexidp/dex/server/connectors"
 )
 
 // page shows the sign-in page: the form of door, which is nil for none, and links to the other connectors.
@@ -25,6 +27,9 @@ func (f *Front) page(w http.ResponseWriter, r *http.Request, q *request, door *i
 	}
 	if door != nil {
 		v.Action, v.Prompt = f.loginPath(door.ID, q), door.Prompt()
+		if door.Type == dexconnectors.LocalConnector { // its prompt is English
+			v.Prompt, v.Email = "", true
+		}
 		v.OfferRemember, v.Remember = f.RememberMe, st.remember
 		if target := f.target(q); target != "" {
 			v.FormAction = []string{target}
@@ -35,17 +40,27 @@ func (f *Front) page(w http.ResponseWriter, r *http.Request, q *request, door *i
 	p.ServeHTTP(w, r)
 }
 
-// failureOf is what the page says about a refusal: no more than its reason.
+// failureOf is what the page says about a refusal: no more than its reason, and of an account nothing before its password was right.
 func failureOf(reason connectors.Reason) web.Failure {
 	switch reason {
-	case "":
+	case "", connectors.NegotiateRefused:
 		return ""
-	case connectors.WrongCredentials:
+	case connectors.WrongCredentials, connectors.AccountLocked, connectors.Gone, connectors.ThrottledAccount:
 		return web.WrongPassword
 	case connectors.Throttled:
 		return web.Throttled
-	case connectors.Blocked, connectors.NotAllowed:
+	case connectors.Blocked, connectors.NotAllowed, connectors.AccountDisabled:
 		return web.AccountDisabled
+	case connectors.AccountExpired:
+		return web.AccountExpired
+	case connectors.PasswordExpired:
+		return web.PasswordExpired
+	case connectors.PasswordMustChange, connectors.PasswordRejected:
+		return web.PasswordMustChange
+	case connectors.OutsideHours:
+		return web.OutsideHours
+	case connectors.OtherWorkstation:
+		return web.OtherWorkstation
 	case connectors.Busy:
 		return web.Busy
 	case connectors.Unavailable, connectors.UpstreamRefused:

@@ -222,41 +222,57 @@ func (f *Front) signInPage(w http.ResponseWriter, r *http.Request) {
 		f.enter(w, r, q, door)
 		return
 	}
+	if f.negotiate(w, r, q, door) {
+		return
+	}
 	f.page(w, r, q, door, pageState{status: http.StatusOK, remember: f.Remembered})
 }
 
 // signIn takes the posted form.
 func (f *Front) signIn(w http.ResponseWriter, r *http.Request) {
-	if !f.sameOriginPost(r) {
-		f.crossSite(w, r)
-		return
-	}
-	q, ok := f.pageRequest(w, r)
+	q, door, ok := f.posted(w, r)
 	if !ok {
 		return
 	}
+	in := f.loginOf(r, q)
+	id, err := door.CheckPassword(r.Context(), in)
+	if err != nil {
+		f.refuse(w, r, q, door, in.User, err)
+		return
+	}
+	f.complete(w, r, q, door, id, remembers(r))
+}
+
+// posted returns what a form with a password was posted for, and the connector's door; what cannot be used is answered here.
+func (f *Front) posted(w http.ResponseWriter, r *http.Request) (*request, *identity.Door, bool) {
+	if !f.sameOriginPost(r) {
+		f.crossSite(w, r)
+		return nil, nil, false
+	}
+	q, ok := f.pageRequest(w, r)
+	if !ok {
+		return nil, nil, false
+	}
 	if r.Header.Get("Origin") == "" && !f.fromThisBrowser(r, q.bind) { // a script that never fetched the page
 		f.fail(w, r, web.CookiesBlocked, errOtherBrowser)
-		return
+		return nil, nil, false
 	}
 	door, ok := f.choice(w, r, q, r.PathValue("connector"))
 	if !ok || door.Kind != identity.Password {
 		if ok {
 			f.fail(w, r, web.BadRequest, nil)
 		}
-		return
+		return nil, nil, false
 	}
 	if err := r.ParseForm(); err != nil {
 		f.failStatus(w, r, web.Error{Code: web.BadRequest, Status: bodyStatus(err)}, err)
-		return
+		return nil, nil, false
 	}
-	in := identity.Login{User: r.PostForm.Get("login"), Password: r.PostForm.Get("password"), Network: f.network(r), Scopes: q.scopes()}
-	id, err := door.CheckPassword(r.Context(), in)
-	if err != nil {
-		f.refuse(w, r, q, door, in.User, err)
-		return
-	}
-	f.complete(w, r, q, door, id, r.PostForm.Get("remember_me") == "on")
+	return q, door, true
+}
+
+func (f *Front) loginOf(r *http.Request, q *request) identity.Login {
+	return identity.Login{User: r.PostForm.Get("login"), Password: r.PostForm.Get("password"), Network: f.network(r), Scopes: q.scopes()}
 }
 
 func bodyStatus(err error) int {
@@ -267,34 +283,37 @@ func bodyStatus(err error) int {
 	return http.StatusBadRequest
 }
 
-// refuse shows the page again, with what may be said.
+// refuse shows the page again, with what may be said, or the form for a new password where that is what is missing.
 func (f *Front) refuse(w http.ResponseWriter, r *http.Request, q *request, door *identity.Door, login string, err error) {
-	var no *connectors.Refusal
-	if !errors.As(err, &no) {
-		no = &connectors.Refusal{Reason: connectors.Unavailable, Err: err}
-	}
+	no := refusalOf(err)
 	f.result(r, q, door.ID, login, string(no.Reason), err)
-	if no.Err != nil {
-		f.Log.WarnContext(r.Context(), "sign-in failed", "connector", door.ID, "reason", string(no.Reason), "request_id", requestID(r), "error", clip(no.Err.Error()))
-	}
-	st := pageState{status: http.StatusUnauthorized, reason: no.Reason, login: clip(login), remember: r.PostForm.Get("remember_me") == "on"}
-	switch no.Reason {
-	case connectors.Throttled:
-		st.status, st.wait = http.StatusTooManyRequests, no.RetryAfter
-	case connectors.Busy, connectors.Unavailable:
-		st.status, st.wait = http.StatusServiceUnavailable, max(no.RetryAfter, time.Second)
-	case connectors.Blocked, connectors.NotAllowed:
-		st.status = http.StatusForbidden
-	case connectors.WrongCredentials, connectors.UpstreamRefused:
-	}
-	if st.wait > 0 {
-		w.Header().Set("Retry-After", seconds(st.wait))
-	}
+	f.warn(r, "sign-in failed", door, no)
+	f.refused(w, r, q, door, login, no)
+}
+
+// refused shows the page that tells a refusal.
+func (f *Front) refused(w http.ResponseWriter, r *http.Request, q *request, door *identity.Door, login string, no *connectors.Refusal) {
 	if door.Kind != identity.Password {
+		_, wait := answerTo(no)
+		retryAfter(w, wait)
 		f.upstreamFailed(w, r, q, no)
 		return
 	}
+	failure := failureOf(no.Reason)
+	if no.Changeable && door.Changes() && (failure == web.PasswordExpired || failure == web.PasswordMustChange) {
+		f.changeForm(w, r, q, door, web.PasswordChange{Failure: failure})
+		return
+	}
+	st := pageState{reason: no.Reason, login: clip(login), remember: remembers(r)}
+	st.status, st.wait = answerTo(no)
+	retryAfter(w, st.wait)
 	f.page(w, r, q, door, st)
+}
+
+func retryAfter(w http.ResponseWriter, wait time.Duration) {
+	if wait > 0 {
+		w.Header().Set("Retry-After", seconds(wait))
+	}
 }
 
 // complete signs a proven user in: Dex's own flow, in process, with the proof in the context.

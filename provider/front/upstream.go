@@ -126,7 +126,7 @@ func (f *Front) upstreamFailed(w http.ResponseWriter, r *http.Request, q *reques
 	case connectors.Blocked, connectors.NotAllowed:
 		f.denied(w, r, no)
 		return
-	case connectors.WrongCredentials, connectors.Throttled, connectors.Busy, connectors.Unavailable:
+	default: // it could not be found out, or the upstream's own pages have told
 	}
 	f.failStatus(w, r, page, no)
 }

@@ -52,13 +52,15 @@ type Options struct {
 	// Store is the record of identities that is not guarded: blocked users are read from it.
 	Store storage.Storage
 	Now   func() time.Time
-	Log   *slog.Logger
+	Log   *slog.Logger // nothing secret of Dex's connectors gets past it
+	// OwnLog is for our own connectors.
+	OwnLog *slog.Logger
 	// OpenTimeout is how long Open waits for connectors that ask somebody when they are opened, such as an upstream's
 	// discovery document; RetryEvery is how often those that failed are tried again.
 	OpenTimeout, RetryEvery time.Duration
 	// Match compares the passwords of local users. Nil: here and now, with bcrypt.
 	Match Match
-	// Resolve opens a connector other than "local". Nil: as Dex does.
+	// Resolve opens a connector other than "local". Nil: "ldap" is ours, every other one Dex's.
 	Resolve dexconnectors.ResolveFunc
 	// Previous are the doors of the generation before, not yet closed; nil: there was none. A connector of the same id, type and resource
 	// version stays open, and attempts go on counting.
@@ -67,13 +69,15 @@ type Options struct {
 
 // Doors are the connectors of one Dex server. Those that cannot be opened are tried again until they can.
 type Doors struct {
-	opts       Options
-	connectors *dexconnectors.Cache // where Dex finds them
-	users      *limiter
-	networks   *limiter
-	factors    *limiter
-	workers    *workers
-	configured []storage.Connector
+	opts        Options
+	connectors  *dexconnectors.Cache // where Dex finds them
+	users       *limiter             // by typed name
+	accounts    *limiter             // by what a directory found for the name
+	networks    *limiter
+	factors     *limiter
+	workers     *workers
+	directories *queues
+	configured  []storage.Connector
 
 	mu     sync.Mutex // of whoever changes now
 	closed bool
@@ -101,7 +105,7 @@ func Open(ctx context.Context, cache *dexconnectors.Cache, store storage.Storage
 		}
 	}
 	if d.opts.Resolve == nil {
-		d.opts.Resolve = dexconnectors.Resolver(store, opts.Log, server.ConnectorsConfig)
+		d.opts.Resolve = resolver(dexconnectors.Resolver(store, opts.Log, server.ConnectorsConfig), opts.Now, opts.OwnLog)
 	}
 	previous := d.opts.Previous
 	d.opts.Previous = nil // or no generation would ever be forgotten
@@ -139,15 +143,20 @@ func newDoors(cache *dexconnectors.Cache, opts Options) *Doors {
 		opts.Match = passwords.Match
 	}
 	if p := opts.Previous; p != nil {
-		return &Doors{opts: opts, connectors: cache, users: p.users, networks: p.networks, factors: p.factors, workers: p.workers}
+		return &Doors{
+			opts: opts, connectors: cache, users: p.users, accounts: p.accounts, networks: p.networks, factors: p.factors,
+			workers: p.workers, directories: p.directories,
+		}
 	}
 	return &Doors{
-		opts:       opts,
-		connectors: cache,
-		users:      newLimiter(opts.Limits.Window, opts.Limits.Entries, opts.Now),
-		networks:   newLimiter(opts.Limits.Window, opts.Limits.Entries, opts.Now),
-		factors:    newLimiter(opts.Limits.Window, opts.Limits.Entries, opts.Now),
-		workers:    newWorkers(slotsFor(runtime.GOMAXPROCS(0))),
+		opts:        opts,
+		connectors:  cache,
+		users:       newLimiter(opts.Limits.Window, opts.Limits.Entries, opts.Now),
+		accounts:    newLimiter(opts.Limits.Window, opts.Limits.Entries, opts.Now),
+		networks:    newLimiter(opts.Limits.Window, opts.Limits.Entries, opts.Now),
+		factors:     newLimiter(opts.Limits.Window, opts.Limits.Entries, opts.Now),
+		workers:     newWorkers(slotsFor(runtime.GOMAXPROCS(0))),
+		directories: newQueues(),
 	}
 }
 
@@ -323,6 +332,7 @@ type Door struct {
 	inner  connector.Connector
 	handle *handle           // of inner
 	stored storage.Connector // what it was opened from
+	nobody atomic.Pointer[Account]
 }
 
 func newDoor(d *Doors, c storage.Connector, inner connector.Connector) (*Door, error) {
@@ -330,7 +340,7 @@ func newDoor(d *Doors, c storage.Connector, inner connector.Connector) (*Door, e
 	switch inner.(type) {
 	case connector.CallbackConnector:
 		door.Kind = Redirect
-	case connector.PasswordConnector:
+	case finder, connector.PasswordConnector:
 		door.Kind = Password
 	case connector.SAMLConnector:
 		door.Kind = SAML
@@ -342,7 +352,7 @@ func newDoor(d *Doors, c storage.Connector, inner connector.Connector) (*Door, e
 
 // Prompt is the label of the user name's field, "" where the connector has none of its own.
 func (d *Door) Prompt() string {
-	if p, ok := d.inner.(connector.PasswordConnector); ok {
+	if p, ok := d.inner.(interface{ Prompt() string }); ok {
 		return p.Prompt()
 	}
 	return ""
@@ -356,22 +366,49 @@ type Login struct {
 	Scopes  connector.Scopes
 }
 
+// clean trims the user name. It reports whether the name and the password can be anybody's.
+func (l *Login) clean() bool {
+	if len(l.User) > maxLogin || strings.ContainsRune(l.User, 0) || !possiblePassword(l.Password) {
+		return false
+	}
+	l.User = strings.TrimSpace(l.User)
+	return l.User != "" && !strings.ContainsFunc(l.User, unicode.IsControl)
+}
+
+// possiblePassword refuses what is no password. An empty one is an unauthenticated bind to a directory, which succeeds (RFC 4513
+// section 5.1.2).
+func possiblePassword(p string) bool {
+	return p != "" && len(p) <= maxPassword && !strings.ContainsRune(p, 0)
+}
+
 // CheckPassword proves a user by password. Every error is a *connectors.Refusal.
 func (d *Door) CheckPassword(ctx context.Context, in Login) (connector.Identity, error) {
-	pc, ok := d.inner.(connector.PasswordConnector)
-	if !ok {
-		return connector.Identity{}, &connectors.Refusal{Reason: connectors.Unavailable, Err: errors.New("not a password connector")}
-	}
-	// An empty password is an unauthenticated bind to a directory, which succeeds (RFC 4513 section 5.1.2).
-	if in.User == "" || in.Password == "" || len(in.User) > maxLogin || len(in.Password) > maxPassword ||
-		strings.ContainsRune(in.User, 0) || strings.ContainsRune(in.Password, 0) {
+	if !in.clean() {
 		return connector.Identity{}, &connectors.Refusal{Reason: connectors.WrongCredentials}
 	}
-	in.User = strings.TrimSpace(in.User)
-	if in.User == "" || strings.ContainsFunc(in.User, unicode.IsControl) {
-		return connector.Identity{}, &connectors.Refusal{Reason: connectors.WrongCredentials}
+	var id connector.Identity
+	var err error
+	switch inner := d.inner.(type) {
+	case finder:
+		err = d.counted(ctx, inner, in, func(ctx context.Context, a Account) error {
+			known, err := inner.Authenticate(ctx, a, in.Password)
+			id = dexIdentity(known)
+			return err
+		})
+	case connector.PasswordConnector:
+		id, err = d.login(ctx, inner, in)
+	default:
+		err = &connectors.Refusal{Reason: connectors.Unavailable, Err: errors.New("not a password connector")}
 	}
-	done, err := d.doors.begin(ctx, d.ID, in)
+	if err != nil {
+		return connector.Identity{}, err
+	}
+	return id, d.allowed(ctx, id)
+}
+
+// login proves a user at a connector of Dex's kind.
+func (d *Door) login(ctx context.Context, pc connector.PasswordConnector, in Login) (connector.Identity, error) {
+	done, err := d.doors.begin(ctx, d.ID, in, d.doors.opts.Limits.PerUser)
 	if err != nil {
 		return connector.Identity{}, err
 	}
@@ -386,12 +423,12 @@ func (d *Door) CheckPassword(ctx context.Context, in Login) (connector.Identity,
 	case !valid:
 		return connector.Identity{}, &connectors.Refusal{Reason: connectors.WrongCredentials}
 	}
-	return id, d.allowed(ctx, id)
+	return id, nil
 }
 
 // begin takes the user name's and the network's leave to try.
-func (d *Doors) begin(ctx context.Context, connectorID string, in Login) (done func(failed bool), err error) {
-	userDone, err := d.users.begin(ctx, connectorID+"\x00"+sameName(in.User), d.opts.Limits.PerUser)
+func (d *Doors) begin(ctx context.Context, connectorID string, in Login, perUser int) (done func(failed bool), err error) {
+	userDone, err := d.users.begin(ctx, connectorID+"\x00"+sameName(in.User), perUser)
 	if err != nil {
 		return nil, err
 	}

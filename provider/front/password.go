@@ -1,0 +1,142 @@
+package front
+
+import (
+	"errors"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"time"
+
+	"gatehouse/connectors"
+	"gatehouse/provider/identity"
+	"gatehouse/web"
+)
+
+// maxNewPassword bounds a new password, in bytes: a longer one would not be accepted at the next sign-in.
+const maxNewPassword = 1024
+
+// passwordPath is where the form for a new password posts.
+func (f *Front) passwordPath(connectorID string, q *request) string {
+	return f.base + "/auth/" + url.PathEscape(connectorID) + "/password?req=" + url.QueryEscape(q.sealed)
+}
+
+// passwordPage has no form by itself: who may choose a new password is known once the old one was right.
+func (f *Front) passwordPage(w http.ResponseWriter, r *http.Request) {
+	if q, ok := f.pageRequest(w, r); ok {
+		redirect(w, f.loginPath(r.PathValue("connector"), q))
+	}
+}
+
+// changePassword takes the posted form for a new password, and signs in with it.
+func (f *Front) changePassword(w http.ResponseWriter, r *http.Request) {
+	q, door, ok := f.posted(w, r)
+	if !ok {
+		return
+	}
+	if !door.Changes() {
+		f.fail(w, r, web.NotFound, errors.New("passwords cannot be changed at this connector"))
+		return
+	}
+	in := f.loginOf(r, q)
+	changed := r.PostForm.Get("new_password")
+	if problem := problemOf(in.Password, changed, r.PostForm.Get("new_password_again")); problem != "" {
+		f.changeForm(w, r, q, door, web.PasswordChange{Failure: problem})
+		return
+	}
+	if err := door.ChangePassword(r.Context(), in, changed); err != nil {
+		f.refuseChange(w, r, q, door, in.User, err)
+		return
+	}
+	f.record(r, q, "password-change", door.ID, in.User, "ok", nil)
+	in.Password = changed
+	id, err := door.CheckPassword(r.Context(), in)
+	if err != nil {
+		f.refuse(w, r, q, door, in.User, err)
+		return
+	}
+	f.complete(w, r, q, door, id, remembers(r))
+}
+
+// problemOf is what is wrong with the new password before anybody is asked.
+func problemOf(old, changed, again string) web.Failure {
+	switch {
+	case changed != again:
+		return web.PasswordsDiffer
+	case len(changed) > maxNewPassword:
+		return web.PasswordTooLong
+	case changed == old && changed != "":
+		return web.PasswordSame
+	}
+	return ""
+}
+
+// refuseChange says why the password was not changed.
+func (f *Front) refuseChange(w http.ResponseWriter, r *http.Request, q *request, door *identity.Door, login string, err error) {
+	no := refusalOf(err)
+	f.record(r, q, "password-change", door.ID, login, string(no.Reason), err)
+	f.warn(r, "password change failed", door, no)
+	form := web.PasswordChange{Detail: no.Detail, Wait: no.RetryAfter}
+	switch {
+	case no.Reason == connectors.PasswordRejected:
+		form.Failure = web.PasswordRejected
+	case no.Reason.Untold():
+		form.Failure = web.WrongPassword
+	case no.Reason == connectors.Throttled:
+		form.Failure = web.Throttled
+	case no.Reason == connectors.Busy:
+		form.Failure = web.Busy
+	case no.Reason == connectors.Unavailable:
+		form.Failure = web.DirectoryUnavailable
+	default: // a state of the account that a new password does not mend
+		f.refused(w, r, q, door, login, no)
+		return
+	}
+	f.changeForm(w, r, q, door, form)
+}
+
+// changeForm shows the form for a new password. What was typed into its password fields is never sent back.
+func (f *Front) changeForm(w http.ResponseWriter, r *http.Request, q *request, door *identity.Door, form web.PasswordChange) {
+	form.Action, form.BackURL = f.passwordPath(door.ID, q), f.loginPath(door.ID, q)
+	if target := f.target(q); target != "" {
+		form.FormAction = []string{target}
+	}
+	form.Login, form.Remember, form.RequestID = clip(r.PostForm.Get("login")), remembers(r), requestID(r)
+	if form.Failure == web.PasswordExpired || form.Failure == web.PasswordMustChange {
+		form.RequestID = "" // nothing went wrong
+	}
+	f.Pages.PasswordChange(f.Pages.Language(r.Header.Get("Accept-Language")), form).ServeHTTP(w, r)
+}
+
+func remembers(r *http.Request) bool { return r.PostForm.Get("remember_me") == "on" }
+
+func refusalOf(err error) *connectors.Refusal {
+	if no, ok := errors.AsType[*connectors.Refusal](err); ok {
+		return no
+	}
+	return &connectors.Refusal{Reason: connectors.Unavailable, Err: err}
+}
+
+// warn logs the cause of a refusal for the operator.
+func (f *Front) warn(r *http.Request, message string, door *identity.Door, no *connectors.Refusal) {
+	if no.Err == nil {
+		return
+	}
+	f.Log.LogAttrs(r.Context(), slog.LevelWarn, message, slog.String("connector", door.ID), slog.String("reason", string(no.Reason)),
+		slog.String("request_id", requestID(r)), slog.String("error", clip(no.Err.Error())))
+}
+
+// answerTo is the status that tells a refusal, and when to come again.
+func answerTo(no *connectors.Refusal) (status int, wait time.Duration) {
+	switch no.Reason {
+	case connectors.Throttled:
+		return http.StatusTooManyRequests, no.RetryAfter
+	case connectors.Busy, connectors.Unavailable:
+		return http.StatusServiceUnavailable, max(no.RetryAfter, time.Second)
+	case connectors.WrongCredentials, connectors.AccountLocked, connectors.Gone, connectors.ThrottledAccount, connectors.UpstreamRefused:
+		return http.StatusUnauthorized, 0
+	case connectors.Blocked, connectors.NotAllowed, connectors.AccountDisabled, connectors.AccountExpired, connectors.PasswordExpired,
+		connectors.PasswordMustChange, connectors.PasswordRejected, connectors.OutsideHours, connectors.OtherWorkstation:
+		return http.StatusForbidden, 0
+	}
+	return http.StatusUnauthorized, 0
+}
