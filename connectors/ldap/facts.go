@@ -17,6 +17,7 @@ type facts struct {
 	activeDirectory bool
 	netbios         string                   // the name of the users' domain before a backslash
 	maxFailures     int                      // after which an account is locked, the smallest of all policies; 0: none, or not known
+	counted         time.Duration            // how long failures count, the longest of all policies; 0: not known
 	lockedFor       map[string]time.Duration // by the folded name of a policy; 0: until somebody unlocks the account
 }
 
@@ -101,22 +102,24 @@ func (c *Connector) learnDomain(ctx context.Context, root *entry, f *facts) erro
 	if domain == "" {
 		return nil
 	}
-	head, err := c.one(ctx, domain, "lockoutThreshold")
+	head, err := c.one(ctx, domain, "lockoutThreshold", "lockOutObservationWindow")
 	if err != nil {
 		return err
 	}
 	if head != nil {
 		f.least(number(head, "lockoutThreshold"))
+		f.longest(interval(number(head, "lockOutObservationWindow")))
 	}
 	fine, err := c.ask(ctx, query{
 		base: "CN=Password Settings Container,CN=System," + domain, scope: ldapv3.ScopeWholeSubtree,
-		filter: "(objectClass=msDS-PasswordSettings)", attributes: []string{"msDS-LockoutThreshold"}, limit: maxPolicies,
+		filter: "(objectClass=msDS-PasswordSettings)", attributes: []string{"msDS-LockoutThreshold", "msDS-LockoutObservationWindow"}, limit: maxPolicies,
 	})
 	if err != nil {
 		return err
 	}
 	for _, p := range fine {
 		f.least(number(p, "msDS-LockoutThreshold"))
+		f.longest(interval(number(p, "msDS-LockoutObservationWindow")))
 	}
 	if root == nil || root.text("configurationNamingContext") == "" {
 		return nil
@@ -140,7 +143,7 @@ func (c *Connector) learnPolicies(ctx context.Context, root *entry, f *facts) er
 	}
 	found, err := c.ask(ctx, query{
 		base: base, scope: scope, filter: "(|(objectClass=pwdPolicy)(objectClass=krbPwdPolicy))", limit: maxPolicies,
-		attributes: []string{"pwdLockout", "pwdMaxFailure", "pwdLockoutDuration", "krbPwdMaxFailure"},
+		attributes: []string{"pwdLockout", "pwdMaxFailure", "pwdLockoutDuration", "pwdFailureCountInterval", "krbPwdMaxFailure", "krbPwdFailureCountInterval"},
 	})
 	if err != nil {
 		return err
@@ -150,6 +153,10 @@ func (c *Connector) learnPolicies(ctx context.Context, root *entry, f *facts) er
 		f.least(number(p, "krbPwdMaxFailure"))
 		if strings.EqualFold(p.text("pwdLockout"), "TRUE") {
 			f.least(number(p, "pwdMaxFailure"))
+			f.longest(untilSuccess(number(p, "pwdFailureCountInterval")))
+		}
+		if number(p, "krbPwdMaxFailure") > 0 {
+			f.longest(untilSuccess(number(p, "krbPwdFailureCountInterval")))
 		}
 		if d := number(p, "pwdLockoutDuration"); d > 0 && d < 1<<32 {
 			f.lockedFor[foldDN(p.dn)] = time.Duration(d) * time.Second
@@ -181,6 +188,36 @@ func (f *facts) least(n int64) {
 	if n > 0 && n < 1<<31 && (f.maxFailures == 0 || int(n) < f.maxFailures) {
 		f.maxFailures = int(n)
 	}
+}
+
+// longest takes how long failures count.
+func (f *facts) longest(d time.Duration) { f.counted = max(f.counted, d) }
+
+// forever is how long failures count that only a right password ends.
+const forever = 1<<63 - 1
+
+// interval reads a negative number of units of 100 ns (MS-ADTS section 3.1.1.8.4).
+func interval(n int64) time.Duration {
+	if n > 0 || n < -forever/100 {
+		return forever
+	}
+	return time.Duration(-n * 100)
+}
+
+// untilSuccess reads a number of seconds, of which none is forever (draft-behera-ldap-password-policy section 5.2.12).
+func untilSuccess(n int64) time.Duration {
+	if n <= 0 || n > forever/int64(time.Second) {
+		return forever
+	}
+	return time.Duration(n) * time.Second
+}
+
+// FailureWindow is how long the directory counts a wrong password towards its lock-out; 0: it is not known.
+func (c *Connector) FailureWindow() time.Duration {
+	if f := c.facts.Load(); f != nil {
+		return f.counted
+	}
+	return 0
 }
 
 // lockedFor is how long the policy of an entry locks it, 0 until somebody unlocks it or if that is not known.

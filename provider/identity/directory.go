@@ -30,6 +30,9 @@ type finder interface {
 	MaxFailures() int // that the directory's own lock-out leaves room for; 0: it is not known
 }
 
+// A failureCounter is a finder that knows how long its directory counts a failure; 0: it does not.
+type failureCounter interface{ FailureWindow() time.Duration }
+
 // A changer is a finder at which users can replace their passwords.
 type changer interface {
 	ChangePassword(ctx context.Context, a Account, old, changed string) error
@@ -164,11 +167,7 @@ type attempt func(ctx context.Context, a Account) error
 // counted makes an attempt at a directory: counted by the typed name before anything is asked, and by the account that it leads to.
 // Names that lead nowhere are counted in the same way.
 func (d *Door) counted(ctx context.Context, f finder, in Login, try attempt) error {
-	limit := d.doors.opts.Limits.PerUser
-	if most := f.MaxFailures(); most > 0 {
-		limit = min(limit, most)
-	}
-	done, err := d.doors.begin(ctx, d.ID, in, limit)
+	done, err := d.doors.begin(ctx, d.ID, in, d.quota(f))
 	if err != nil {
 		return err
 	}
@@ -176,12 +175,21 @@ func (d *Door) counted(ctx context.Context, f finder, in Login, try attempt) err
 	defer func() { done(failed) }() // should the connector panic, too
 	ctx, cancel := context.WithTimeout(ctx, directoryTimeout)
 	defer cancel()
-	busy := d.doors.directories.of(d.ID).do(ctx, in.Network, func() { err = d.atAccount(ctx, f, in.User, limit, try) })
+	busy := d.doors.directories.of(d.ID).do(ctx, in.Network, func() { err = d.atAccount(ctx, f, in.User, try) })
 	if busy != nil {
 		return busy
 	}
 	failed = untold(err)
 	return err
+}
+
+// quota is how often a user may fail here: less often than the directory takes.
+func (d *Door) quota(f finder) quota {
+	var counted time.Duration
+	if c, ok := f.(failureCounter); ok {
+		counted = c.FailureWindow()
+	}
+	return d.doors.opts.Limits.quota().below(f.MaxFailures(), counted)
 }
 
 // untold reports whether err is one of the refusals that pages do not tell from a wrong password: these are the ones that count.
@@ -191,12 +199,13 @@ func untold(err error) bool {
 }
 
 // atAccount finds the account and makes the attempt, if it has any left.
-func (d *Door) atAccount(ctx context.Context, f finder, name string, limit int, try attempt) error {
+func (d *Door) atAccount(ctx context.Context, f finder, name string, try attempt) error {
 	a, err := f.Find(ctx, name)
 	if err != nil {
 		return refusal(err)
 	}
-	done, err := d.doors.accounts.begin(ctx, d.ID+"\x00"+a.Key(), limit)
+	q := d.quota(f) // by now the directory may have told
+	done, err := d.doors.accounts.beginWithin(ctx, d.ID+"\x00"+a.Key(), q.failures, q.within)
 	if no := (*connectors.Refusal)(nil); errors.As(err, &no) && no.Reason == connectors.Throttled {
 		// To say so would tell that the names belong to one account. It takes as long as a password that is wrong.
 		if s, err := d.stranger(ctx, f); err == nil {

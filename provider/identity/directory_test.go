@@ -381,3 +381,50 @@ func TestLDAPIsWhatDoorsLookFor(t *testing.T) {
 		t.Error("has a Login that nothing counts")
 	}
 }
+
+func TestQuotaStaysBelowTheLockOut(t *testing.T) {
+	ours := quota{5, 15 * time.Minute}
+	for _, tt := range []struct {
+		name    string
+		most    int
+		counted time.Duration
+		want    quota
+	}{
+		{"nothing is known", 0, 0, ours},
+		{"a directory without a lock-out", 0, 30 * time.Minute, ours},
+		{"strict, and counts as long as we", 2, 15 * time.Minute, quota{2, 15 * time.Minute}},
+		{"strict, and counts longer", 2, 30 * time.Minute, quota{2, 30 * time.Minute}},
+		{"strict, and counts for a short time", 2, time.Minute, quota{2, 15 * time.Minute}},
+		{"generous, and counts longer", 50, 30 * time.Minute, quota{5, 30 * time.Minute}},
+		{"counts until a right password", 4, 1<<63 - 1, quota{4, time.Hour}},
+		{"its time is not known", 4, 0, quota{4, 15 * time.Minute}},
+	} {
+		if got := ours.below(tt.most, tt.counted); got != tt.want {
+			t.Errorf("%s: got %v, want %v", tt.name, got, tt.want)
+		}
+	}
+}
+
+// counting is a staff that says how long it counts.
+type counting struct{ staff }
+
+func (*counting) FailureWindow() time.Duration { return 30 * time.Minute }
+
+func TestFailuresCountAsLongAsAtTheDirectory(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dir := &counting{staff{most: 2}}
+		door, _ := newTestDoor(t, dir, DefaultLimits())
+		tryAs(t, door, "ann", "guess")
+		tryAs(t, door, "ann", "guess")
+		time.Sleep(29 * time.Minute)
+		for _, user := range []string{"ann", `CORP\ann`} {
+			if got := tryAs(t, door, user, "right"); got != connectors.Throttled && got != connectors.ThrottledAccount {
+				t.Errorf("%s after 29 minutes: %q", user, got)
+			}
+		}
+		time.Sleep(2 * time.Minute)
+		if got := tryAs(t, door, "ann", "right"); got != "" {
+			t.Errorf("after 31 minutes: %q", got)
+		}
+	})
+}

@@ -408,7 +408,7 @@ func (d *Door) CheckPassword(ctx context.Context, in Login) (connector.Identity,
 
 // login proves a user at a connector of Dex's kind.
 func (d *Door) login(ctx context.Context, pc connector.PasswordConnector, in Login) (connector.Identity, error) {
-	done, err := d.doors.begin(ctx, d.ID, in, d.doors.opts.Limits.PerUser)
+	done, err := d.doors.begin(ctx, d.ID, in, d.doors.opts.Limits.quota())
 	if err != nil {
 		return connector.Identity{}, err
 	}
@@ -427,8 +427,8 @@ func (d *Door) login(ctx context.Context, pc connector.PasswordConnector, in Log
 }
 
 // begin takes the user name's and the network's leave to try.
-func (d *Doors) begin(ctx context.Context, connectorID string, in Login, perUser int) (done func(failed bool), err error) {
-	userDone, err := d.users.begin(ctx, connectorID+"\x00"+sameName(in.User), perUser)
+func (d *Doors) begin(ctx context.Context, connectorID string, in Login, perUser quota) (done func(failed bool), err error) {
+	userDone, err := d.users.beginWithin(ctx, connectorID+"\x00"+sameName(in.User), perUser.failures, perUser.within)
 	if err != nil {
 		return nil, err
 	}

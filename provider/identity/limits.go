@@ -23,6 +23,27 @@ func DefaultLimits() Limits {
 	return Limits{PerUser: 5, PerNetwork: 50, Window: 15 * time.Minute, Entries: 100_000}
 }
 
+// A quota is how many failures of one user are allowed within a time.
+type quota struct {
+	failures int
+	within   time.Duration
+}
+
+func (l Limits) quota() quota { return quota{l.PerUser, l.Window} }
+
+// maxWindow is how long a failure counts at most: a directory may count until the next right password.
+const maxWindow = time.Hour
+
+// below is a quota that keeps a user's failures below what locks the account at a directory: most of them, where a failure counts for as
+// long as counted. Nothing that is 0 is known.
+func (q quota) below(most int, counted time.Duration) quota {
+	if most > 0 {
+		q.failures = min(q.failures, most)
+		q.within = max(q.within, min(counted, maxWindow))
+	}
+	return q
+}
+
 // A limiter counts failures by key. An attempt that is under way counts as if it failed, so that many at once
 // cannot pass a limit; the ones beyond it wait for those before them instead of being refused.
 type limiter struct {
@@ -49,8 +70,13 @@ func newLimiter(window time.Duration, entries int, now func() time.Time) *limite
 // begin waits until key may try once more. done must be called with the outcome.
 // It fails with a Throttled refusal when limit failures are younger than the window, or with ctx's error.
 func (l *limiter) begin(ctx context.Context, key string, limit int) (done func(failed bool), err error) {
+	return l.beginWithin(ctx, key, limit, l.window)
+}
+
+// beginWithin is the same with a window of the key's own.
+func (l *limiter) beginWithin(ctx context.Context, key string, limit int, window time.Duration) (done func(failed bool), err error) {
 	for {
-		f, wait, err := l.tryBegin(key, limit)
+		f, wait, err := l.tryBegin(key, limit, window)
 		if err != nil {
 			return nil, err
 		}
@@ -65,16 +91,16 @@ func (l *limiter) begin(ctx context.Context, key string, limit int) (done func(f
 	}
 }
 
-func (l *limiter) tryBegin(key string, limit int) (f *failures, wait <-chan struct{}, err error) {
+func (l *limiter) tryBegin(key string, limit int, window time.Duration) (f *failures, wait <-chan struct{}, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	f = l.entry(key)
 	now := l.now()
-	for len(f.at) > 0 && now.Sub(f.at[0]) >= l.window {
+	for len(f.at) > 0 && now.Sub(f.at[0]) >= window {
 		f.at = f.at[1:]
 	}
 	if len(f.at) >= limit {
-		return nil, nil, &connectors.Refusal{Reason: connectors.Throttled, RetryAfter: f.at[len(f.at)-limit].Add(l.window).Sub(now)}
+		return nil, nil, &connectors.Refusal{Reason: connectors.Throttled, RetryAfter: f.at[len(f.at)-limit].Add(window).Sub(now)}
 	}
 	if len(f.at)+f.inFlight >= limit {
 		return nil, f.changed, nil
