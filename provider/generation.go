@@ -133,7 +133,10 @@ func (n *Next) Drop() {
 }
 
 // Use makes the configuration the current one, from the next request on; requests under way end on what they began with.
-func (n *Next) Use() { n.old = n.p.current.Swap(n.g) }
+func (n *Next) Use() {
+	n.old = n.p.current.Swap(n.g)
+	n.p.refollow(n.old, n.g)
+}
 
 // Settle follows Use: static users who are gone are signed out, and what has changed about the others is true when it
 // returns. An error says that this could not be stored; it is tried again until it can.

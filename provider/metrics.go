@@ -9,6 +9,13 @@ import (
 	dto "github.com/prometheus/client_model/go"
 )
 
+// newEnded counts sessions that ended before their time.
+func newEnded() *prometheus.CounterVec {
+	return prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "gatehouse_sessions_ended_total", Help: "Sessions that were ended before they expired, by whom, and why where a directory did.",
+	}, []string{"by", "reason"})
+}
+
 // requestMetrics are what Dex counts of its requests. Each of its servers wants to register these metrics by itself, so
 // each has a registry; here they are added up, those of servers that have ended too, so that no counter falls.
 type requestMetrics struct {

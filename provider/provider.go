@@ -80,6 +80,9 @@ type Provider struct {
 	audit    *slog.Logger
 	life     context.Context // of all generations: that of New
 	devices  front.Devices
+	live     *identity.Live
+	ended    *prometheus.CounterVec
+	reloaded chan struct{} // of one element: there is another configuration
 
 	current   atomic.Pointer[generation]
 	reconcile sync.Mutex // of whoever brings stored users in line with the configuration
@@ -93,8 +96,11 @@ func New(ctx context.Context, o Options) (*Provider, error) {
 	if p.sso, err = hkdf.Key(sha256.New, o.CookieKey, nil, "gatehouse sso cookie", 32); err != nil {
 		return nil, fmt.Errorf("provider: cookie key: %w", err)
 	}
-	if err := o.Registry.Register(p.requests); err != nil {
-		return nil, fmt.Errorf("provider: metrics: %w", err)
+	p.live = p.newLive(o.Config) //nolint:contextcheck // it lives as long as p, whose life this context is
+	for _, c := range []prometheus.Collector{p.requests, p.ended, p.live.Collector()} {
+		if err := o.Registry.Register(c); err != nil {
+			return nil, fmt.Errorf("provider: metrics: %w", err)
+		}
 	}
 	g, err := p.newGeneration(o.Config, nil) //nolint:contextcheck // it lives as long as p, whose life this context is
 	if err != nil {
@@ -102,6 +108,9 @@ func New(ctx context.Context, o Options) (*Provider, error) {
 	}
 	p.current.Store(g)
 	go p.collectGarbage(ctx)
+	if o.Config.Gateway != nil { // else nobody looks who a user is now
+		go p.live.Watch(ctx, func() *identity.Doors { return p.current.Load().doors }, p.reloaded)
+	}
 	return p, nil
 }
 
@@ -109,6 +118,7 @@ func newProvider(ctx context.Context, o Options) *Provider {
 	p := &Provider{
 		issuer: o.Config.IssuerURL, options: o, store: o.Store, secret: rand.Text(), requests: newRequestMetrics(), now: o.Now, log: o.Log, audit: o.Audit,
 		dexLog: slog.New(quiet{o.Log.Handler()}).With("part", "dex"), life: ctx,
+		ended: newEnded(), reloaded: make(chan struct{}, 1),
 	}
 	p.keys = &KeySet{issuer: p.issuer.String(), now: p.now}
 	p.keyCache = &keyCache{Storage: p.store, now: p.now, set: p.keys}
@@ -218,7 +228,7 @@ func (p *Provider) frontOptions(g *generation) front.Options {
 		},
 		VerifyAny:  func(ctx context.Context, raw string) (front.Token, error) { return p.verify(ctx, raw, "") },
 		Replayed:   p.replayed,
-		SignOut:    func(ctx context.Context, id string) (string, error) { return p.end(ctx, g, id, byUser) },
+		SignOut:    func(ctx context.Context, id string) (string, error) { return p.end(ctx, g, id, cause{by: byUser}) },
 		SkipChoice: !c.OAuth2.AlwaysShowLoginScreen,
 		RememberMe: true, Remembered: c.Sessions.RememberMeCheckedByDefault,
 		IPHeader: c.Web.ClientRemoteIP.Header, TrustedProxies: c.Web.ClientRemoteIP.Prefixes,

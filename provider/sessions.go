@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"time"
 
+	"gatehouse/connectors"
 	"gatehouse/provider/front"
+	"gatehouse/provider/identity"
 	"gatehouse/provider/store"
 
 	"github.com/dexidp/dex/server/tokens"
@@ -25,6 +27,8 @@ type Session struct {
 	IdleExpiry, AbsoluteExpiry     time.Time
 	BlockedUntil                   time.Time
 	IPAddress, UserAgent           string // as at the last sign-in; hostile text
+
+	User *identity.User // goes on being asked about, as long as the session is used; nil in a list
 }
 
 // Session reads a stored session, expired or not, or fails with ErrNoSession.
@@ -33,14 +37,28 @@ func (p *Provider) Session(ctx context.Context, id string) (*Session, error) {
 	if err != nil {
 		return nil, sessionError(err)
 	}
-	return p.describe(ctx, s)
+	return p.inUse(ctx, s)
+}
+
+// inUse describes a session that somebody uses: its user is one to ask about.
+func (p *Provider) inUse(ctx context.Context, s storage.AuthSession) (*Session, error) {
+	d, lastLogin, err := p.describe(ctx, s)
+	if err != nil {
+		return nil, err
+	}
+	if d.SignedInAt.After(lastLogin) {
+		lastLogin = d.SignedInAt
+	}
+	d.User = p.live.User(s.ConnectorID, s.UserID, lastLogin)
+	return d, nil
 }
 
 // describe adds the identity, read past the guard: whether a user is blocked is for the gateway to see.
-func (p *Provider) describe(ctx context.Context, s storage.AuthSession) (*Session, error) {
+// lastLogin is when the user last proved who they are, in any browser.
+func (p *Provider) describe(ctx context.Context, s storage.AuthSession) (_ *Session, lastLogin time.Time, err error) {
 	u, err := p.store.GetUserIdentity(ctx, s.UserID, s.ConnectorID)
 	if err != nil {
-		return nil, sessionError(err)
+		return nil, time.Time{}, sessionError(err)
 	}
 	name := u.Claims.Username
 	return &Session{
@@ -48,7 +66,7 @@ func (p *Provider) describe(ctx context.Context, s storage.AuthSession) (*Sessio
 		Email: u.Claims.Email, Name: name, PreferredUsername: u.Claims.PreferredUsername, Groups: u.Claims.Groups,
 		SignedInAt: front.AuthenticatedAt(&s), LastActivity: s.LastActivity, IdleExpiry: s.IdleExpiry, AbsoluteExpiry: s.AbsoluteExpiry,
 		BlockedUntil: u.BlockedUntil, IPAddress: s.IPAddress, UserAgent: s.UserAgent,
-	}, nil
+	}, u.LastLogin, nil
 }
 
 func sessionError(err error) error {
@@ -66,7 +84,7 @@ func (p *Provider) Sessions(ctx context.Context) ([]*Session, error) {
 	}
 	out := make([]*Session, 0, len(all))
 	for _, s := range all {
-		d, err := p.describe(ctx, s)
+		d, _, err := p.describe(ctx, s)
 		if errors.Is(err, ErrNoSession) {
 			continue
 		}
@@ -99,7 +117,7 @@ func (p *Provider) Touch(ctx context.Context, id string, at time.Time) (*Session
 	if err != nil {
 		return nil, sessionError(err)
 	}
-	return p.describe(ctx, touched)
+	return p.inUse(ctx, touched)
 }
 
 // A Change says that a session (SessionID set) or all sessions of a user are no longer what they were. With
@@ -126,10 +144,17 @@ func (p *Provider) Subscribe(f func(Change)) (cancel func()) {
 
 // Who ends a session, in the audit log.
 const (
-	byUser     = "user"
-	byOperator = "operator"
-	byFile     = "configuration" // the user is not in the file any more
+	byUser      = "user"
+	byOperator  = "operator"
+	byFile      = "configuration" // the user is not in the file any more
+	byDirectory = "directory"     // the connector says that the user may not go on
 )
+
+// A cause is who ended a session, and why where that is not said by it.
+type cause struct {
+	by     string
+	reason connectors.Reason
+}
 
 // SignOut ends a session: first the session itself, since it is the truth, then what is bound to it, then the other
 // Relying Parties are told. next is where the browser has to go for the rest, such as the upstream identity provider, to end its own session, or "".
@@ -137,18 +162,18 @@ const (
 func (p *Provider) SignOut(ctx context.Context, id string) (next string, err error) {
 	g := p.acquire()
 	defer g.release()
-	return p.end(ctx, g, id, byUser)
+	return p.end(ctx, g, id, cause{by: byUser})
 }
 
 // Revoke is SignOut by an operator.
 func (p *Provider) Revoke(ctx context.Context, id string) error {
 	g := p.acquire()
 	defer g.release()
-	_, err := p.end(ctx, g, id, byOperator)
+	_, err := p.end(ctx, g, id, cause{by: byOperator})
 	return err
 }
 
-func (p *Provider) end(ctx context.Context, g *generation, id, by string) (next string, err error) {
+func (p *Provider) end(ctx context.Context, g *generation, id string, why cause) (next string, err error) {
 	s, err := p.store.GetAuthSession(ctx, id)
 	if errors.Is(err, storage.ErrNotFound) {
 		return "", nil
@@ -163,7 +188,12 @@ func (p *Provider) end(ctx context.Context, g *generation, id, by string) (next 
 	if err := p.store.DeleteAuthSession(ctx, id); err != nil && !errors.Is(err, storage.ErrNotFound) {
 		return "", fmt.Errorf("provider: sign out: %w", err)
 	}
-	p.audit.InfoContext(ctx, "sign-out", "by", by, "connector", s.ConnectorID, "user", email, "user_id", s.UserID, "session", hashID(id))
+	p.ended.WithLabelValues(why.by, string(why.reason)).Inc()
+	log := p.audit
+	if why.reason != "" {
+		log = log.With("reason", string(why.reason))
+	}
+	log.InfoContext(ctx, "sign-out", "by", why.by, "connector", s.ConnectorID, "user", email, "user_id", s.UserID, "session", hashID(id))
 
 	ctx = context.WithoutCancel(ctx) // the session is over: what follows from it is not to be lost to a closed connection
 	refresh := tokens.NewRefreshStore(g.storage, p.now, p.dexLog)
@@ -212,17 +242,24 @@ func (p *Provider) Block(ctx context.Context, connectorID, userID string, until 
 	}
 	g := p.acquire()
 	defer g.release()
-	return p.endAll(ctx, g, connectorID, userID, byOperator)
+	return p.endAll(ctx, g, connectorID, userID, cause{by: byOperator}, always)
 }
 
-func (p *Provider) endAll(ctx context.Context, g *generation, connectorID, userID, by string) error {
+// always is the end of time, for endAll. It is never assigned to.
+var always = time.Unix(1<<40, 0)
+
+// endAll ends what a user has: the sessions that began until then, and all refresh tokens.
+func (p *Provider) endAll(ctx context.Context, g *generation, connectorID, userID string, why cause, until time.Time) error {
 	all, err := p.store.SessionsOf(ctx, userID, connectorID)
 	if err != nil {
 		return fmt.Errorf("provider: sessions of a user: %w", err)
 	}
 	var errs []error
-	for _, s := range all {
-		if _, err := p.end(ctx, g, s.ID, by); err != nil {
+	for i := range all {
+		if front.AuthenticatedAt(&all[i]).After(until) {
+			continue
+		}
+		if _, err := p.end(ctx, g, all[i].ID, why); err != nil {
 			errs = append(errs, err)
 		}
 	}

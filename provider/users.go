@@ -80,7 +80,7 @@ func (p *Provider) reconcileUsers(ctx context.Context, ids []string) error {
 		if u, ok := users[id]; ok {
 			errs = append(errs, p.restate(ctx, u))
 		} else {
-			errs = append(errs, p.endAll(ctx, g, dexconnectors.LocalConnector, id, byFile))
+			errs = append(errs, p.endAll(ctx, g, dexconnectors.LocalConnector, id, cause{by: byFile}, always))
 		}
 	}
 	return errors.Join(errs...)

@@ -164,15 +164,34 @@ func TestConcurrentClose(t *testing.T) {
 	}
 }
 
+// fresh is a Voucher whose user has been vouched for, of about the size of the real one.
+type fresh struct {
+	next atomic.Int64
+	_    [14]int64
+}
+
+func (f *fresh) Vouch(_ context.Context, _, now time.Time) (bool, error) {
+	if now.UnixMilli() < f.next.Load() {
+		return false, nil
+	}
+	return false, ErrNotFound
+}
+
 // filled returns a view that knows n sessions, and their ids.
 func filled(tb testing.TB, n int) (*View, []string) {
 	tb.Helper()
 	store := newFake()
 	ids := make([]string, n)
 	at := time.Now()
+	var vouched *fresh // of both sessions of a user
 	for i := range ids {
 		ids[i] = fmt.Sprintf("session-%032d", i)
 		store.sessions[ids[i]] = newSession(ids[i], fmt.Sprint(i/2), at)
+		if i%2 == 0 {
+			vouched = &fresh{}
+			vouched.next.Store(1 << 62)
+		}
+		store.sessions[ids[i]].Voucher = vouched
 	}
 	v := NewView(store, Options{Capacity: 2 * n, Idle: idle})
 	for _, id := range ids {

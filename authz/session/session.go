@@ -28,13 +28,21 @@ var ErrClosed = errors.New("session: view is closed")
 // with 503: it is neither let through nor sent to sign in.
 type UnavailableError struct{ Err error }
 
-func (e *UnavailableError) Error() string { return "session: store is unavailable: " + e.Err.Error() }
+func (e *UnavailableError) Error() string { return "session: cannot be verified: " + e.Err.Error() }
 
 // Unwrap returns the cause.
 func (e *UnavailableError) Unwrap() error { return e.Err }
 
 // A User is a user at a connector.
 type User struct{ Connector, ID string }
+
+// A Voucher knows how long ago somebody who can tell has said who a user is. The sessions of a user share it.
+type Voucher interface {
+	// Vouch returns nil at once where what is known of the user is good at now for a session that began with a sign-in at signedIn; else it
+	// waits for that to be found out, and reports that it has waited: what is stored of the user may be something else then. ErrNotFound
+	// means that the session is to end, every other error that it could not be found out.
+	Vouch(ctx context.Context, signedIn, now time.Time) (waited bool, err error)
+}
 
 // A Session is one signed-in browser. It is immutable but for Memo.
 type Session struct {
@@ -46,6 +54,7 @@ type Session struct {
 	IdleExpiry     time.Time // dead at this time, unless there is activity before; a zero time is dead
 	AbsoluteExpiry time.Time // dead at this time
 	BlockedUntil   time.Time // the user is refused before this time
+	Voucher        Voucher   // nil: nobody is asked about the user after the sign-in
 
 	// Memo is for whoever looks sessions up: what it has made of this one, kept as long as the session is in memory.
 	Memo atomic.Value
@@ -56,7 +65,7 @@ type Session struct {
 func (s *Session) compact() *Session {
 	c := &Session{
 		ID: s.ID, User: s.User, Identity: s.Identity, SignedInAt: s.SignedInAt, LastActivity: s.LastActivity,
-		IdleExpiry: s.IdleExpiry, AbsoluteExpiry: s.AbsoluteExpiry, BlockedUntil: s.BlockedUntil,
+		IdleExpiry: s.IdleExpiry, AbsoluteExpiry: s.AbsoluteExpiry, BlockedUntil: s.BlockedUntil, Voucher: s.Voucher,
 	}
 	c.Identity.Groups = slices.Clone(s.Identity.Groups)
 	i := &c.Identity

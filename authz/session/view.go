@@ -122,8 +122,42 @@ func (v *View) shard(id string) *shard {
 // While the store is unavailable, the sessions that the view knows go on: until their absolute expiry, and as
 // long as this view sees activity within the idle time.
 //
+// A session whose user has not been vouched for lately waits until that is found out.
+//
 // id is good during the call only: a caller need not copy it out of what it has read.
 func (v *View) Lookup(ctx context.Context, id string, now time.Time) (*Session, error) {
+	s, err := v.find(ctx, id, now)
+	if err != nil || s.Voucher == nil {
+		return s, err
+	}
+	waited, err := s.Voucher.Vouch(ctx, s.SignedInAt, now)
+	if err == nil && !waited {
+		return s, nil
+	}
+	return v.vouched(ctx, s, now, err)
+}
+
+// vouched returns what is known of s after it was found out who its user is.
+func (v *View) vouched(ctx context.Context, s *Session, now time.Time, err error) (*Session, error) {
+	var unavailable *UnavailableError
+	switch {
+	case err == nil:
+		return v.find(ctx, s.ID, later(now, v.now()))
+	case errors.Is(err, ErrNotFound), errors.As(err, &unavailable):
+		return nil, err
+	}
+	return nil, &UnavailableError{err}
+}
+
+func later(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return b
+	}
+	return a
+}
+
+// find is Lookup for a user who is vouched for.
+func (v *View) find(ctx context.Context, id string, now time.Time) (*Session, error) {
 	if id == "" || len(id) > maxID {
 		return nil, ErrNotFound
 	}

@@ -726,7 +726,7 @@ func TestStoreFaultsAreLoggedOnce(t *testing.T) {
 func TestCompact(t *testing.T) {
 	now := time.Now()
 	old := &Session{
-		ID: "id", User: User{"ldap", "u"}, SignedInAt: now, LastActivity: now, IdleExpiry: now, AbsoluteExpiry: now, BlockedUntil: now,
+		ID: "id", User: User{"ldap", "u"}, SignedInAt: now, LastActivity: now, IdleExpiry: now, AbsoluteExpiry: now, BlockedUntil: now, Voucher: &clerk{},
 		Identity: policy.Identity{
 			Connector: "ldap", UserID: "u", Email: "a@example.com", Name: "A", PreferredUsername: "", Groups: []string{"g", "", "hh"}, Expiry: now,
 		},
@@ -746,7 +746,7 @@ func TestCompact(t *testing.T) {
 		t.Errorf("got %+v", empty)
 	}
 	fields := reflect.TypeFor[Session]().NumField()
-	if fields != 9 {
-		t.Errorf("a session has %d fields, and compact copies 9", fields)
+	if fields != 10 {
+		t.Errorf("a session has %d fields, and compact copies 10", fields)
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"gatehouse/internal/admin"
 	"gatehouse/internal/audit"
 	"gatehouse/provider"
+	"gatehouse/provider/identity"
 	"gatehouse/web"
 )
 
@@ -41,14 +42,30 @@ func viewSession(s *provider.Session, err error) (*session.Session, error) {
 	case err != nil:
 		return nil, err
 	}
-	return &session.Session{
+	out := &session.Session{
 		ID: s.ID, User: session.User{Connector: s.ConnectorID, ID: s.UserID},
 		Identity: policy.Identity{
 			Connector: s.ConnectorID, UserID: s.UserID, Email: s.Email, Name: s.Name, PreferredUsername: s.PreferredUsername, Groups: s.Groups,
 			Expiry: s.AbsoluteExpiry,
 		},
 		SignedInAt: s.SignedInAt, LastActivity: s.LastActivity, IdleExpiry: s.IdleExpiry, AbsoluteExpiry: s.AbsoluteExpiry, BlockedUntil: s.BlockedUntil,
-	}, nil
+	}
+	if s.User != nil {
+		out.Voucher = voucher{s.User}
+	}
+	return out, nil
+}
+
+// A voucher vouches for a user of the provider's.
+type voucher struct{ user *identity.User }
+
+// Vouch implements session.Voucher.
+func (v voucher) Vouch(ctx context.Context, signedIn, now time.Time) (waited bool, err error) {
+	waited, err = v.user.Vouch(ctx, signedIn, now)
+	if err != nil && errors.Is(err, identity.ErrEnded) {
+		return waited, session.ErrNotFound
+	}
+	return waited, err
 }
 
 // operatorSessions shows the provider's sessions to the admin listener.

@@ -508,10 +508,13 @@ g.yaml:6: gateway.keys.file: /etc/gatehouse/bad: the key at line 4 is not random
 g.yaml:6: gateway.keys.file: /etc/gatehouse/bad: the key at line 5 is not random, as keys of examples are: make one with: openssl rand -base64 32
 g.yaml:6: gateway.keys.file: /etc/gatehouse/bad: the key at line 6 is not random, as keys of examples are: make one with: openssl rand -base64 32
 g.yaml:6: gateway.keys.file: /etc/gatehouse/bad: the key at line 7 is there twice: remove one`},
-		{"session", gateway("session:\n    idle: 9h\n    absolute: 8h\n    staleIfUnavailable: 48h\n    cache: 1"), `
+		{"session", gateway("session:\n    idle: 9h\n    absolute: 8h\n    staleIfUnavailable: 48h\n    revalidate: 4s\n    cache: 1"), `
 g.yaml:7: gateway.session.idle: is 9h, longer than the absolute lifetime of 8h: shorten it
 g.yaml:9: gateway.session.staleIfUnavailable: want 0s to 24h, got 48h
-g.yaml:10: gateway.session.cache: want 100 to 10000000 sessions, got 1`},
+g.yaml:10: gateway.session.revalidate: want 5s to 1h, got 4s
+g.yaml:11: gateway.session.cache: want 100 to 10000000 sessions, got 1`},
+		{"session never asked about", gateway("session: {revalidate: 0s}"), `g.yaml:6: gateway.session.revalidate: want 5s to 1h, got 0s`},
+		{"session asked about too seldom", gateway("session: {revalidate: 61m}"), `g.yaml:6: gateway.session.revalidate: want 5s to 1h, got 1h1m`},
 		{"session too short", gateway("session:\n    idle: 1s\n    absolute: 1m"), `
 g.yaml:7: gateway.session.idle: want 1m to 8760h, got 1s
 g.yaml:8: gateway.session.absolute: want 5m to 8760h, got 1m`},
@@ -569,7 +572,6 @@ func unsupportedKeys() []brokenFile {
 		{"frontend.dir", head + "frontend: {dir: ./web}\n", `g.yaml:4: frontend.dir: Dex's templates are not used here: remove the key, the pages are built in`},
 		{"signer vault", head + "signer: {type: vault, config: {addr: x, token: hunter22}}\n", `g.yaml:4: signer.type: vault is not supported: use local, and gateway.keys.file to seal the keys at rest`},
 		{"all of the gateway", gatewayHead + `  http: 0.0.0.0:9002
-  session: {revalidate: 60s}
   identity:
     token: {header: Authorization, audience: kubeflow-apps, ttl: 5m}
   bearer: {audiences: [kubeflow]}
@@ -577,9 +579,8 @@ func unsupportedKeys() []brokenFile {
   - {name: a, allow: anyone, when: "true"}
 `, `
 g.yaml:6: gateway.http: the HTTP flavours of ext_authz come with a later version: remove the key and use grpc
-g.yaml:7: gateway.session.revalidate: revalidation comes with a later version: remove the key
-g.yaml:9: gateway.identity.token: a token for the app comes with a later version: remove the block
-g.yaml:10: gateway.bearer: bearer tokens come with a later version: remove the block
-g.yaml:12: gateway.rules[0].when: conditions come with a later version: remove the key`},
+g.yaml:8: gateway.identity.token: a token for the app comes with a later version: remove the block
+g.yaml:9: gateway.bearer: bearer tokens come with a later version: remove the block
+g.yaml:11: gateway.rules[0].when: conditions come with a later version: remove the key`},
 	}
 }

@@ -35,8 +35,8 @@ func (k *checker) gateway() {
 	k.sameSite(g)
 	k.keys(g)
 	k.between("gateway.session.staleIfUnavailable", g.Session.StaleIfUnavailable, 0, Duration(24*time.Hour))
-	if k.has("gateway.session.staleIfUnavailable") {
-		k.warnf("gateway.session.staleIfUnavailable", "has no effect yet: it is for revalidation, which comes with a later version")
+	if k.has("gateway.session.revalidate") {
+		k.between("gateway.session.revalidate", g.Session.Revalidate, Duration(5*time.Second), Duration(time.Hour))
 	}
 	if n := g.Session.Cache; n < 100 || n > 10_000_000 {
 		k.errorf("gateway.session.cache", "want 100 to 10000000 sessions, got %d", n)

@@ -355,11 +355,11 @@ type Keys struct {
 
 // GatewaySession says how long a session lives.
 type GatewaySession struct {
-	Idle               Duration    `yaml:"idle"`
-	Absolute           Duration    `yaml:"absolute"`
-	StaleIfUnavailable Duration    `yaml:"staleIfUnavailable"`
-	Cache              int         `yaml:"cache"` // sessions in memory
-	Revalidate         Unsupported `yaml:"revalidate" fix:"revalidation comes with a later version: remove the key"`
+	Idle               Duration `yaml:"idle"`
+	Absolute           Duration `yaml:"absolute"`
+	StaleIfUnavailable Duration `yaml:"staleIfUnavailable"`
+	Cache              int      `yaml:"cache"`      // sessions in memory
+	Revalidate         Duration `yaml:"revalidate"` // how old an answer about a user gets before another is asked for; 0: the connector's own
 }
 
 // Identity says how an app learns who the user is.

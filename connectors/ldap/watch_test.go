@@ -1,0 +1,191 @@
+package ldap
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	ldapv3 "github.com/go-ldap/ldap/v3"
+
+	"gatehouse/connectors"
+	"gatehouse/test/peers"
+)
+
+// A watcher gathers what a Connector tells of.
+type watcher struct {
+	mu    sync.Mutex
+	told  []string // ids; "": everybody
+	ended chan error
+}
+
+// watchIt watches until the test ends, and returns when the first change, of everybody, was told.
+func watchIt(t *testing.T, c *Connector) *watcher {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	w := &watcher{ended: make(chan error, 1)}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		w.ended <- c.Watch(ctx, func(change connectors.Change) {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			w.told = append(w.told, change.UserID)
+		})
+	}()
+	t.Cleanup(func() {
+		cancel()
+		<-done
+	})
+	peers.Eventually(t, 20*time.Second, "the watch begins with everybody", func() bool {
+		select {
+		case err := <-w.ended:
+			t.Fatalf("the watch ended: %v", err)
+		default:
+		}
+		return slices.Equal(w.all(), []string{""})
+	})
+	w.forget()
+	return w
+}
+
+func (w *watcher) all() []string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Clone(w.told)
+}
+
+func (w *watcher) forget() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.told = nil
+}
+
+// hears does what changes something and waits until the change is told of: of the user with this id, or of everybody for "".
+func (w *watcher) hears(t *testing.T, what, id string, change func()) {
+	t.Helper()
+	w.forget()
+	change()
+	start := time.Now()
+	peers.Eventually(t, 20*time.Second, what, func() bool { return slices.Contains(w.all(), id) })
+	t.Logf("%s: told after %v: %q", what, time.Since(start).Round(time.Millisecond), w.all())
+}
+
+// idOf is the id of a user, as a sign-in has it.
+func idOf(t *testing.T, c *Connector, name, password string) string {
+	t.Helper()
+	id, err := signIn(t, c, name, password)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return id.UserID
+}
+
+func TestWatchOpenLDAP(t *testing.T) {
+	s := peers.Slapd(t, peers.SlapdOptions{Users: 3_000, Groups: 50})
+	c := open(t, openLDAP(s))
+	w := watchIt(t, c)
+	alice, admin := idOf(t, c, "alice", s.Password), s.Admin(t)
+	replace := func(uid, attribute string, values ...string) {
+		r := ldapv3.NewModifyRequest(s.UserDN(uid), nil)
+		r.Replace(attribute, values)
+		if err := admin.Modify(r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.hears(t, "a new address", alice, func() { replace("alice", "mail", "a@example.test") })
+	w.hears(t, "a lock", alice, func() { replace("alice", "pwdAccountLockedTime", "000001010000Z") })
+	w.hears(t, "a member more", "", func() { s.SetMember(t, "g0001", "alice", true) })
+	w.hears(t, "another name", alice, func() {
+		if err := admin.ModifyDN(ldapv3.NewModifyDNRequest(s.UserDN("alice"), "uid=alice", true, s.BaseDN)); err != nil {
+			t.Fatal(err)
+		}
+	})
+	w.hears(t, "a deletion", "", func() {
+		if err := admin.Del(ldapv3.NewDelRequest(s.UserDN("u00009"), nil)); err != nil {
+			t.Fatal(err)
+		}
+	})
+
+	// A wrong password is written down in the entry, and no change; what comes after it is told.
+	replace("bob", "mail", "b@example.test")
+	peers.Eventually(t, 20*time.Second, "the change of bob", func() bool { return len(w.all()) > 1 })
+	w.hears(t, "a change after a failure", idOf(t, c, "u00001", s.Password), func() {
+		if _, err := signIn(t, c, "bob", "wrong"); err == nil {
+			t.Fatal("a wrong password was right")
+		}
+		replace("u00001", "mail", "u1@example.test")
+	})
+	if got := w.all(); len(got) != 1 {
+		t.Errorf("a wrong password and one change were told as %q, want the change only", got)
+	}
+
+	// Hundreds of changes are told as one or few.
+	w.hears(t, "changes of many", "", func() {
+		for i := range 300 {
+			replace(userNumber(i+100), "mail", "many@example.test")
+		}
+	})
+	s.Kill(t)
+	select {
+	case err := <-w.ended:
+		if err == nil || errors.Is(err, ErrNoWatch) || errors.Is(err, context.Canceled) {
+			t.Errorf("when the server has died: got error %v, want one that says so", err)
+		}
+	case <-waiting(t).Done():
+		t.Error("the watch goes on though the server has died")
+	}
+}
+
+func userNumber(i int) string { return fmt.Sprintf("u%05d", i) }
+
+func TestNoWatch(t *testing.T) {
+	s := peers.Slapd(t, peers.SlapdOptions{})
+	c := open(t, openLDAP(s).with(block{"watch": "off"}))
+	if err := c.Watch(waiting(t), func(connectors.Change) { t.Error("told of a change") }); !errors.Is(err, ErrNoWatch) {
+		t.Errorf("got %v, want ErrNoWatch", err)
+	}
+}
+
+func TestWatchActiveDirectory(t *testing.T) {
+	s := peers.Samba(t, peers.SambaOptions{})
+	config := block{"preset": "activedirectory", "host": s.Host, "rootCA": s.CA, "domain": "ad.example.test", "bindDN": s.ServiceDN, "bindPW": s.ServicePassword}
+	c := open(t, config)
+	ids := map[string]string{}
+	for _, name := range []string{"u10", "u11", "u12", "u13", "u14"} {
+		ids[name] = idOf(t, c, name, s.Password)
+	}
+	w := watchIt(t, c)
+	w.hears(t, "disabled", ids["u10"], func() { s.SetDisabled(t, "u10", true) })
+	w.hears(t, "enabled", ids["u10"], func() { s.SetDisabled(t, "u10", false) })
+	w.hears(t, "a member more", "", func() { s.SetMember(t, "g1-top", "u11", true) })
+	w.hears(t, "a member less", "", func() { s.SetMember(t, "g1-top", "u11", false) })
+	w.hears(t, "moved", ids["u12"], func() { s.Move(t, "u12", "Elsewhere") })
+	// Deleted objects are shown to whom a domain's administrators let see them.
+	seeing := watchIt(t, open(t, config.with(block{"bindDN": s.AdminName, "bindPW": s.AdminPassword})))
+	seeing.hears(t, "deleted", ids["u13"], func() { s.Delete(t, "u13") })
+
+	// Sign-ins and failures are written down in the entry, and no change; what comes after them is told.
+	s.Replace(t, "u14", "description", "first seen now")
+	peers.Eventually(t, 20*time.Second, "the change of u14", func() bool { return slices.Contains(w.all(), ids["u14"]) })
+	w.hears(t, "a change after sign-ins", ids["u10"], func() {
+		_, _ = signIn(t, c, "u14", "wrong")
+		_ = idOf(t, c, "u14", s.Password)
+		s.Replace(t, "u10", "mail", "u10@new.example.test")
+	})
+	if got := w.all(); slices.Contains(got, ids["u14"]) || slices.Contains(got, "") {
+		t.Errorf("a failure, a sign-in and a change were told as %q, want the change only, of %s", got, ids["u10"])
+	}
+	s.Stop(t)
+	select {
+	case err := <-w.ended:
+		if err == nil || errors.Is(err, ErrNoWatch) {
+			t.Errorf("when the server has ended: got error %v, want one that says so", err)
+		}
+	case <-waiting(t).Done():
+		t.Error("the watch goes on though the server has ended")
+	}
+}

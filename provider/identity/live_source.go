@@ -1,0 +1,342 @@
+package identity
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"runtime/debug"
+	"sync"
+	"time"
+	"unicode/utf8"
+
+	"gatehouse/connectors"
+)
+
+// A source is a connector as a Live asks it: many users in one Lookup, few Lookups at a time, and not on and on while it is down.
+type source struct {
+	live      *Live
+	connector string
+
+	mu       sync.Mutex
+	queue    []*User // to be asked about
+	timer    *time.Timer
+	due      time.Time // of the timer; zero: it does not run
+	lookups  int       // under way
+	stuck    int       // of them, those that do not end when they should
+	down     bool
+	failures int   // in a row
+	retry    int64 // no Lookup before
+
+	rounds round
+}
+
+// asked reports whether users of the connector are asked about.
+func (s *source) asked() bool {
+	a, release, err := s.live.Asker(s.connector)
+	if a != nil {
+		release()
+	}
+	return a != nil || err != nil
+}
+
+// state reports whether the connector could not be asked lately, and when it is asked again.
+func (s *source) state() (down bool, retry int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.down, s.retry
+}
+
+// gather is how long a Lookup waits for more users.
+func (s *source) gather(waited bool) time.Duration {
+	if waited {
+		return gatherWaited
+	}
+	return time.Duration(s.live.every.Load()) * time.Millisecond / gatherShare
+}
+
+// add has a user asked about with the next Lookup, which begins in time.
+func (s *source) add(u *User, within time.Duration) {
+	s.mu.Lock()
+	s.queue = append(s.queue, u)
+	full := len(s.queue) >= batchSize
+	s.mu.Unlock()
+	if full {
+		within = 0
+	}
+	s.within(within)
+}
+
+// within has the next Lookup begin in time, if anybody is to be asked about.
+func (s *source) within(d time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	due := time.Now().Add(d) // not Now of the options: a timer runs by this clock
+	if len(s.queue) == 0 || !s.due.IsZero() && !due.Before(s.due) {
+		return
+	}
+	if s.timer != nil {
+		s.timer.Stop()
+	}
+	s.due, s.timer = due, time.AfterFunc(d, s.flush)
+}
+
+// flush begins as many Lookups as it may. What must wait is looked at when one of them ends.
+func (s *source) flush() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.due = time.Time{}
+	for len(s.queue) > 0 && (s.lookups < maxLookups || s.stuck >= maxLookups) {
+		n := min(len(s.queue), batchSize)
+		batch := append([]*User(nil), s.queue[:n]...)
+		s.queue = append(s.queue[:0], s.queue[n:]...)
+		if s.stuck >= maxLookups {
+			go s.land(batch, s.live.nowMilli(), nil, errStuck)
+			continue
+		}
+		s.lookups++
+		go s.run(batch)
+	}
+}
+
+var (
+	errStuck = errors.New("identity: no Lookup of the connector ends")
+	errLate  = errors.New("identity: the connector did not answer in time")
+	errPanic = errors.New("identity: panic in the connector")
+)
+
+type answered struct {
+	list []connectors.Answer
+	err  error
+}
+
+// run asks about some users.
+func (s *source) run(batch []*User) {
+	began := s.live.nowMilli()
+	start := time.Now()
+	ctx, cancel := context.WithTimeout(s.live.ctx, lookupTimeout)
+	defer cancel()
+	result := make(chan answered, 1)
+	go func() {
+		list, err := s.lookup(ctx, batch)
+		result <- answered{list, err}
+	}()
+	var got answered
+	select {
+	case got = <-result:
+		s.ended()
+	case <-ctx.Done():
+		got.err = errLate
+		select {
+		case got = <-result:
+			s.ended()
+		default:
+			s.hangs(result)
+		}
+	}
+	s.live.metrics.lookup(s.connector, time.Since(start))
+	s.note(got.err)
+	s.land(batch, began, got.list, got.err)
+}
+
+// ended makes room for the next Lookup.
+func (s *source) ended() {
+	s.mu.Lock()
+	s.lookups--
+	s.mu.Unlock()
+	s.flush()
+}
+
+// hangs waits in the background for a Lookup that does not end: until then it takes the place of another.
+func (s *source) hangs(result <-chan answered) {
+	s.mu.Lock()
+	s.stuck++
+	s.mu.Unlock()
+	go func() {
+		<-result
+		s.mu.Lock()
+		s.stuck--
+		s.mu.Unlock()
+		s.ended()
+	}()
+}
+
+// lookup asks the connector, which must not be able to stop the process or to answer for another user.
+func (s *source) lookup(ctx context.Context, batch []*User) (list []connectors.Answer, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			s.live.Log.Error("panic in a connector's Lookup", "connector", s.connector, "type", fmt.Sprintf("%T", p), "stack", string(debug.Stack()))
+			list, err = nil, errPanic
+		}
+	}()
+	a, release, err := s.live.Asker(s.connector)
+	if err != nil {
+		return nil, err
+	}
+	ids := make([]string, len(batch))
+	for i, u := range batch {
+		ids[i] = u.id
+	}
+	if a == nil { // a new configuration has none that can be asked: nothing is known against its users
+		return nil, errNotOpen
+	}
+	defer release()
+	list, err = a.Lookup(ctx, ids)
+	if err == nil && len(list) != len(ids) {
+		err = fmt.Errorf("identity: asked about %d users, got %d answers", len(ids), len(list))
+	}
+	return list, err
+}
+
+// note says once that a connector cannot be asked, and once that it can.
+func (s *source) note(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	was := s.down
+	s.down = err != nil
+	if err == nil {
+		s.failures, s.retry = 0, 0
+		if was {
+			s.live.Log.Info("connector answers again", "connector", s.connector)
+		}
+		return
+	}
+	s.retry = s.live.nowMilli() + backOff(s.failures, firstRetry, lastRetry).Milliseconds()
+	s.failures++
+	if !was && s.live.ctx.Err() == nil {
+		s.live.Log.Warn("connector cannot be asked who its users are now: what it said last serves for a while", "connector", s.connector, "error", err)
+	}
+}
+
+// backOff returns the pause after failures in a row, with a jitter.
+func backOff(failures int, first, last time.Duration) time.Duration {
+	d := min(last, first<<min(failures, 16))
+	return d/2 + rand.N(d/2+1) //nolint:gosec // G404: spreads load, guards nothing
+}
+
+// land makes answers of a question of began true.
+func (s *source) land(batch []*User, began int64, list []connectors.Answer, err error) {
+	for i, u := range batch {
+		if err != nil {
+			s.count(resultUnavailable)
+			u.land(began, false)
+			continue
+		}
+		s.answer(u, began, list[i])
+	}
+}
+
+func (s *source) count(result string) {
+	s.live.metrics.results.WithLabelValues(s.connector, result).Inc()
+}
+
+// answer makes one answer true.
+func (s *source) answer(u *User, began int64, a connectors.Answer) {
+	switch {
+	case a.Err == nil:
+		news, err := s.keep(u, a.Identity, began)
+		switch {
+		case err != nil:
+			s.live.Log.Warn("what a connector says of a user could not be taken", "connector", s.connector, "user_id", u.id, "error", err)
+			s.count(resultUnavailable)
+		case news:
+			s.count(resultChanged)
+		default:
+			s.count(resultSame)
+		}
+		u.land(began, err == nil)
+	case !final(a.Err.Reason):
+		s.count(resultUnavailable)
+		u.land(began, false)
+	case u.refuse(began):
+		s.count(resultEnded)
+		go s.end(u, a.Err.Reason, began)
+	}
+}
+
+// final reports whether a reason says that the user may not go on, and not that it is not known.
+func final(r connectors.Reason) bool {
+	switch r {
+	case "", connectors.Unavailable, connectors.Busy, connectors.Throttled:
+		return false
+	}
+	return true
+}
+
+// What a directory may say of one user, in bytes and groups.
+const (
+	maxClaim  = 4 << 10
+	maxGroups = 100_000
+)
+
+// keep stores an identity if it is news.
+func (s *source) keep(u *User, id connectors.Identity, began int64) (news bool, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("identity: panic in the store: %T", p)
+		}
+	}()
+	if id.UserID != u.id {
+		return false, errors.New("identity: the answer is about another user")
+	}
+	texts := append([]string{id.Email, id.Name, id.PreferredUsername}, id.Groups...)
+	if len(id.Groups) > maxGroups {
+		return false, fmt.Errorf("identity: got %d groups, want at most %d", len(id.Groups), maxGroups)
+	}
+	for _, t := range texts {
+		if len(t) > maxClaim || !utf8.ValidString(t) {
+			return false, fmt.Errorf("identity: a name, e-mail or group is longer than %d bytes or not UTF-8", maxClaim)
+		}
+	}
+	ctx, cancel := context.WithTimeout(s.live.ctx, lookupTimeout)
+	defer cancel()
+	return s.live.Keep(ctx, s.connector, id, time.UnixMilli(began))
+}
+
+// end ends a user's sessions, and tries again until that is done: the user is refused meanwhile.
+func (s *source) end(u *User, reason connectors.Reason, until int64) {
+	for failures := 0; ; failures++ {
+		err := s.endOnce(u, reason, time.UnixMilli(until))
+		if err == nil {
+			u.over(until)
+			return
+		}
+		if s.live.ctx.Err() != nil {
+			return
+		}
+		if failures == 0 {
+			s.live.Log.Error("sessions of a user who may not go on could not be ended: they are refused, and it is tried again",
+				"connector", s.connector, "user_id", u.id, "reason", string(reason), "error", err)
+		}
+		if !sleep(s.live.ctx, backOff(failures, firstRetry, lastRetry)) {
+			return
+		}
+	}
+}
+
+func (s *source) endOnce(u *User, reason connectors.Reason, until time.Time) (err error) {
+	select {
+	case s.live.enders <- struct{}{}:
+	case <-s.live.ctx.Done():
+		return s.live.ctx.Err()
+	}
+	defer func() {
+		<-s.live.enders
+		if p := recover(); p != nil {
+			err = fmt.Errorf("identity: panic while sessions ended: %T", p)
+		}
+	}()
+	return s.live.End(s.live.ctx, s.connector, u.id, reason, until)
+}
+
+// sleep waits, and reports whether it was to the end.
+func sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}

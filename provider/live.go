@@ -1,0 +1,149 @@
+package provider
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"gatehouse/connectors"
+	"gatehouse/internal/config"
+	"gatehouse/provider/identity"
+
+	dexconnectors "github.com/dexidp/dex/server/connectors"
+	"github.com/dexidp/dex/storage"
+)
+
+// defaultRevalidate is how often a directory, and the file, is asked about a user in use where the configuration does not say.
+const defaultRevalidate = time.Minute
+
+func livePolicy(c *config.Config) identity.Policy {
+	p := identity.Policy{Every: defaultRevalidate, Stale: 15 * time.Minute}
+	if g := c.Gateway; g != nil {
+		p.Stale = g.Session.StaleIfUnavailable.Std()
+		if g.Session.Revalidate > 0 {
+			p.Every = g.Session.Revalidate.Std()
+		}
+	}
+	return p
+}
+
+func (p *Provider) newLive(c *config.Config) *identity.Live {
+	return identity.NewLive(p.life, identity.LiveOptions{
+		Policy: livePolicy(c), Now: p.now, Log: p.log, Asker: p.asker, Keep: p.keep, End: p.endRefused,
+	})
+}
+
+// refollow makes a new configuration true for whoever is asked about: users of connectors that are new are asked about at once.
+func (p *Provider) refollow(old, now *generation) {
+	p.live.SetPolicy(livePolicy(now.config))
+	for _, id := range now.doors.Replaced(old.doors) {
+		p.live.Changed(id, connectors.Change{})
+	}
+	select {
+	case p.reloaded <- struct{}{}:
+	default:
+	}
+}
+
+// asker implements identity.LiveOptions.Asker: who answers for a connector in the current configuration.
+func (p *Provider) asker(connector string) (identity.Asker, func(), error) {
+	if connector == dexconnectors.LocalConnector {
+		g := p.acquire()
+		return fileUsers{g}, g.release, nil
+	}
+	for {
+		a, release, err := p.current.Load().doors.Asker(connector)
+		if !errors.Is(err, identity.ErrClosed) || p.life.Err() != nil {
+			return a, release, err
+		}
+	}
+}
+
+// fileUsers answers for local users: those of a configuration, which needs no store, and those that are stored.
+type fileUsers struct{ g *generation }
+
+// Lookup implements identity.Asker.
+func (f fileUsers) Lookup(ctx context.Context, ids []string) ([]connectors.Answer, error) {
+	users := map[string]storage.Password{}
+	var unknown error
+	if f.g.config.EnablePasswordDB {
+		for _, u := range staticUsers(f.g.config) {
+			users[u.UserID] = u
+		}
+		if slices.ContainsFunc(ids, func(id string) bool { _, ok := users[id]; return !ok }) {
+			var stored []storage.Password
+			stored, unknown = f.g.storage.ListPasswords(ctx)
+			for _, u := range stored {
+				if _, ok := users[u.UserID]; !ok {
+					users[u.UserID] = u
+				}
+			}
+		}
+	}
+	answers := make([]connectors.Answer, len(ids))
+	for i, id := range ids {
+		u, ok := users[id]
+		switch {
+		case ok:
+			c := claimsOf(u)
+			answers[i].Identity = connectors.Identity{
+				UserID: c.UserID, Name: c.Username, PreferredUsername: c.PreferredUsername, Email: c.Email, EmailVerified: c.EmailVerified, Groups: c.Groups,
+			}
+		case unknown != nil:
+			answers[i].Err = &connectors.Refusal{Reason: connectors.Unavailable, Err: unknown}
+		default:
+			answers[i].Err = &connectors.Refusal{Reason: connectors.Gone}
+		}
+	}
+	return answers, nil
+}
+
+// errNewer means that a user has signed in since a question was asked: that knows better.
+var errNewer = errors.New("provider: a later sign-in knows better")
+
+// keep implements identity.LiveOptions.Keep. Nothing is written where nothing has changed.
+func (p *Provider) keep(ctx context.Context, connector string, id connectors.Identity, asOf time.Time) (news bool, err error) {
+	claims := storage.Claims{
+		UserID: id.UserID, Username: id.Name, PreferredUsername: id.PreferredUsername, Email: id.Email, EmailVerified: id.EmailVerified, Groups: id.Groups,
+	}
+	known, err := p.store.GetUserIdentity(ctx, id.UserID, connector)
+	switch {
+	case errors.Is(err, storage.ErrNotFound): // the sessions have no identity either
+		return false, nil
+	case err != nil:
+		return false, fmt.Errorf("provider: read user: %w", err)
+	case sameUser(known.Claims, claims):
+		return false, nil
+	case connector == dexconnectors.LocalConnector: // what the file says by now
+		return true, p.reconcileUsers(ctx, []string{id.UserID})
+	}
+	err = p.store.UpdateUserIdentity(ctx, id.UserID, connector, func(u storage.UserIdentity) (storage.UserIdentity, error) {
+		if u.LastLogin.After(asOf) {
+			return u, errNewer
+		}
+		u.Claims = claims
+		return u, nil
+	})
+	if err != nil && !errors.Is(err, errNewer) {
+		return false, fmt.Errorf("provider: store user: %w", err)
+	}
+	return err == nil, nil
+}
+
+// sameUser is sameClaims, but for the order of the groups, which directories do not keep.
+func sameUser(a, b storage.Claims) bool {
+	a.Groups, b.Groups = slices.Sorted(slices.Values(a.Groups)), slices.Sorted(slices.Values(b.Groups))
+	return sameClaims(a, b)
+}
+
+// endRefused implements identity.LiveOptions.End.
+func (p *Provider) endRefused(ctx context.Context, connector, userID string, reason connectors.Reason, until time.Time) error {
+	if connector == dexconnectors.LocalConnector { // what the file says by now
+		return p.reconcileUsers(ctx, []string{userID})
+	}
+	g := p.acquire()
+	defer g.release()
+	return p.endAll(ctx, g, connector, userID, cause{by: byDirectory, reason: reason}, until)
+}
