@@ -37,7 +37,7 @@ const (
 	maxLookups    = 4                      // Lookups of one connector at a time
 	lookupTimeout = 10 * time.Second       // of one Lookup
 	gatherWaited  = 100 * time.Millisecond // how long a Lookup waits for more users where a request waits for it
-	gatherShare   = 20                     // and for the share of Every that this divides it into where none does
+	gatherShare   = 12                     // and for the share of Every that this divides it into where none does
 	longestWait   = time.Second            // of a request for an answer
 	spare         = 20 * time.Millisecond  // that a request keeps for itself before its deadline
 	roundEvery    = 500 * time.Millisecond // between two Lookups of a user, or of all, since something has changed
@@ -73,6 +73,7 @@ type Live struct {
 	ctx     context.Context // of all that it does in the background
 	every   atomic.Int64    // milliseconds, as is stale
 	stale   atomic.Int64
+	changes atomic.Int64  // how many the connectors have told of
 	enders  chan struct{} // one element per user whose sessions are being ended
 	metrics *liveMetrics
 
@@ -161,7 +162,7 @@ type User struct {
 	mu      sync.Mutex
 	checked int64   // when the last good answer was asked for, a sign-in included
 	seen    int64   // the last request that looked
-	changed int64   // when the connector last told of a change
+	changed int64   // number of the last change that the connector told of
 	must    bool    // that change came while nobody was there: the next request waits
 	failed  bool    // the last answer was none
 	retry   int64   // no other is asked for before
@@ -169,6 +170,14 @@ type User struct {
 	ending  bool    // some of those may still be there: every request looks whether it belongs to one
 	flight  *flight // nil: not being asked about
 }
+
+// A moment is when a question was asked.
+type moment struct {
+	at      int64 // Unix milliseconds
+	changes int64 // that had been told of by then
+}
+
+func (l *Live) moment() moment { return moment{l.nowMilli(), l.changes.Load()} }
 
 // A flight is one question about a user that any number of requests wait for.
 type flight struct{ done chan struct{} }
@@ -287,10 +296,10 @@ func (u *User) ask(within time.Duration) {
 
 // tell notes that something about the user may have changed at the connector. Who is in use is asked about at once: lately
 // is since when one would have been asked about otherwise.
-func (u *User) tell(at, lately int64) *flight {
+func (u *User) tell(lately int64) *flight {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	u.changed = max(u.changed, at)
+	u.changed = u.source.live.changes.Add(1)
 	if u.seen < lately {
 		u.must = true
 		u.next.Store(0)
@@ -305,7 +314,7 @@ func (u *User) tell(at, lately int64) *flight {
 }
 
 // land ends the flight with a good answer to a question of began, or with none.
-func (u *User) land(began int64, good bool) {
+func (u *User) land(began moment, good bool) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	f := u.flight
@@ -318,8 +327,8 @@ func (u *User) land(began int64, good bool) {
 		return
 	}
 	u.retry = 0
-	u.checked = max(u.checked, began)
-	if u.changed < began {
+	u.checked = max(u.checked, began.at)
+	if u.changed <= began.changes {
 		u.must = false
 		u.schedule()
 		return

@@ -111,8 +111,7 @@ func (s *source) underWay() int {
 
 // oldest is the age of the oldest answer about a user who was seen lately.
 func (s *source) oldest() time.Duration {
-	at := s.live.nowMilli()
-	lately, age := at-2*s.live.every.Load(), int64(0)
+	at, lately, age := s.live.nowMilli(), s.live.lately(), int64(0)
 	for _, u := range s.live.usersOf(s.connector) {
 		u.mu.Lock()
 		if u.seen >= lately {

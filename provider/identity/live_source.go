@@ -22,6 +22,7 @@ type source struct {
 	queue    []*User // to be asked about
 	timer    *time.Timer
 	due      time.Time // of the timer; zero: it does not run
+	over     bool      // somebody in the queue has waited long enough
 	lookups  int       // under way
 	stuck    int       // of them, those that do not end when they should
 	down     bool
@@ -91,12 +92,13 @@ func (s *source) flush() {
 		batch := append([]*User(nil), s.queue[:n]...)
 		s.queue = append(s.queue[:0], s.queue[n:]...)
 		if s.stuck >= maxLookups {
-			go s.land(batch, s.live.nowMilli(), nil, errStuck)
+			go s.land(batch, s.live.moment(), nil, errStuck)
 			continue
 		}
 		s.lookups++
 		go s.run(batch)
 	}
+	s.over = len(s.queue) > 0
 }
 
 var (
@@ -112,7 +114,7 @@ type answered struct {
 
 // run asks about some users.
 func (s *source) run(batch []*User) {
-	began := s.live.nowMilli()
+	began := s.live.moment()
 	start := time.Now()
 	ctx, cancel := context.WithTimeout(s.live.ctx, lookupTimeout)
 	defer cancel()
@@ -143,8 +145,11 @@ func (s *source) run(batch []*User) {
 func (s *source) ended() {
 	s.mu.Lock()
 	s.lookups--
+	over := s.over
 	s.mu.Unlock()
-	s.flush()
+	if over {
+		s.flush()
+	}
 }
 
 // hangs waits in the background for a Lookup that does not end: until then it takes the place of another.
@@ -215,7 +220,7 @@ func backOff(failures int, first, last time.Duration) time.Duration {
 }
 
 // land makes answers of a question of began true.
-func (s *source) land(batch []*User, began int64, list []connectors.Answer, err error) {
+func (s *source) land(batch []*User, began moment, list []connectors.Answer, err error) {
 	for i, u := range batch {
 		if err != nil {
 			s.count(resultUnavailable)
@@ -231,10 +236,10 @@ func (s *source) count(result string) {
 }
 
 // answer makes one answer true.
-func (s *source) answer(u *User, began int64, a connectors.Answer) {
+func (s *source) answer(u *User, began moment, a connectors.Answer) {
 	switch {
 	case a.Err == nil:
-		news, err := s.keep(u, a.Identity, began)
+		news, err := s.keep(u, a.Identity, began.at)
 		switch {
 		case err != nil:
 			s.live.Log.Warn("what a connector says of a user could not be taken", "connector", s.connector, "user_id", u.id, "error", err)
@@ -248,9 +253,9 @@ func (s *source) answer(u *User, began int64, a connectors.Answer) {
 	case !final(a.Err.Reason):
 		s.count(resultUnavailable)
 		u.land(began, false)
-	case u.refuse(began):
+	case u.refuse(began.at):
 		s.count(resultEnded)
-		go s.end(u, a.Err.Reason, began)
+		go s.end(u, a.Err.Reason, began.at)
 	}
 }
 

@@ -150,10 +150,12 @@ func (l *Live) Changed(connector string, c connectors.Change) {
 	if c.UserID == "" {
 		s.changed()
 	} else if u != nil {
-		at := l.nowMilli()
-		u.tell(at, at-2*l.every.Load())
+		u.tell(l.lately())
 	}
 }
+
+// lately is since when a user has been seen who is in use.
+func (l *Live) lately() int64 { return l.nowMilli() - 2*l.every.Load() }
 
 // A round asks about all users of a connector that are in use. While one runs, the next is pending.
 type round struct {
@@ -184,10 +186,10 @@ func (r *round) next() bool {
 func (s *source) goRound() {
 	for s.rounds.next() {
 		pause := time.NewTimer(roundEvery)
-		at := s.live.nowMilli()
+		lately := s.live.lately()
 		var wait []*flight
 		for _, u := range s.live.usersOf(s.connector) {
-			if f := u.tell(at, at-2*s.live.every.Load()); f != nil {
+			if f := u.tell(lately); f != nil {
 				wait = append(wait, f)
 			}
 		}

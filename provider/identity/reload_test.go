@@ -34,7 +34,8 @@ type bench struct {
 	mu     sync.Mutex // connectors are opened at once
 	opens  map[string]int
 	latest map[string]*closing
-	err    error // of what is opened
+	err    error                                       // of what is opened
+	inner  func(storage.Connector) connector.Connector // what is opened; nil: a closing
 	last   *Doors
 }
 
@@ -44,6 +45,9 @@ func (b *bench) resolve(c storage.Connector) (connector.Connector, error) {
 	b.opens[c.ID]++
 	if b.err != nil {
 		return nil, b.err
+	}
+	if b.inner != nil {
+		return b.inner(c), nil
 	}
 	b.latest[c.ID] = &closing{}
 	return b.latest[c.ID], nil
