@@ -347,9 +347,11 @@ func TestDocs(t *testing.T) {
 	}
 }
 
-func readDocs(t testing.TB) string {
+func readDocs(t testing.TB) string { return readFile(t, "../../docs/ldap.md") }
+
+func readFile(t testing.TB, name string) string {
 	t.Helper()
-	text, err := os.ReadFile("../../docs/ldap.md")
+	text, err := os.ReadFile(name)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -363,6 +365,7 @@ func TestDocsExamples(t *testing.T) {
 	if err := os.WriteFile(ca, fakeldap.Start(t, fakeldap.Options{Mode: fakeldap.LDAPS}).CA(), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	readme := readFile(t, "../../README.md")
 	n := 0
 	for part := range strings.SplitSeq(readDocs(t), "```yaml\n") {
 		example, _, _ := strings.Cut(part, "```")
@@ -372,6 +375,9 @@ func TestDocsExamples(t *testing.T) {
 		n++
 		if lines := strings.Count(example, "\n"); lines > 10 {
 			t.Errorf("got %d lines, want at most 10:\n%s", lines, example)
+		}
+		if !strings.Contains(readme, "```yaml\n"+example+"```") {
+			t.Errorf("the README does not have this example:\n%s", example)
 		}
 		var file struct {
 			Connectors []struct{ Config map[string]any }
