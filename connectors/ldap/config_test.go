@@ -99,6 +99,8 @@ func TestCheckMistakes(t *testing.T) {
 		{"a suffix without a name", `{"host": "a", "userSearch": {"emailSuffix": "example.com"}}`, "userSearch.nameAttr", "all users would have one e-mail address"},
 		{"a NetBIOS name elsewhere", `{` + dex + `, "netbiosName": "CORP"}`, "netbiosName", "activedirectory"},
 		{"groups from nowhere", `{` + dex + `, "groupSearch": {"userMatchers": [{"userAttr": "DN", "groupAttr": "member"}]}}`, "groupSearch.baseDN", "no group is found"},
+		{"groups of a preset from nowhere", `{"preset": "openldap", "host": "a", "userSearch": {"baseDN": "o=example"}}`, "groupSearch.baseDN", "or set domain"},
+		{"groups of AD from nowhere", `{"preset": "activedirectory", "host": "a", "userSearch": {"baseDN": "o=example"}, "groupSearch": {"nested": "none"}}`, "groupSearch.baseDN", "or set domain"},
 		{"groups by nothing", `{` + dex + `, "groupSearch": {"baseDN": "dc=example"}}`, "groupSearch.userMatchers", "no group is found"},
 		{"half of a matcher", `{` + dex + `, "groupSearch": {"baseDN": "dc=example", "userMatchers": [{"userAttr": "DN"}]}}`, "groupSearch.userMatchers[0].groupAttr", "is missing"},
 		{"old and new matchers", `{` + dex + `, "groupSearch": {"baseDN": "dc=example", "userAttr": "DN", "userMatchers": [{"userAttr": "DN", "groupAttr": "member"}]}}`, "groupSearch.userAttr", "userMatchers too"},
