@@ -16,9 +16,9 @@ import (
 
 	"gatehouse/connectors"
 	"gatehouse/connectors/spnego"
-	"gatehouse/connectors/spnego/spnegotest"
 	"gatehouse/internal/seal"
 	"gatehouse/provider/store"
+	"gatehouse/test/spnegotest"
 
 	"github.com/dexidp/dex/connector"
 	"github.com/dexidp/dex/storage"

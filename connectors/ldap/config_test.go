@@ -117,7 +117,7 @@ func TestCheckMistakes(t *testing.T) {
 		{"no group in a list", `{` + dex + `, "groupSearch": {"allow": [""]}}`, "groupSearch.allow[0]", "is empty"},
 		{"no groups", `{` + dex + `, "groupSearch": {"limit": -1}}`, "groupSearch.limit", "want 1 to"},
 		{"required groups without groups", `{` + dex + `, "requiredGroups": ["a"]}`, "requiredGroups", "nobody could sign in"},
-		{"Kerberos without a keytab", `{` + dex + `, "kerberos": {"enabled": true}}`, "kerberos.keytabPath", "needs the file"},
+		{"Kerberos without a keytab", `{` + dex + `, "kerberos": {"enabled": true}}`, "kerberos.keytabPath", "is missing"},
 		{"a keytab that is not there", `{` + dex + `, "kerberos": {"enabled": true, "keytabPath": "/nowhere"}}`, "kerberos.keytabPath", "cannot be read"},
 		{"a name of a principal", `{` + dex + `, "kerberos": {"enabled": true, "usernameFromPrincipal": "upn"}}`, "kerberos.usernameFromPrincipal", "localpart"},
 		{"locked sessions", `{` + dex + `, "lockedSessions": "kept"}`, "lockedSessions", "did you mean keep?"},

@@ -7,7 +7,7 @@ import (
 
 	"gatehouse/connectors"
 	"gatehouse/connectors/spnego"
-	"gatehouse/connectors/spnego/spnegotest"
+	"gatehouse/test/spnegotest"
 )
 
 func TestTicketLeadsToAnAccount(t *testing.T) {

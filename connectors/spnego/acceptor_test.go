@@ -12,7 +12,7 @@ import (
 
 	"github.com/jcmturner/gokrb5/v8/iana/etypeID"
 
-	"gatehouse/connectors/spnego/spnegotest"
+	"gatehouse/test/spnegotest"
 )
 
 // noon is when the tests take place.

@@ -43,9 +43,9 @@ func (m *Mistake) Error() string { return m.Key + ": " + m.Text }
 // Field is the key that is wrong, within the block.
 func (m *Mistake) Field() string { return m.Key }
 
-// Check returns every mistake, those of the keytab too. What is not enabled is not looked at.
+// Check returns every mistake; those of the keytab where Kerberos is enabled.
 func (c *Config) Check() []*Mistake {
-	if c == nil || !c.Enabled {
+	if c == nil {
 		return nil
 	}
 	var all []*Mistake
@@ -68,7 +68,7 @@ func (c *Config) Check() []*Mistake {
 	if _, ok := c.mapping(); !ok {
 		add("usernameFromPrincipal", "got %q, want localpart or userPrincipalName", c.UsernameFromPrincipal)
 	}
-	if len(all) == 0 || c.KeytabPath == "" {
+	if c.Enabled && (len(all) == 0 || c.KeytabPath == "") {
 		if m := c.checkKeytab(); m != nil {
 			all = append(all, m)
 		}
@@ -78,7 +78,7 @@ func (c *Config) Check() []*Mistake {
 
 func (c *Config) checkKeytab() *Mistake {
 	if c.KeytabPath == "" {
-		return &Mistake{"keytabPath", "needs the file with the service's keys: make one with ktpass, msktutil or samba-tool domain exportkeytab"}
+		return &Mistake{"keytabPath", "is missing: want the file with the service's keys; make one with ktpass, msktutil or samba-tool domain exportkeytab"}
 	}
 	if _, err := c.load(); err != nil {
 		return &Mistake{"keytabPath", err.Error()}

@@ -11,6 +11,8 @@ import (
 	"strings"
 
 	"go.yaml.in/yaml/v3"
+
+	"gatehouse/internal/hosts"
 )
 
 const (
@@ -83,6 +85,7 @@ func (k *checker) connectors() {
 			k.connectorConfig(path, c)
 		}
 		k.redirectURI(path+".config", c)
+		k.kerberos(path+".config", c)
 	}
 }
 
@@ -153,6 +156,17 @@ func (k *checker) redirectURI(path string, c *Connector) {
 	want := k.c.Issuer + "/callback"
 	if got, ok := config.RedirectURI.(string); ok && got != want {
 		k.warnf(path+".redirectURI", "is not the URL to which people come back: write %s, here and at the other end", want)
+	}
+}
+
+// kerberos warns of tickets that are never asked for, since they would cross the network in clear.
+func (k *checker) kerberos(path string, c *Connector) {
+	var config struct{ Kerberos struct{ Enabled bool } }
+	if c.Type != "ldap" || k.c.IssuerURL == nil || k.https || json.Unmarshal(c.Config.JSON(), &config) != nil || !config.Kerberos.Enabled {
+		return
+	}
+	if !hosts.Loopback(k.c.IssuerURL.Hostname()) {
+		k.warnf(path+".kerberos", "is not used, since tickets would cross the network in clear: give the issuer https")
 	}
 }
 

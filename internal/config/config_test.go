@@ -319,6 +319,13 @@ func TestWarnings(t *testing.T) {
 			`g.yaml:8: gateway.rules[1] "admin": never decides: rule "all" (line 7) above it matches everything that it matches; move it up or remove it`,
 		},
 		{"redirectURI that leads nowhere", head + "connectors:\n- type: oidc\n  id: corp\n  name: Corp\n  config:\n    redirectURI: https://auth.example.com/callback\n", "g.yaml:9: connectors[0].config.redirectURI: is not the URL to which people come back: write https://auth.example.com/dex/callback, here and at the other end"},
+		{
+			"tickets over http", strings.Replace(head, "https:", "http:", 1) + "connectors:\n- type: ldap\n  id: a\n  name: A\n  config:\n    kerberos: {enabled: true}\n",
+			"g.yaml:1: issuer: is served over http: passwords and cookies cross the network in clear; use https for anything but a try\n" +
+				"g.yaml:9: connectors[0].config.kerberos: is not used, since tickets would cross the network in clear: give the issuer https",
+		},
+		{"tickets over https", head + "connectors:\n- {type: ldap, id: a, name: A, config: {kerberos: {enabled: true}}}\n", ""},
+		{"tickets that nobody wants", strings.Replace(head, "https:", "http:", 1) + "connectors:\n- {type: ldap, id: a, name: A, config: {kerberos: {enabled: false}}}\n", "g.yaml:1: issuer: is served over http: passwords and cookies cross the network in clear; use https for anything but a try"},
 		{"redirectURI of the issuer", head + "connectors:\n- {type: oidc, id: corp, name: Corp, config: {redirectURI: https://auth.example.com/dex/callback}}\n", ""},
 		{"database in a directory that is not there", strings.Replace(head, "/gatehouse/g", "/gatehouse/db/g", 1), "g.yaml:2: storage.config.file: the directory /var/lib/gatehouse/db does not exist: make it, or gatehouse serve will not start"},
 		{"database below a file", strings.Replace(head, "/var/lib/gatehouse/g", "/etc/gatehouse/keys/g", 1), "g.yaml:2: storage.config.file: /etc/gatehouse/keys is not a directory: gatehouse serve will not start; choose another path"},

@@ -132,7 +132,8 @@ func answerTo(no *connectors.Refusal) (status int, wait time.Duration) {
 		return http.StatusTooManyRequests, no.RetryAfter
 	case connectors.Busy, connectors.Unavailable:
 		return http.StatusServiceUnavailable, max(no.RetryAfter, time.Second)
-	case connectors.WrongCredentials, connectors.AccountLocked, connectors.Gone, connectors.ThrottledAccount, connectors.UpstreamRefused:
+	case connectors.WrongCredentials, connectors.AccountLocked, connectors.Gone, connectors.ThrottledAccount, connectors.UpstreamRefused,
+		connectors.NegotiateRefused:
 		return http.StatusUnauthorized, 0
 	case connectors.Blocked, connectors.NotAllowed, connectors.AccountDisabled, connectors.AccountExpired, connectors.PasswordExpired,
 		connectors.PasswordMustChange, connectors.PasswordRejected, connectors.OutsideHours, connectors.OtherWorkstation:

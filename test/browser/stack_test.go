@@ -36,6 +36,8 @@ type layout struct {
 	secure bool
 
 	strict bool // cookie.sameSite is strict
+
+	directory bool // there are no static users, only those of the connectors
 }
 
 func oneSite() layout {
@@ -93,7 +95,13 @@ func serve(t *testing.T, l layout, connectors func(issuer string) string) *stack
 	if connectors != nil {
 		lines = connectors(s.issuer)
 	}
-	s.gatehouse = peers.Gatehouse(t, config(t, s.issuer, hosts, lines, web, grpc, l.strict))
+	text := config(t, s.issuer, hosts, lines, web, grpc, l.strict)
+	if l.directory {
+		before, rest, _ := strings.Cut(text, "enablePasswordDB:")
+		_, gateway, _ := strings.Cut(rest, "\ngateway:")
+		text = before + "gateway:" + gateway
+	}
+	s.gatehouse = peers.Gatehouse(t, text)
 
 	app := httptest.NewServer(demo.SampleApp())
 	t.Cleanup(app.Close)

@@ -18,8 +18,8 @@ const browserTimeout = 3 * time.Minute
 
 // Chromium starts a headless Chromium with an empty profile and returns the context of its first tab for chromedp.
 // names maps host names to loopback addresses, such as app.example.test to 127.0.0.1; no other name resolves, so the
-// browser can reach nothing but the test. It is stopped when the test ends.
-func Chromium(t testing.TB, names map[string]string) context.Context {
+// browser can reach nothing but the test. more is what else it is started with. It is stopped when the test ends.
+func Chromium(t testing.TB, names map[string]string, more ...chromedp.ExecAllocatorOption) context.Context {
 	t.Helper()
 	profile := Folder(t)
 	options := append(slices.Clone(chromedp.DefaultExecAllocatorOptions[:]),
@@ -30,6 +30,7 @@ func Chromium(t testing.TB, names map[string]string) context.Context {
 		chromedp.Flag("host-resolver-rules", resolverRules(names)),
 		chromedp.Flag("proxy-server", "direct://"),
 	)
+	options = append(options, more...)
 	if os.Geteuid() == 0 {
 		options = append(options, chromedp.NoSandbox) // Chromium's sandbox refuses to run as root
 	}

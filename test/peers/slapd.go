@@ -1,6 +1,7 @@
 package peers
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha1"
 	"crypto/tls"
@@ -32,6 +33,8 @@ type SlapdOptions struct {
 	Users  int // u00000 and so on
 	Groups int // g0000 and so on, each with up to 20 of these users
 	Many   int // groups m0000 and so on, in which user many is
+
+	ManyNames string // of these groups, with a verb for their number; empty: m%04d
 
 	// Peer, if not nil, is a server whose certificate authority this one shares: a second host of one directory. They do not replicate.
 	Peer *SlapdServer
@@ -331,7 +334,7 @@ func slapdEntries(o SlapdOptions) string {
 		groups[fmt.Sprintf("g%04d", i)] = members
 	}
 	for i := range o.Many {
-		groups[fmt.Sprintf("m%04d", i)] = []string{"uid=many,ou=people"}
+		groups[fmt.Sprintf(cmp.Or(o.ManyNames, "m%04d"), i)] = []string{"uid=many,ou=people"}
 	}
 	memberOf := map[string]string{}
 	for name, members := range groups {
