@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -175,12 +176,47 @@ func (d *Door) counted(ctx context.Context, f finder, in Login, try attempt) err
 	defer func() { done(failed) }() // should the connector panic, too
 	ctx, cancel := context.WithTimeout(ctx, directoryTimeout)
 	defer cancel()
-	busy := d.doors.directories.of(d.ID).do(ctx, in.Network, func() { err = d.atAccount(ctx, f, in.User, try) })
+	var took time.Duration
+	busy := d.doors.directories.of(d.ID).do(ctx, in.Network, func() {
+		begin := time.Now()
+		err = d.atAccount(ctx, f, in.User, try)
+		took = time.Since(begin)
+	})
 	if busy != nil {
 		return busy
 	}
-	failed = untold(err)
+	if failed = untold(err); failed {
+		d.pace.hold(ctx, took)
+	}
 	return err
+}
+
+// A pace makes failures take equally long, whatever was found on the way: as long as the slowest of the last ones. The zero value is ready.
+type pace struct {
+	mu   sync.Mutex
+	last [64]time.Duration
+	n    int
+}
+
+const (
+	slowestPace = 2 * time.Second
+	// timerStep is what a timer may be late by. Who has nothing to wait for waits that long too.
+	timerStep = time.Millisecond
+)
+
+// hold waits for what is missing after a failure that took so long.
+func (p *pace) hold(ctx context.Context, took time.Duration) {
+	p.mu.Lock()
+	p.last[p.n%len(p.last)] = min(took, slowestPace)
+	p.n++
+	slowest := slices.Max(p.last[:])
+	p.mu.Unlock()
+	wait := time.NewTimer(max(0, slowest-took) + timerStep)
+	defer wait.Stop()
+	select {
+	case <-wait.C:
+	case <-ctx.Done():
+	}
 }
 
 // quota is how often a user may fail here: less often than the directory takes.

@@ -156,6 +156,38 @@ func TestSpellingsOfAnAccountCountTogether(t *testing.T) {
 	}
 }
 
+// slow is a staff that takes longer for its own people.
+type slow struct{ staff }
+
+func (s *slow) Authenticate(ctx context.Context, a Account, password string) (connectors.Identity, error) {
+	time.Sleep(3 * time.Millisecond) // within a synctest bubble
+	if a.Key() == "1" {
+		time.Sleep(17 * time.Millisecond)
+	}
+	return s.staff.Authenticate(ctx, a, password)
+}
+
+func TestFailuresTakeEquallyLong(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		door, _ := newTestDoor(t, &slow{}, DefaultLimits())
+		took := func(user string) time.Duration {
+			begin := time.Now()
+			tryAs(t, door, user, "guess")
+			return time.Since(begin)
+		}
+		took("ann") // since the start nobody was slower
+		for i, user := range []string{"bob", "ann", "carl", `CORP\ann`, "ann", "dora"} {
+			if got, want := took(user), 21*time.Millisecond; got != want {
+				t.Errorf("%d: a wrong password of %s took %v, want %v", i, user, got, want)
+			}
+		}
+		begin := time.Now()
+		if got := tryAs(t, door, "ann", "right"); got != "" || time.Since(begin) != 20*time.Millisecond {
+			t.Errorf("a right password: %q after %v, want no waiting", got, time.Since(begin))
+		}
+	})
+}
+
 func TestThrottledNameCostsTheDirectoryNothing(t *testing.T) {
 	dir := &staff{}
 	door, _ := newTestDoor(t, dir, DefaultLimits())

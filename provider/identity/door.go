@@ -333,6 +333,7 @@ type Door struct {
 	handle *handle           // of inner
 	stored storage.Connector // what it was opened from
 	nobody atomic.Pointer[Account]
+	pace   pace
 }
 
 func newDoor(d *Doors, c storage.Connector, inner connector.Connector) (*Door, error) {
