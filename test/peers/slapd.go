@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -187,6 +188,21 @@ func (s *SlapdServer) SetMember(t testing.TB, group, uid string, member bool) {
 	setMember(t, s.Admin(t), s.GroupDN(group), s.UserDN(uid), member)
 }
 
+// Operations returns how many operations the server has completed since it started, this question included.
+func (s *SlapdServer) Operations(t testing.TB) int {
+	t.Helper()
+	res, err := s.Admin(t).Search(ldap.NewSearchRequest("cn=Operations,cn=Monitor", ldap.ScopeBaseObject, ldap.NeverDerefAliases, 1, 0, false,
+		"(objectClass=*)", []string{"monitorOpCompleted"}, nil))
+	if err != nil {
+		t.Fatal(err)
+	}
+	n, err := strconv.Atoi(res.Entries[0].GetAttributeValue("monitorOpCompleted"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
 // Unlock forgets the failures and locks of a user.
 func (s *SlapdServer) Unlock(t testing.TB, uid string) {
 	t.Helper()
@@ -320,6 +336,7 @@ ppolicy_use_lockout
 ppolicy_hash_cleartext
 overlay syncprov
 syncprov-sessionlog 1000
+database monitor
 `)
 }
 
