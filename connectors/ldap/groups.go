@@ -41,11 +41,8 @@ func (c *Connector) groupsOf(ctx context.Context, users []*entry) ([][]string, e
 		return out, nil
 	}
 	r := &resolver{Connector: c, groups: map[string]*group{}, bySID: map[string]string{}}
-	var err error
-	if r.dnAttr, err = c.nameOfEntries(ctx); err != nil {
-		return nil, err
-	}
 	var found [][]*group
+	var err error
 	switch {
 	case len(s.matchers) > 0:
 		found, err = r.byMatchers(ctx, users)
@@ -171,6 +168,10 @@ func (r *resolver) domain() string {
 // byMemberOf finds the groups that users' entries name, and with nested: walk those that their entries name, a level at a time for all users.
 func (r *resolver) byMemberOf(ctx context.Context, users []*entry) ([][]*group, error) {
 	walk := r.settings.GroupSearch.Nested == nestedWalk
+	var err error
+	if r.dnAttr, err = r.nameOfEntries(ctx); err != nil {
+		return nil, err
+	}
 	if err := r.primaries(ctx, users, walk); err != nil {
 		return nil, err
 	}

@@ -139,12 +139,12 @@ func (c *Connector) changeError(err error) *connectors.Refusal {
 	}
 	text := e.Err.Error()
 	switch {
-	case strings.Contains(text, "00000056"), e.ResultCode == ldapv3.LDAPResultInvalidCredentials,
-		e.ResultCode == ldapv3.LDAPResultUnwillingToPerform && strings.Contains(text, "old password"):
+	case strings.Contains(text, "00000056"), e.ResultCode == ldapv3.LDAPResultInvalidCredentials:
 		return refuse(connectors.WrongCredentials, err)
 	case strings.Contains(text, "0000052D"), e.ResultCode == ldapv3.LDAPResultConstraintViolation:
 		return c.rejected(ruleOf(text), err)
-	case e.ResultCode == ldapv3.LDAPResultInsufficientAccessRights:
+	case e.ResultCode == ldapv3.LDAPResultInsufficientAccessRights,
+		e.ResultCode == ldapv3.LDAPResultUnwillingToPerform && strings.Contains(text, "old password"): // OpenLDAP of an account that may not compare it
 		return refuse(connectors.Unavailable, fmt.Errorf("%w: give the account the right to set passwords, or name another one in passwordChange.bindDN", err))
 	}
 	return notKnown(err)

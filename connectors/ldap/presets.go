@@ -144,6 +144,8 @@ func (m *mistakes) groups(s *settings) {
 	m.attribute("groupSearch.nameAttr", g.NameAttr)
 	if g.BaseDN != "" {
 		m.dn("groupSearch.baseDN", g.BaseDN)
+	} else if s.Preset != "" {
+		m.add("groupSearch.baseDN", "is missing: set it to where your groups are, or set domain")
 	}
 	m.enum("groupSearch.value", g.Value, valueName, valueDN, valueSID)
 	m.enum("groupSearch.nested", g.Nested, "", nestedNone, nestedWalk, nestedChain, nestedTokens)

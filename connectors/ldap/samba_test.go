@@ -114,6 +114,11 @@ func sambaStates(t *testing.T, s *peers.SambaServer, c *Connector) {
 			t.Errorf("%s: Lookup says %q, want %q", tt.user, got, tt.lookup)
 		}
 	}
+	expired := find(t, c, "pwexpired")
+	if err := c.ChangePassword(waiting(t), expired, s.Password, "An0ther-Passw0rd"); err != nil {
+		t.Errorf("an expired password cannot be changed: %v", err)
+	}
+	mustSignIn(t, c, "pwexpired", "An0ther-Passw0rd")
 	keep := open(t, activeDirectory(s).with(block{"lockedSessions": "keep"}))
 	answers, err := keep.Lookup(waiting(t), []string{strings.TrimPrefix(find(t, c, "locked").Key(), "user:")})
 	if err != nil || answers[0].Err != nil {

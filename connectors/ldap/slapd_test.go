@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"os"
+	"path/filepath"
 	"reflect"
 	"slices"
 	"strings"
@@ -464,4 +466,48 @@ func TestSlapdLoop(t *testing.T) {
 		t.Errorf("got %d groups of the ring, want the first %d", rings, maxLevels)
 	}
 	sameAsLookup(t, c, bob)
+}
+
+func TestSlapdTransports(t *testing.T) {
+	t.Parallel()
+	s := peers.Slapd(t, peers.SlapdOptions{})
+	file := filepath.Join(t.TempDir(), "pw")
+	if err := os.WriteFile(file, []byte(s.ServicePassword+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	withFile := openLDAP(s).with(block{"host": s.Plain, "startTLS": true, "bindPWFile": file})
+	delete(withFile, "bindPW")
+	mustSignIn(t, open(t, withFile), "alice", s.Password)
+
+	// The server takes no password in the clear.
+	plain := openLDAP(s).with(block{"host": s.Plain, "insecureNoSSL": true})
+	delete(plain, "rootCA")
+	if _, err := open(t, plain).Find(waiting(t), "alice"); reason(t, err) != connectors.Unavailable {
+		t.Errorf("got %v, want %s", err, connectors.Unavailable)
+	}
+	// It is not the one that the CA vouches for.
+	other := peers.Slapd(t, peers.SlapdOptions{})
+	if _, err := open(t, openLDAP(s).with(block{"rootCA": other.CA})).Find(waiting(t), "alice"); reason(t, err) != connectors.Unavailable {
+		t.Errorf("got %v, want %s", err, connectors.Unavailable)
+	}
+	if _, err := open(t, openLDAP(s).with(block{"bindPW": "wrong"})).Find(waiting(t), "alice"); reason(t, err) != connectors.Unavailable {
+		t.Errorf("got %v, want %s", err, connectors.Unavailable)
+	}
+}
+
+// An account that may only read cannot set a password, and says what to do.
+func TestSlapdChangeWithoutRights(t *testing.T) {
+	t.Parallel()
+	s := peers.Slapd(t, peers.SlapdOptions{})
+	c := open(t, openLDAP(s))
+	err := c.ChangePassword(waiting(t), find(t, c, "expired"), s.Password, "Another-Passw0rd")
+	if reason(t, err) != connectors.Unavailable || !strings.Contains(err.Error(), "passwordChange.bindDN") {
+		t.Errorf("got %v, want %s and the key to set", err, connectors.Unavailable)
+	}
+	if _, err := signIn(t, c, "expired", s.Password); reason(t, err) != connectors.PasswordExpired {
+		t.Errorf("got %v, want the old password, expired", err)
+	}
+	if err := c.ChangePassword(waiting(t), find(t, c, "reset"), s.Password, "Another-Passw0rd"); err != nil { // as the user
+		t.Error(err)
+	}
 }

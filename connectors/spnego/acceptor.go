@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"time"
 
@@ -216,12 +217,7 @@ func (a *Acceptor) ofOurs(realm string) bool {
 	if err != nil {
 		return false
 	}
-	for _, r := range keys.realms {
-		if realm == r {
-			return true
-		}
-	}
-	return false
+	return slices.Contains(keys.realms, realm)
 }
 
 // fresh checks the times of a ticket and its authenticator, and that it comes the first time.

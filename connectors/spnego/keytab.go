@@ -93,7 +93,7 @@ func readKeytab(path string) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("the keytab cannot be read: %w; it must exist and be readable by the user that runs Gatehouse", err)
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	if st, err := f.Stat(); err != nil || !st.Mode().IsRegular() {
 		return nil, fmt.Errorf("%s is not a regular file: want a keytab", path)
 	}

@@ -233,27 +233,32 @@ func (f *Front) static(w http.ResponseWriter, r *http.Request) {
 // result counts and records one sign-in.
 func (f *Front) result(r *http.Request, req *request, connector, login, result string, err error, attrs ...slog.Attr) {
 	f.signIns.WithLabelValues(connector, result).Inc()
-	f.record(r, req, "sign-in", connector, login, result, err, attrs...)
+	level, attrs := eventOf(r, req, connector, login, result, err, attrs)
+	f.Audit.LogAttrs(r.Context(), level, "sign-in", attrs...)
 }
 
-// record writes an audit event about a user at a connector.
-func (f *Front) record(r *http.Request, req *request, event, connector, login, result string, err error, attrs ...slog.Attr) {
-	level := slog.LevelInfo
-	attrs = append([]slog.Attr{
+// changed records one new password, or why there is none.
+func (f *Front) changed(r *http.Request, req *request, connector, login, result string, err error) {
+	level, attrs := eventOf(r, req, connector, login, result, err, nil)
+	f.Audit.LogAttrs(r.Context(), level, "password-change", attrs...)
+}
+
+// eventOf is what an audit event tells about a user at a connector.
+func eventOf(r *http.Request, req *request, connector, login, result string, err error, more []slog.Attr) (slog.Level, []slog.Attr) {
+	attrs := append([]slog.Attr{
 		slog.String("result", result), slog.String("connector", connector), slog.String("user", clip(login)), slog.String("client", clip(req.client())),
 		slog.String("ip", remoteIP(r)), slog.String("request_id", requestID(r)),
-	}, attrs...)
+	}, more...)
 	if m, ok := methodOf(r); ok {
 		attrs = append(attrs, slog.String("method", m))
 	}
-	if err != nil {
-		level = slog.LevelWarn
-		var no *connectors.Refusal
-		if !errors.As(err, &no) || no.Err != nil {
-			attrs = append(attrs, slog.String("error", clip(err.Error())))
-		}
+	if err == nil {
+		return slog.LevelInfo, attrs
 	}
-	f.Audit.LogAttrs(r.Context(), level, event, attrs...)
+	if no, ok := errors.AsType[*connectors.Refusal](err); !ok || no.Err != nil {
+		attrs = append(attrs, slog.String("error", clip(err.Error())))
+	}
+	return slog.LevelWarn, attrs
 }
 
 // maxLogged bounds what a stranger can write into one field of the audit log, in bytes.

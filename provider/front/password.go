@@ -47,7 +47,7 @@ func (f *Front) changePassword(w http.ResponseWriter, r *http.Request) {
 		f.refuseChange(w, r, q, door, in.User, err)
 		return
 	}
-	f.record(r, q, "password-change", door.ID, in.User, "ok", nil)
+	f.changed(r, q, door.ID, in.User, "ok", nil)
 	in.Password = changed
 	id, err := door.CheckPassword(r.Context(), in)
 	if err != nil {
@@ -73,8 +73,10 @@ func problemOf(old, changed, again string) web.Failure {
 // refuseChange says why the password was not changed.
 func (f *Front) refuseChange(w http.ResponseWriter, r *http.Request, q *request, door *identity.Door, login string, err error) {
 	no := refusalOf(err)
-	f.record(r, q, "password-change", door.ID, login, string(no.Reason), err)
-	f.warn(r, "password change failed", door, no)
+	f.changed(r, q, door.ID, login, string(no.Reason), err)
+	if no.Err != nil {
+		f.Log.LogAttrs(r.Context(), slog.LevelWarn, "password change failed", causeOf(r, door, no)...)
+	}
 	form := web.PasswordChange{Detail: no.Detail, Wait: no.RetryAfter}
 	switch {
 	case no.Reason == connectors.PasswordRejected:
@@ -116,13 +118,11 @@ func refusalOf(err error) *connectors.Refusal {
 	return &connectors.Refusal{Reason: connectors.Unavailable, Err: err}
 }
 
-// warn logs the cause of a refusal for the operator.
-func (f *Front) warn(r *http.Request, message string, door *identity.Door, no *connectors.Refusal) {
-	if no.Err == nil {
-		return
+// causeOf is what the operator's log tells about a refusal.
+func causeOf(r *http.Request, door *identity.Door, no *connectors.Refusal) []slog.Attr {
+	return []slog.Attr{
+		slog.String("connector", door.ID), slog.String("reason", string(no.Reason)), slog.String("request_id", requestID(r)), slog.String("error", clip(no.Err.Error())),
 	}
-	f.Log.LogAttrs(r.Context(), slog.LevelWarn, message, slog.String("connector", door.ID), slog.String("reason", string(no.Reason)),
-		slog.String("request_id", requestID(r)), slog.String("error", clip(no.Err.Error())))
 }
 
 // answerTo is the status that tells a refusal, and when to come again.
@@ -132,11 +132,13 @@ func answerTo(no *connectors.Refusal) (status int, wait time.Duration) {
 		return http.StatusTooManyRequests, no.RetryAfter
 	case connectors.Busy, connectors.Unavailable:
 		return http.StatusServiceUnavailable, max(no.RetryAfter, time.Second)
-	case connectors.WrongCredentials, connectors.AccountLocked, connectors.Gone, connectors.ThrottledAccount, connectors.UpstreamRefused:
+	case connectors.WrongCredentials, connectors.AccountLocked, connectors.Gone, connectors.ThrottledAccount, connectors.UpstreamRefused,
+		connectors.NegotiateRefused:
 		return http.StatusUnauthorized, 0
 	case connectors.Blocked, connectors.NotAllowed, connectors.AccountDisabled, connectors.AccountExpired, connectors.PasswordExpired,
 		connectors.PasswordMustChange, connectors.PasswordRejected, connectors.OutsideHours, connectors.OtherWorkstation:
 		return http.StatusForbidden, 0
+	default:
+		return http.StatusUnauthorized, 0
 	}
-	return http.StatusUnauthorized, 0
 }

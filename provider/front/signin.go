@@ -287,7 +287,9 @@ func bodyStatus(err error) int {
 func (f *Front) refuse(w http.ResponseWriter, r *http.Request, q *request, door *identity.Door, login string, err error) {
 	no := refusalOf(err)
 	f.result(r, q, door.ID, login, string(no.Reason), err)
-	f.warn(r, "sign-in failed", door, no)
+	if no.Err != nil {
+		f.Log.LogAttrs(r.Context(), slog.LevelWarn, "sign-in failed", causeOf(r, door, no)...)
+	}
 	f.refused(w, r, q, door, login, no)
 }
 

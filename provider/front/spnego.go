@@ -31,7 +31,7 @@ const (
 // A browser says nothing by itself: it is asked for a ticket with a 401, whose body is the sign-in page. One that has no ticket, or is not told to send it here,
 // shows that page. A token is answered with a session, or with the page: never with a second question, at which browsers ask their user for a password.
 func (f *Front) negotiate(w http.ResponseWriter, r *http.Request, q *request, door *identity.Door) bool {
-	if !f.mayNegotiate(w, r, q, door) {
+	if !f.mayNegotiate(r, q, door) {
 		return false
 	}
 	token, err := negotiateToken(r)
@@ -61,7 +61,7 @@ func (f *Front) negotiate(w http.ResponseWriter, r *http.Request, q *request, do
 
 // mayNegotiate reports whether to ask for a ticket, or to look at one: on a page that a person opens, where nobody wants another user or a new proof, and where
 // the ticket cannot be read on its way.
-func (f *Front) mayNegotiate(w http.ResponseWriter, r *http.Request, q *request, door *identity.Door) bool {
+func (f *Front) mayNegotiate(r *http.Request, q *request, door *identity.Door) bool {
 	if r.Method != http.MethodGet || !door.Negotiates() {
 		return false
 	}
@@ -124,15 +124,15 @@ func negotiateToken(r *http.Request) ([]byte, error) {
 // refuseTicket shows the form to whoever came with a token that did not sign them in. Who was proven is told what keeps them out; of a ticket
 // that is not good nothing is said: the form says enough.
 func (f *Front) refuseTicket(w http.ResponseWriter, r *http.Request, q *request, door *identity.Door, err error) {
-	var no *connectors.Refusal
-	if !errors.As(err, &no) {
-		no = &connectors.Refusal{Reason: connectors.Unavailable, Err: err}
-	}
+	no := refusalOf(err)
 	var attrs []slog.Attr
 	if ticket := (*spnego.Refusal)(nil); errors.As(err, &ticket) {
 		attrs = append(attrs, slog.String("why", string(ticket.Why)))
 	}
 	f.result(byKerberos(r), q, door.ID, "", string(no.Reason), err, attrs...)
+	if no.Err != nil && no.Reason != connectors.NegotiateRefused { // anybody can send garbage
+		f.Log.LogAttrs(r.Context(), slog.LevelWarn, "sign-in by ticket failed", causeOf(r, door, no)...)
+	}
 	st := pageState{status: http.StatusOK, reason: no.Reason, remember: f.Remembered}
 	switch {
 	case no.Reason.Untold(): // nobody has typed anything that could be wrong

@@ -105,7 +105,7 @@ func Open(ctx context.Context, cache *dexconnectors.Cache, store storage.Storage
 		}
 	}
 	if d.opts.Resolve == nil {
-		d.opts.Resolve = resolver(dexconnectors.Resolver(store, opts.Log, server.ConnectorsConfig), opts.Now, opts.OwnLog)
+		d.opts.Resolve = resolver(dexconnectors.Resolver(store, opts.Log, server.ConnectorsConfig), opts.Now, opts.OwnLog) //nolint:contextcheck // a connector lives until it is closed
 	}
 	previous := d.opts.Previous
 	d.opts.Previous = nil // or no generation would ever be forgotten
