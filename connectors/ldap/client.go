@@ -206,7 +206,6 @@ func (c *client) failed(ctx context.Context, k *conn, err error, since time.Time
 	c.discard(k)
 	waited := time.Since(since)
 	switch {
-	case errors.Is(err, errFlood): // it works, if only too well
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
 		if ctx.Err() == nil || waited >= min(c.t.requestTimeout, tooLong) {
 			c.hosts.bad(k.e, fmt.Errorf("no answer from %s in %v", k.e.addr, waited.Round(time.Millisecond)))

@@ -82,32 +82,50 @@ func TestDiagnose(t *testing.T) {
 		{"an expired password", nil, "expired", s.Password, "the user's bind", []string{"password-expired", "chooses a new password"}, false},
 		{"nobody", nil, "nobody", "", "user nobody", []string{"belongs to nobody", "(uid=nobody)", s.PeopleDN}, false},
 		{
-			"left out by the filter", map[string]any{"userSearch": with(users, map[string]any{"filter": "(cn=none)"})}, "alice", "", "user alice",
-			[]string{"belongs to nobody", "uid=alice", "leaves it out: (cn=none)"}, false,
+			"left out by the filter",
+			map[string]any{"userSearch": with(users, map[string]any{"filter": "(cn=none)"})},
+			"alice", "", "user alice",
+			[]string{"belongs to nobody", "uid=alice", "leaves it out: (cn=none)"},
+			false,
 		},
 		{
-			"several", map[string]any{"userSearch": with(users, map[string]any{"username": "objectClass"})}, "inetOrgPerson", "", "user inetOrgPerson",
-			[]string{"several entries", "narrow userSearch.filter"}, false,
+			"several",
+			map[string]any{"userSearch": with(users, map[string]any{"username": "objectClass"})},
+			"inetOrgPerson", "", "user inetOrgPerson",
+			[]string{"several entries", "narrow userSearch.filter"},
+			false,
 		},
 		{"no groups", map[string]any{"groupSearch": with(groups, map[string]any{"filter": "(cn=none)"})}, "alice", "", "groups", []string{"0, by member", "if there should be some"}, true},
 		{
-			"required groups", map[string]any{"requiredGroups": []string{"admins"}}, "alice", "", "groups",
-			[]string{"none of requiredGroups", "admins"}, false,
+			"required groups",
+			map[string]any{"requiredGroups": []string{"admins"}},
+			"alice", "", "groups",
+			[]string{"none of requiredGroups", "admins"},
+			false,
 		},
 		{
-			"no such base", map[string]any{"userSearch": with(users, map[string]any{"baseDN": "ou=x,ou=y," + s.BaseDN})}, "alice", "", "userSearch.baseDN",
-			[]string{`there is no entry "ou=x,ou=y`, "nearest entry above that is there: " + s.BaseDN}, false,
+			"no such base",
+			map[string]any{"userSearch": with(users, map[string]any{"baseDN": "ou=x,ou=y," + s.BaseDN})},
+			"alice", "", "userSearch.baseDN",
+			[]string{`there is no entry "ou=x,ou=y`, "nearest entry above that is there: " + s.BaseDN},
+			false,
 		},
 		{
-			"another directory's base", map[string]any{"userSearch": with(users, map[string]any{"baseDN": "dc=other"})}, "alice", "", "userSearch.baseDN",
-			[]string{"there is no entry", "the server holds " + s.BaseDN}, false,
+			"another directory's base",
+			map[string]any{"userSearch": with(users, map[string]any{"baseDN": "dc=other"})},
+			"alice", "", "userSearch.baseDN",
+			[]string{"there is no entry", "the server holds " + s.BaseDN},
+			false,
 		},
 		{"unknown CA", map[string]any{"rootCA": otherCA}, "", "", s.Host + ": TLS", []string{"unknown authority", "set rootCA to the file of your CA", "Directory CA"}, false},
 		{"another name", map[string]any{"host": "127.0.0.2:" + port}, "", "", "127.0.0.2:" + port + ": connect", []string{"refused", "nothing listens there"}, false},
 		{"service password", map[string]any{"bindPW": "old-secret"}, "", "", s.Host + ": service bind", []string{"Invalid Credentials", "check bindDN and bindPW"}, false},
 		{
-			"no TLS", map[string]any{"host": s.Plain, "insecureNoSSL": true}, "", "", s.Plain + ": service bind",
-			[]string{"Confidentiality Required", "remove insecureNoSSL"}, false,
+			"no TLS",
+			map[string]any{"host": s.Plain, "insecureNoSSL": true},
+			"", "", s.Plain + ": service bind",
+			[]string{"Confidentiality Required", "remove insecureNoSSL"},
+			false,
 		},
 		{"ldaps at the port of ldap", map[string]any{"host": s.Plain}, "", "", s.Plain + ": TLS", []string{"636"}, false},
 		{"ldap at the port of ldaps", map[string]any{"host": s.Host, "startTLS": true}, "", "", s.Host + ": TLS", []string{"636"}, false},
@@ -162,6 +180,47 @@ func TestDiagnoseAD(t *testing.T) {
 		t.Errorf("%+v", got)
 	}
 	if got := steps[b.Address()+": service bind"]; got.Err == nil || len(b.Binds()) > 0 {
+		t.Errorf("%+v", got)
+	}
+}
+
+// TestDiagnoseSamba: an Active Directory domain by its preset, and what its codes mean to an operator.
+func TestDiagnoseSamba(t *testing.T) {
+	s := peers.Samba(t, peers.SambaOptions{})
+	cfg := map[string]any{
+		"preset": "activedirectory", "host": s.Host, "rootCA": s.CA, "bindDN": s.ServiceDN, "bindPW": s.ServicePassword,
+		"userSearch": map[string]any{"baseDN": s.BaseDN}, "groupSearch": map[string]any{"baseDN": s.BaseDN},
+	}
+	for _, c := range []struct {
+		user, password, step string
+		want                 []string
+		good                 bool
+	}{
+		{"alice", s.Password, "groups", []string{"g0-cycle", "g1-top", "g2-mid", "g3-leaf"}, true},
+		{`ADTEST\alice`, s.Password, `user ADTEST\alice`, []string{"CN=alice,", "by sAMAccountName"}, true},
+		{"alice", "", "directory", []string{"Active Directory"}, true},
+		{"alice", "", "changes", []string{"tells of them (change notification)"}, true},
+		{"disabled", "", "account", []string{"account-disabled", "enable the account"}, false},
+		{"hours", s.Password, "the user's bind", []string{"outside-hours", "data 530", "logon hours"}, false},
+		{"pwexpired", s.Password, "the user's bind", []string{"password-expired", "data 532"}, false},
+		{"bob", "a-wrong-one", "the user's bind", []string{"wrong-credentials", "data 52e", "counts towards"}, false},
+	} {
+		t.Run(c.user+" "+c.step, func(t *testing.T) {
+			steps, good := diagnosed(t, cfg, c.user, c.password)
+			got := steps[c.step]
+			text := got.Detail + " | " + errText(got.Err) + " | " + got.Fix
+			for _, w := range c.want {
+				if !strings.Contains(text, w) {
+					t.Errorf("%s: %s; wanted %q in it", c.step, text, w)
+				}
+			}
+			if good != c.good {
+				t.Errorf("all went well: %v, wanted %v", good, c.good)
+			}
+		})
+	}
+	steps, _ := diagnosed(t, with(cfg, map[string]any{"bindPW": "old-secret"}), "", "")
+	if got := steps[s.Host+": service bind"]; got.Err == nil || !strings.Contains(got.Fix, "Active Directory says: the password is wrong") {
 		t.Errorf("%+v", got)
 	}
 }

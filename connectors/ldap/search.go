@@ -184,7 +184,9 @@ func (f *finding) request(ctx context.Context, req *ldapv3.SearchRequest) (*ldap
 		}
 	}
 	switch {
-	case len(f.entries) > f.limit, errors.Is(err, errFlood):
+	case errors.Is(err, errTooMany):
+		return nil, err
+	case len(f.entries) > f.limit:
 		if err == nil { // the server has more pages, or a cookie
 			f.k.wire.abort()
 		}
@@ -212,6 +214,9 @@ func (f *finding) ask(ctx context.Context, req *ldapv3.SearchRequest, entries in
 		res, err = l.Search(req)
 		return err
 	})
+	if errors.Is(err, errFlood) {
+		return nil, fmt.Errorf("%w: at most %d: %w", errTooMany, entries, err)
+	}
 	if err != nil && answered(err) {
 		to := referralsOf(err)
 		if err = cleanError(err); to != nil {

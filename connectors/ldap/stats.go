@@ -37,3 +37,32 @@ func (c *client) counted() clientStats {
 	}
 	return s
 }
+
+// Stats are what a connector has done so far, and the connections that it has now.
+type Stats struct {
+	ServiceDials, UserDials int64 // connections made for searches, and for the binds of users
+	Binds                   int64 // of users
+	Searches                int64
+	Failovers               int64 // connections and searches that went to another host than the first choice
+	Open, InUse             int   // connections
+	Hosts                   []HostStats
+}
+
+// HostStats are about one host.
+type HostStats struct {
+	Address       string // host:port
+	Dials, Failed int64
+	Aside         bool // it does not work, as far as is known
+}
+
+// Stats returns what the connector has done. A separate account for changes of passwords is not counted.
+func (c *Connector) Stats() Stats {
+	s := c.client.counted()
+	out := Stats{
+		ServiceDials: s.serviceDials, UserDials: s.userDials, Binds: s.binds, Searches: s.searches, Failovers: s.failovers, Open: s.open, InUse: s.inUse,
+	}
+	for _, h := range s.hosts {
+		out.Hosts = append(out.Hosts, HostStats{Address: h.addr, Dials: h.dials, Failed: h.failed, Aside: h.aside})
+	}
+	return out
+}

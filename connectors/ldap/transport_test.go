@@ -140,3 +140,27 @@ func TestSlapdDies(t *testing.T) {
 	}
 	works(b.Host)
 }
+
+// TestStats: what metrics are made of. A second sign-in dials nothing.
+func TestStats(t *testing.T) {
+	s := peers.Slapd(t, peers.SlapdOptions{})
+	c := &Connector{client: start(t, toSlapd(ldaps, s))}
+	sign := func() {
+		if es, err := c.client.search(within(t), theUser(s)); err != nil || len(es) != 1 {
+			t.Fatal(es, err)
+		}
+		if v, err := c.client.bind(within(t), s.UserDN("alice"), s.Password); err != nil || v.code != 0 {
+			t.Fatal(v, err)
+		}
+	}
+	sign()
+	before := c.Stats()
+	sign()
+	after := c.Stats()
+	if after.ServiceDials != before.ServiceDials || after.UserDials != before.UserDials || after.Binds != before.Binds+1 || after.Searches != before.Searches+1 {
+		t.Errorf("%+v, then %+v", before, after)
+	}
+	if len(after.Hosts) != 1 || after.Hosts[0].Address != s.Host || after.Hosts[0].Dials != 2 || after.Hosts[0].Aside || after.Open != 2 || after.InUse != 0 {
+		t.Errorf("%+v", after)
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"math"
+	"net"
 	"slices"
 	"testing"
 
@@ -50,6 +51,28 @@ func TestReadMessage(t *testing.T) {
 			m, err := readMessage(bytes.NewReader(c.in), func() int64 { return c.most })
 			if !errors.Is(err, c.want) || c.want == nil && (err != nil || !bytes.Equal(m, c.in)) {
 				t.Errorf("%x %v, wanted %v", m, err, c.want)
+			}
+		})
+	}
+}
+
+// TestAllowed: no more messages come through than were allowed, nor more bytes.
+func TestAllowed(t *testing.T) {
+	message := []byte{0x30, 5, 2, 1, 1, 0x42, 0}
+	for name, allow := range map[string][2]int64{"messages": {1 << 20, 3}, "bytes": {3 * 7, 1 << 20}} {
+		t.Run(name, func(t *testing.T) {
+			ours, theirs := net.Pipe()
+			defer func() { _ = ours.Close() }()
+			w := newWire(ours, ours)
+			read := make(chan int)
+			go func() {
+				n, _ := io.Copy(io.Discard, w)
+				read <- int(n)
+			}()
+			w.allow(allow[0], allow[1])
+			go func() { _, _ = theirs.Write(bytes.Repeat(message, 5)); _ = theirs.Close() }()
+			if n := <-read; n != 3*len(message) || !errors.Is(w.why(), errFlood) {
+				t.Errorf("%d bytes, %v; wanted %d and %v", n, w.why(), 3*len(message), errFlood)
 			}
 		})
 	}

@@ -167,7 +167,7 @@ func (s *Server) Address() string { return s.listener.Addr().String() }
 func (s *Server) Port() string { _, p, _ := net.SplitHostPort(s.Address()); return p }
 
 // CA is the certificate of the CA that the server's own comes from, as PEM; Pool holds it. Nil with Options.TLS and without TLS.
-func (s *Server) CA() []byte           { return s.ca }
+func (s *Server) CA() []byte { return s.ca }
 
 func (s *Server) Pool() *x509.CertPool { return s.pool }
 
