@@ -10,6 +10,7 @@ import (
 	"gatehouse/connectors"
 	"gatehouse/internal/config"
 	"gatehouse/provider/identity"
+	"gatehouse/provider/store"
 
 	dexconnectors "github.com/dexidp/dex/server/connectors"
 	"github.com/dexidp/dex/storage"
@@ -32,6 +33,7 @@ func livePolicy(c *config.Config) identity.Policy {
 func (p *Provider) newLive(c *config.Config) *identity.Live {
 	return identity.NewLive(p.life, identity.LiveOptions{
 		Policy: livePolicy(c), Now: p.now, Log: p.log, Asker: p.asker, Keep: p.keep, End: p.endRefused,
+		Remember: p.remember, Recall: p.recall,
 	})
 }
 
@@ -146,4 +148,24 @@ func (p *Provider) endRefused(ctx context.Context, connector, userID string, rea
 	g := p.acquire()
 	defer g.release()
 	return p.endAll(ctx, g, connector, userID, cause{by: byDirectory, reason: reason}, until)
+}
+
+// vouchedFor is how long it is kept when a user was vouched for: longer than an answer can serve.
+const vouchedFor = 25 * time.Hour
+
+// remember implements identity.LiveOptions.Remember. Users of the file can always be asked about.
+func (p *Provider) remember(ctx context.Context, connector string, userIDs []string, at time.Time) error {
+	if connector == dexconnectors.LocalConnector {
+		return nil
+	}
+	list := make([]store.Vouched, len(userIDs))
+	for i, id := range userIDs {
+		list[i] = store.Vouched{UserID: id, ConnectorID: connector, At: at, Expiry: at.Add(vouchedFor)}
+	}
+	return p.store.Vouch(ctx, list)
+}
+
+// recall implements identity.LiveOptions.Recall.
+func (p *Provider) recall(ctx context.Context, connector, userID string) (time.Time, error) {
+	return p.store.VouchedAt(ctx, userID, connector)
 }

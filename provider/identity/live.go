@@ -43,8 +43,9 @@ const (
 	roundEvery    = 500 * time.Millisecond // between two Lookups of a user, or of all, since something has changed
 	firstRetry    = time.Second            // after a connector could not be asked
 	lastRetry     = 30 * time.Second
-	failingStep   = time.Second // how often a request looks what has become of that
-	endersAtOnce  = 4           // users whose sessions are being ended
+	failingStep   = time.Second     // how often a request looks what has become of that
+	rememberEvery = 5 * time.Minute // how old what Remember keeps may get
+	endersAtOnce  = 4               // users whose sessions are being ended
 )
 
 // A Policy says how often users are asked about.
@@ -65,6 +66,10 @@ type LiveOptions struct {
 	Keep func(ctx context.Context, connector string, id connectors.Identity, asOf time.Time) (news bool, err error)
 	// End ends the sessions of a user that began until then, and all that comes with them.
 	End func(ctx context.Context, connector, userID string, reason connectors.Reason, until time.Time) error
+	// Remember keeps the time of a good answer about users for Recall, which returns it, or the zero time. It counts after a restart while the
+	// connector cannot be asked, and for nothing else.
+	Remember func(ctx context.Context, connector string, userIDs []string, at time.Time) error
+	Recall   func(ctx context.Context, connector, userID string) (time.Time, error)
 }
 
 // A Live goes on asking who users are, as long as somebody uses their sessions. It outlives configurations.
@@ -162,6 +167,8 @@ type User struct {
 	mu      sync.Mutex
 	checked int64   // when the last good answer was asked for, a sign-in included
 	seen    int64   // the last request that looked
+	kept    int64   // what Remember has, as far as is known here
+	recall  bool    // and that was looked up
 	changed int64   // number of the last change that the connector told of
 	must    bool    // that change came while nobody was there: the next request waits
 	failed  bool    // the last answer was none
@@ -259,7 +266,7 @@ func (u *User) decide(signedIn, at int64) (*flight, error) {
 		u.pass(at + every)
 		return nil, nil
 	}
-	age := at - u.checked
+	age, grace := at-u.checked, max(u.checked, u.kept)+stale
 	if age < 0 { // the clock was set back
 		age = every
 	}
@@ -276,8 +283,8 @@ func (u *User) decide(signedIn, at int64) (*flight, error) {
 		u.source.within(gatherWaited)
 	}
 	switch {
-	case failing && age < stale:
-		u.pass(min(at+failingStep.Milliseconds(), u.checked+stale))
+	case failing && at < grace:
+		u.pass(min(at+failingStep.Milliseconds(), grace))
 		return nil, nil
 	case u.flight == nil:
 		return nil, fmt.Errorf("identity: connector %q does not say who the user is now; what it said last is %s old", u.source.connector, time.Duration(age)*time.Millisecond)

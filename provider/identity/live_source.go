@@ -221,14 +221,77 @@ func backOff(failures int, first, last time.Duration) time.Duration {
 
 // land makes answers of a question of began true.
 func (s *source) land(batch []*User, began moment, list []connectors.Answer, err error) {
+	ctx, cancel := context.WithTimeout(s.live.ctx, lookupTimeout)
+	defer cancel()
 	for i, u := range batch {
 		if err != nil {
 			s.count(resultUnavailable)
+			s.recall(ctx, u)
 			u.land(began, false)
 			continue
 		}
 		s.answer(u, began, list[i])
 	}
+	if err == nil {
+		s.remember(ctx, batch, began.at)
+	}
+}
+
+// recall looks up once when a user was vouched for before this process began.
+func (s *source) recall(ctx context.Context, u *User) {
+	u.mu.Lock()
+	known := u.recall || u.checked > u.source.live.nowMilli()-u.source.live.stale.Load()
+	u.mu.Unlock()
+	if known {
+		return
+	}
+	var at time.Time
+	err := quietly(func() (err error) {
+		at, err = s.live.Recall(ctx, s.connector, u.id)
+		return err
+	})
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.recall = err == nil
+	if now := s.live.nowMilli(); err == nil && at.UnixMilli() <= now {
+		u.kept = max(u.kept, at.UnixMilli())
+	}
+}
+
+// remember keeps the time of good answers about users, now and then.
+func (s *source) remember(ctx context.Context, batch []*User, at int64) {
+	var users []*User
+	var ids []string
+	for _, u := range batch {
+		u.mu.Lock()
+		if u.checked == at && at-u.kept >= rememberEvery.Milliseconds() {
+			users, ids = append(users, u), append(ids, u.id)
+		}
+		u.mu.Unlock()
+	}
+	if len(ids) == 0 {
+		return
+	}
+	err := quietly(func() error { return s.live.Remember(ctx, s.connector, ids, time.UnixMilli(at)) })
+	if err != nil { // the next answer is as good
+		s.live.Log.Debug("when users were vouched for is not kept", "connector", s.connector, "error", err)
+		return
+	}
+	for _, u := range users {
+		u.mu.Lock()
+		u.kept = max(u.kept, at)
+		u.mu.Unlock()
+	}
+}
+
+// quietly makes an error of a panic.
+func quietly(f func() error) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("identity: panic in the store: %T", p)
+		}
+	}()
+	return f()
 }
 
 func (s *source) count(result string) {
@@ -276,11 +339,6 @@ const (
 
 // keep stores an identity if it is news.
 func (s *source) keep(u *User, id connectors.Identity, began int64) (news bool, err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			err = fmt.Errorf("identity: panic in the store: %T", p)
-		}
-	}()
 	if id.UserID != u.id {
 		return false, errors.New("identity: the answer is about another user")
 	}
@@ -295,7 +353,11 @@ func (s *source) keep(u *User, id connectors.Identity, began int64) (news bool, 
 	}
 	ctx, cancel := context.WithTimeout(s.live.ctx, lookupTimeout)
 	defer cancel()
-	return s.live.Keep(ctx, s.connector, id, time.UnixMilli(began))
+	err = quietly(func() (err error) {
+		news, err = s.live.Keep(ctx, s.connector, id, time.UnixMilli(began))
+		return err
+	})
+	return news, err
 }
 
 // end ends a user's sessions, and tries again until that is done: the user is refused meanwhile.
@@ -319,19 +381,14 @@ func (s *source) end(u *User, reason connectors.Reason, until int64) {
 	}
 }
 
-func (s *source) endOnce(u *User, reason connectors.Reason, until time.Time) (err error) {
+func (s *source) endOnce(u *User, reason connectors.Reason, until time.Time) error {
 	select {
 	case s.live.enders <- struct{}{}:
 	case <-s.live.ctx.Done():
 		return s.live.ctx.Err()
 	}
-	defer func() {
-		<-s.live.enders
-		if p := recover(); p != nil {
-			err = fmt.Errorf("identity: panic while sessions ended: %T", p)
-		}
-	}()
-	return s.live.End(s.live.ctx, s.connector, u.id, reason, until)
+	defer func() { <-s.live.enders }()
+	return quietly(func() error { return s.live.End(s.live.ctx, s.connector, u.id, reason, until) })
 }
 
 // sleep waits, and reports whether it was to the end.

@@ -84,6 +84,9 @@ type desk struct {
 	kept  map[string]string // groups by user
 	ended []string
 	down  error // of the store
+
+	remembered map[string]time.Time
+	writes     int // of them
 }
 
 var testPolicy = Policy{Every: time.Minute, Stale: 15 * time.Minute} // never assigned to
@@ -101,7 +104,7 @@ func atDesk(t *testing.T, f func(t *testing.T, d *desk, b *book)) {
 }
 
 func newDesk(ctx context.Context) *desk {
-	d := &desk{books: map[string]*book{"ldap": {users: map[string]connectors.Answer{}}, "other": {}}, kept: map[string]string{}}
+	d := &desk{books: map[string]*book{"ldap": {users: map[string]connectors.Answer{}}, "other": {}}, kept: map[string]string{}, remembered: map[string]time.Time{}}
 	d.Live = NewLive(ctx, LiveOptions{
 		Policy: testPolicy, Now: time.Now, Log: slog.New(slog.NewTextHandler(&d.log, nil)),
 		Asker: func(connector string) (Asker, func(), error) {
@@ -128,6 +131,20 @@ func newDesk(ctx context.Context) *desk {
 			}
 			d.ended = append(d.ended, fmt.Sprint(connector, " ", userID, " ", reason))
 			return nil
+		},
+		Remember: func(_ context.Context, connector string, ids []string, at time.Time) error {
+			d.mu.Lock()
+			defer d.mu.Unlock()
+			d.writes++
+			for _, id := range ids {
+				d.remembered[connector+" "+id] = at
+			}
+			return d.down
+		},
+		Recall: func(_ context.Context, connector, id string) (time.Time, error) {
+			d.mu.Lock()
+			defer d.mu.Unlock()
+			return d.remembered[connector+" "+id], d.down
 		},
 	})
 	return d
@@ -454,6 +471,55 @@ func TestStart(t *testing.T) {
 			})
 		})
 	}
+}
+
+// What was known before a restart serves while nobody can be asked, for as long as it would have without.
+func TestRestartWhileNobodyCanBeAsked(t *testing.T) {
+	for name, tt := range map[string]struct {
+		ago    time.Duration // of the last answer
+		store  error
+		served bool
+	}{
+		"a young answer":                  {10 * time.Minute, nil, true},
+		"one of the future":               {-time.Hour, nil, false},
+		"an old one":                      {20 * time.Minute, nil, false},
+		"a young one that cannot be read": {10 * time.Minute, errors.New("disk"), false},
+		"none":                            {1000 * time.Hour, nil, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			atDesk(t, func(t *testing.T, d *desk, b *book) {
+				b.err = errors.New("connection refused")
+				start := time.Now()
+				d.remembered["ldap ada"], d.down = start.Add(-tt.ago), tt.store
+				at := start.Add(-5 * time.Hour)
+				c := client{d.User("ldap", "ada", at), at}
+				if !tt.served {
+					c.wantError(t, name, false)
+					return
+				}
+				c.wantWaited(t, name)
+				for time.Since(start) < 15*time.Minute-tt.ago-time.Second {
+					c.wantServed(t, name)
+					time.Sleep(time.Second)
+				}
+				time.Sleep(2 * time.Second)
+				c.wantError(t, "too old by now", false)
+				b.set(func() { b.err = nil })
+				time.Sleep(lastRetry)
+				c.wantWaited(t, "it answers again")
+			})
+		})
+	}
+	atDesk(t, func(t *testing.T, d *desk, _ *book) {
+		c := d.signIn("ldap", "ada")
+		for range 3600 {
+			c.wantServed(t, "in use")
+			time.Sleep(time.Second)
+		}
+		if last := time.Since(d.remembered["ldap ada"]); d.writes > 12 || last > 7*time.Minute {
+			t.Errorf("%d writes in an hour, the last %s ago: want one every five to six minutes", d.writes, last)
+		}
+	})
 }
 
 func TestUnknownConnectorIsNotAsked(t *testing.T) {

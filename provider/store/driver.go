@@ -27,6 +27,7 @@ const (
 	KindKeys          Kind = "keys"          // logged
 	KindSpentCode     Kind = "spent_code"
 	KindReplay        Kind = "replay"
+	KindVouched       Kind = "vouched"
 )
 
 var (
