@@ -198,6 +198,24 @@ func TestSlapdGraceWithoutChange(t *testing.T) {
 	}
 }
 
+// A form that nobody could use is not shown: the account for searches may set nobody's password.
+func TestSlapdExpiredForGood(t *testing.T) {
+	t.Parallel()
+	s := peers.Slapd(t, peers.SlapdOptions{})
+	for may, more := range map[bool]block{false: {}, true: {"bindDN": s.AdminDN, "bindPW": s.AdminPassword}} {
+		c := open(t, openLDAP(s).with(block{"passwordChange": more}))
+		_, err := signIn(t, c, "expired", s.Password)
+		if r, ok := errors.AsType[*connectors.Refusal](err); !ok || r.Reason != connectors.PasswordExpired || r.Changeable != may {
+			t.Errorf("got %+v, want %s, to be changed here: %v", err, connectors.PasswordExpired, may)
+		}
+	}
+	c := open(t, openLDAP(s))
+	err := c.ChangePassword(waiting(t), find(t, c, "expired"), s.Password, "Another-Passw0rd")
+	if reason(t, err) != connectors.Unavailable {
+		t.Errorf("got %v, want %s: the old password was right", err, connectors.Unavailable)
+	}
+}
+
 func TestSlapdChangePassword(t *testing.T) {
 	t.Parallel()
 	s := peers.Slapd(t, peers.SlapdOptions{})

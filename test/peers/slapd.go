@@ -69,7 +69,7 @@ type SlapdServer struct {
 //	bob        is in "odd (name)"
 //	many       is in SlapdOptions.Many groups
 //	expired    has an expired password and no grace logins: a bind with it fails
-//	grace      has an expired password and three grace logins: a bind with it succeeds
+//	grace      has an expired password and two grace logins, one to be told so and one to change it: a bind with it succeeds
 //	reset      has a password that was reset: a bind succeeds, and nothing but a change of the password is allowed
 //	locked     was locked by an administrator
 func slapdPeople() map[string]string {
@@ -368,7 +368,7 @@ func slapdEntries(o SlapdOptions) string {
 		fmt.Fprintf(&b, "dn: ou=%s,%s\nobjectClass: organizationalUnit\nou: %[1]s\n\n", ou, slapdBase)
 	}
 	fmt.Fprintf(&b, "dn: cn=svc,%s\nobjectClass: organizationalRole\nobjectClass: simpleSecurityObject\ncn: svc\nuserPassword: %s\n\n", slapdBase, ssha("service-password"))
-	for name, more := range map[string]string{"default": "", "expiring": "pwdMaxAge: 86400\n", "grace": "pwdMaxAge: 86400\npwdGraceAuthNLimit: 3\n"} {
+	for name, more := range map[string]string{"default": "", "expiring": "pwdMaxAge: 86400\n", "grace": "pwdMaxAge: 86400\npwdGraceAuthNLimit: 2\n"} {
 		fmt.Fprintf(&b, "dn: cn=%s,ou=policies,%s\nobjectClass: device\nobjectClass: pwdPolicy\ncn: %[1]s\npwdAttribute: userPassword\n"+
 			"pwdLockout: TRUE\npwdMaxFailure: 5\npwdMustChange: TRUE\npwdMinLength: 8\npwdCheckQuality: 1\n%[3]s\n", name, slapdBase, more)
 	}
