@@ -27,11 +27,6 @@ func (l *Live) Watch(ctx context.Context, current func() *Doors, changed <-chan 
 	var all sync.WaitGroup
 	defer all.Wait()
 	running := map[*handle]context.CancelFunc{}
-	defer func() {
-		for _, stop := range running {
-			stop()
-		}
-	}()
 	tick := time.NewTicker(lookForDoors)
 	defer tick.Stop()
 	for {
