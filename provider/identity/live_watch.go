@@ -108,7 +108,7 @@ func (l *Live) watchOnce(ctx context.Context, connector string, w Watcher, state
 			err = errPanic
 		}
 	}()
-	return w.Watch(ctx, func(c connectors.Change) {
+	return w.Watch(ctx, func(c connectors.Change) { //nolint:contextcheck // a Lookup is for all who wait: no caller ends it
 		state.told.Store(true)
 		l.Changed(connector, c)
 	})
