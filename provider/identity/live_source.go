@@ -233,7 +233,7 @@ func (s *source) land(batch []*User, began moment, list []connectors.Answer, err
 			u.land(began, false)
 			continue
 		}
-		s.answer(u, began, list[i])
+		s.answer(ctx, u, began, list[i])
 	}
 	if err == nil {
 		s.remember(ctx, batch, began.at)
@@ -302,13 +302,13 @@ func (s *source) count(result string) {
 }
 
 // answer makes one answer true.
-func (s *source) answer(u *User, began moment, a connectors.Answer) {
+func (s *source) answer(ctx context.Context, u *User, began moment, a connectors.Answer) {
 	switch {
 	case a.Err == nil:
-		news, err := s.keep(u, a.Identity, began.at)
+		news, err := s.keep(ctx, u, a.Identity, began.at)
 		switch {
 		case err != nil:
-			s.live.Log.Warn("what a connector says of a user could not be taken", "connector", s.connector, "user_id", u.id, "error", err)
+			s.live.Log.WarnContext(ctx, "what a connector says of a user could not be taken", "connector", s.connector, "user_id", u.id, "error", err)
 			s.count(resultUnavailable)
 		case news:
 			s.count(resultChanged)
@@ -338,7 +338,7 @@ const (
 )
 
 // keep stores an identity if it is news.
-func (s *source) keep(u *User, id connectors.Identity, began int64) (news bool, err error) {
+func (s *source) keep(ctx context.Context, u *User, id connectors.Identity, began int64) (news bool, err error) {
 	if id.UserID != u.id {
 		return false, errors.New("identity: the answer is about another user")
 	}
@@ -351,8 +351,6 @@ func (s *source) keep(u *User, id connectors.Identity, began int64) (news bool, 
 			return false, fmt.Errorf("identity: a name, e-mail or group is longer than %d bytes or not UTF-8", maxClaim)
 		}
 	}
-	ctx, cancel := context.WithTimeout(s.live.ctx, lookupTimeout)
-	defer cancel()
 	err = quietly(func() (err error) {
 		news, err = s.live.Keep(ctx, s.connector, id, time.UnixMilli(began))
 		return err
