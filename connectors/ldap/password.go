@@ -24,8 +24,8 @@ func (c *Connector) changeable(r connectors.Reason) bool {
 	switch r {
 	case connectors.PasswordMustChange:
 		return true
-	case connectors.PasswordExpired: // its user cannot do it alone
-		return s.BindDN != "" || s.PasswordChange.BindDN != ""
+	case connectors.PasswordExpired: // its user cannot do it alone; in Active Directory any account can do it for them
+		return s.PasswordChange.BindDN != "" || s.BindDN != "" && c.isActiveDirectory()
 	default:
 		return false
 	}

@@ -165,7 +165,7 @@ func TestSlapdStates(t *testing.T) {
 		changeable bool
 	}{
 		{"alice", "", connectors.WrongCredentials, false},
-		{"expired", connectors.PasswordExpired, connectors.WrongCredentials, true},
+		{"expired", connectors.PasswordExpired, connectors.WrongCredentials, false},
 		{"grace", connectors.PasswordExpired, connectors.WrongCredentials, true},
 		{"reset", connectors.PasswordMustChange, connectors.WrongCredentials, true},
 		{"locked", connectors.AccountLocked, connectors.AccountLocked, false},
