@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"gatehouse/connectors"
@@ -48,6 +50,29 @@ func (p *Provider) refollow(old, now *generation) {
 	default:
 	}
 }
+
+// askedLately keeps in memory what is known of users whom no session of the gateway refers to, or each of their requests would ask anew. Each
+// place has the last one that fell on it.
+type askedLately [1024]atomic.Pointer[identity.User]
+
+// vouch implements front.Options.Vouch.
+func (p *Provider) vouch(ctx context.Context, connectorID, userID string, since time.Time) error {
+	proven := since
+	u, err := p.store.GetUserIdentity(ctx, userID, connectorID)
+	switch {
+	case err == nil:
+		proven = u.LastLogin
+	case !errors.Is(err, storage.ErrNotFound): // as after the password grant, which is no sign-in
+		return fmt.Errorf("provider: read user: %w", err)
+	}
+	user := p.live.User(connectorID, userID, proven)
+	p.asked[maphash.Comparable(placeSeed, [2]string{connectorID, userID})%uint64(len(p.asked))].Store(user)
+	_, err = user.Vouch(ctx, since, p.now())
+	return err
+}
+
+// placeSeed is never assigned to.
+var placeSeed = maphash.MakeSeed()
 
 // asker implements identity.LiveOptions.Asker: who answers for a connector in the current configuration.
 func (p *Provider) asker(connector string) (identity.Asker, func(), error) {

@@ -81,6 +81,7 @@ type Provider struct {
 	life     context.Context // of all generations: that of New
 	devices  front.Devices
 	live     *identity.Live
+	asked    askedLately
 	ended    *prometheus.CounterVec
 	reloaded chan struct{} // of one element: there is another configuration
 
@@ -227,6 +228,7 @@ func (p *Provider) frontOptions(g *generation) front.Options {
 			return p.verify(ctx, raw, front.GatewayClient)
 		},
 		VerifyAny:  func(ctx context.Context, raw string) (front.Token, error) { return p.verify(ctx, raw, "") },
+		Vouch:      p.vouch,
 		Replayed:   p.replayed,
 		SignOut:    func(ctx context.Context, id string) (string, error) { return p.end(ctx, g, id, cause{by: byUser}) },
 		SkipChoice: !c.OAuth2.AlwaysShowLoginScreen,

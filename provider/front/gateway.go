@@ -16,6 +16,7 @@ import (
 
 	"gatehouse/internal/handoff"
 	"gatehouse/internal/inproc"
+	"gatehouse/provider/identity"
 	"gatehouse/web"
 
 	"github.com/dexidp/dex/server/tokens"
@@ -203,6 +204,13 @@ func (f *Front) signOn(w http.ResponseWriter, r *http.Request, q *request, conne
 	}
 	if s == nil || connector != "" && connector != s.ConnectorID || f.tooOld(q, s) {
 		return false
+	}
+	switch err := f.Vouch(r.Context(), s.ConnectorID, s.UserID, AuthenticatedAt(s)); {
+	case errors.Is(err, identity.ErrEnded):
+		return false
+	case err != nil:
+		f.fail(w, r, web.Unavailable, err)
+		return true
 	}
 	if q.gateway != nil && f.knowsGateway(r.Context(), s) {
 		f.result(r, q, s.ConnectorID, f.email(r.Context(), s), "sso", nil, slog.String("user_id", s.UserID), sessionAttr(s.ID))

@@ -26,7 +26,7 @@ type Token struct {
 }
 
 // errRevoked means that a token was good once.
-var errRevoked = errors.New("the token's session has ended, its code was used twice, or its user is blocked")
+var errRevoked = errors.New("the token's session has ended, its code was used twice, or its user is blocked or may not go on")
 
 // api passes a request of a program to Dex, except those that claim to be the gateway's own client.
 func (f *Front) api(w http.ResponseWriter, r *http.Request) {
@@ -90,7 +90,7 @@ func (f *Front) introspect(w http.ResponseWriter, r *http.Request) {
 	f.Dex.ServeHTTP(w, r)
 }
 
-// good fails for a token that is not of this issuer, whose session has ended, whose code was used twice, or whose user is blocked.
+// good fails for a token that is not of this issuer, whose session has ended, whose code was used twice, or whose user is blocked or may not go on.
 func (f *Front) good(ctx context.Context, raw string) error {
 	t, err := f.VerifyAny(ctx, raw)
 	if err != nil {
@@ -107,6 +107,9 @@ func (f *Front) good(ctx context.Context, raw string) error {
 		return errors.Join(errRevoked, err)
 	}
 	if _, err := f.Storage.GetUserIdentity(ctx, userID, connectorID); err != nil && !errors.Is(err, storage.ErrNotFound) {
+		return errors.Join(errRevoked, err)
+	}
+	if err := f.Vouch(ctx, connectorID, userID, t.IssuedAt); err != nil {
 		return errors.Join(errRevoked, err)
 	}
 	return nil
