@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"strings"
 
@@ -98,7 +99,7 @@ func (s *settings) admits(groups []string) bool {
 // Lookup asks who the users of these ids are now, in few requests for all of them. The answers are in the same order. An error means
 // that the directory could not be asked.
 func (c *Connector) Lookup(ctx context.Context, userIDs []string) ([]connectors.Answer, error) {
-	found, err := c.byID(ctx, userIDs)
+	found, doubtful, err := c.byID(ctx, userIDs)
 	if err != nil {
 		return nil, notKnown(err)
 	}
@@ -116,6 +117,8 @@ func (c *Connector) Lookup(ctx context.Context, userIDs []string) ([]connectors.
 	var at []int // the places of their users
 	for i, id := range userIDs {
 		switch list := found[id]; {
+		case doubtful[id]:
+			answers[i].Err = refuse(connectors.Unavailable, errors.New("ldap: one directory server has no entry with this id, another one has"))
 		case len(list) == 0:
 			answers[i].Err = refuse(connectors.Gone, errors.New("ldap: no entry has this id"))
 		case len(list) > 1:
@@ -140,41 +143,66 @@ func (c *Connector) Lookup(ctx context.Context, userIDs []string) ([]connectors.
 	return answers, nil
 }
 
-// byID finds the entries of users, by their ids.
-func (c *Connector) byID(ctx context.Context, ids []string) (map[string][]*entry, error) {
-	u := &c.settings.UserSearch
+// byID finds the entries of users, by their ids. It is doubtful who is gone where another server of the directory still knows them, or already:
+// changes take a while from one to the other.
+func (c *Connector) byID(ctx context.Context, ids []string) (found map[string][]*entry, doubtful map[string]bool, err error) {
 	attribute, err := c.idAttribute(ctx)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	wanted := map[string]bool{}
-	var filters []string
+	filters := map[string]string{} // by id
 	for _, id := range ids {
-		if wanted[id] || id == "" || sound(id, maxDN) == "" {
+		if id == "" || sound(id, maxDN) == "" {
 			continue
 		}
 		if f := equals(attribute, id); f != "" {
-			wanted[id] = true
-			filters = append(filters, f)
+			filters[id] = f
 		}
+	}
+	found, doubtful = map[string][]*entry{}, map[string]bool{}
+	for chunk := range slices.Chunk(slices.Sorted(maps.Keys(filters)), batch) {
+		known, host, err := c.ofUsers(ctx, filters, chunk, nil)
+		if err != nil {
+			return nil, nil, err
+		}
+		maps.Copy(found, known)
+		missing := slices.DeleteFunc(slices.Clone(chunk), func(id string) bool { return known[id] != nil })
+		if len(missing) == 0 || !c.client.hosts.others(host) {
+			continue
+		}
+		known, other, err := c.ofUsers(ctx, filters, missing, host)
+		if err != nil || other == host { // nobody says otherwise
+			continue
+		}
+		for id := range known {
+			doubtful[id] = true
+		}
+	}
+	return found, doubtful, nil
+}
+
+// ofUsers asks for the entries of some users, at another host than avoid, and returns at which.
+func (c *Connector) ofUsers(ctx context.Context, filters map[string]string, ids []string, avoid *endpoint) (map[string][]*entry, *endpoint, error) {
+	u := &c.settings.UserSearch
+	wanted := make([]string, len(ids))
+	for i, id := range ids {
+		wanted[i] = filters[id]
+	}
+	entries, host, err := c.client.searchBut(ctx, query{
+		base: u.BaseDN, scope: c.settings.userScope, filter: allOf(u.Filter, anyOf(wanted)), attributes: c.attributes, limit: 4 * batch,
+	}, avoid)
+	if err != nil {
+		return nil, nil, err
 	}
 	found := map[string][]*entry{}
-	for chunk := range slices.Chunk(filters, batch) {
-		entries, err := c.client.search(ctx, query{
-			base: u.BaseDN, scope: c.settings.userScope, filter: allOf(u.Filter, anyOf(chunk)), attributes: c.attributes, limit: 4 * batch,
-		})
-		if err != nil {
-			return nil, err
-		}
-		for _, e := range entries {
-			id := e.value(u.IDAttr, maxID) // the first value, which is the one of a sign-in
-			again := slices.ContainsFunc(found[id], func(o *entry) bool { return o.dn == e.dn })
-			if wanted[id] && e.dn != "" && !again {
-				found[id] = append(found[id], e)
-			}
+	for _, e := range entries {
+		id := e.value(u.IDAttr, maxID) // the first value, which is the one of a sign-in
+		again := slices.ContainsFunc(found[id], func(o *entry) bool { return o.dn == e.dn })
+		if slices.Contains(ids, id) && e.dn != "" && !again {
+			found[id] = append(found[id], e)
 		}
 	}
-	return found, nil
+	return found, host, nil
 }
 
 // idAttribute is the attribute by which an id is searched for.

@@ -27,25 +27,30 @@ const (
 // search runs a query on a service connection: all pages and all ranges of it. A base that does not exist has no entries. A connection that turns out
 // to be broken costs one more try, at another host where there is one.
 func (c *client) search(ctx context.Context, q query) ([]*entry, error) {
+	out, _, err := c.searchBut(ctx, q, nil)
+	return out, err
+}
+
+// searchBut is search at another host than avoid, if one is to be had. It returns whose answer it is.
+func (c *client) searchBut(ctx context.Context, q query, avoid *endpoint) ([]*entry, *endpoint, error) {
 	ctx, cancel := c.within(ctx)
 	defer cancel()
 	if err := c.searches.acquire(ctx); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	defer c.searches.release()
 	c.stats.searches.Add(1)
-	var avoid *endpoint
 	tries := 0
-	for again := false; ; again = true {
+	for again := avoid != nil; ; again = true {
 		k, err := c.checkout(ctx, c.searches, avoid, again)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		since, before := time.Now(), k.wire.received.Load()
 		out, err := c.find(ctx, k, q)
 		if err == nil || answered(err) && !slices.Contains(unavailable, codeOf(err)) || errors.Is(err, errTooMany) || errors.Is(err, errAnswer) {
 			c.giveBack(c.searches, k) //nolint:contextcheck // hosts are tried in the background for longer than this call lasts
-			return out, err
+			return out, k.e, err
 		}
 		// One that was closed while it was idle is no failure of the host: it does not count.
 		if !k.reused || k.wire.received.Load() != before || ctx.Err() != nil || errors.Is(err, context.DeadlineExceeded) {
@@ -55,7 +60,7 @@ func (c *client) search(ctx context.Context, q query) ([]*entry, error) {
 		}
 		c.failed(ctx, k, err, since)
 		if tries == 2 || ctx.Err() != nil {
-			return nil, fmt.Errorf("%w: %s: search: %w", errNoDirectory, k.e.addr, err)
+			return nil, nil, fmt.Errorf("%w: %s: search: %w", errNoDirectory, k.e.addr, err)
 		}
 		if avoid != nil {
 			c.stats.failovers.Add(1)

@@ -320,6 +320,53 @@ func TestSlapdLookup(t *testing.T) {
 	}
 }
 
+// Servers of one directory lag behind one another: nobody is gone whom one of them still knows, or already.
+func TestSlapdLookupWhereOneServerLags(t *testing.T) {
+	t.Parallel()
+	ahead := peers.Slapd(t, peers.SlapdOptions{})
+	behind := peers.Slapd(t, peers.SlapdOptions{Peer: ahead})
+	ids := make([]string, 0, 4)
+	for _, n := range []string{"alice", "bob", "many"} {
+		ids = append(ids, mustSignIn(t, open(t, openLDAP(ahead)), n, ahead.Password).UserID)
+	}
+	ids = append(ids, "00000000-0000-0000-0000-000000000000")
+	remove := func(s *peers.SlapdServer, name string) {
+		t.Helper()
+		if err := s.Admin(t).Del(ldapv3.NewDelRequest(s.UserDN(name), nil)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	remove(behind, "bob")
+	both := openLDAP(ahead).with(block{"hosts": []string{behind.Host, ahead.Host}})
+	delete(both, "host")
+	c := open(t, both)
+	want := func(what string, reasons ...connectors.Reason) {
+		t.Helper()
+		answers, err := c.Lookup(waiting(t), ids)
+		if err != nil {
+			t.Fatalf("%s: %v", what, err)
+		}
+		for i, a := range answers {
+			var got connectors.Reason
+			if a.Err != nil {
+				got = a.Err.Reason
+			}
+			if got != reasons[i] {
+				t.Errorf("%s: %s: got %q, want %q", what, ids[i], got, reasons[i])
+			}
+		}
+	}
+	want("not yet here", "", connectors.Unavailable, "", connectors.Gone)
+	remove(ahead, "bob")
+	want("gone everywhere", "", connectors.Gone, "", connectors.Gone)
+	remove(behind, "many")
+	ahead.Kill(t)
+	peers.Eventually(t, 20*time.Second, "one server is enough where the other is down", func() bool {
+		answers, err := c.Lookup(waiting(t), ids)
+		return err == nil && answers[2].Err != nil && answers[2].Err.Reason == connectors.Gone
+	})
+}
+
 // A thousand users cost some dozens of searches, and each gets what a sign-in gives.
 func TestSlapdLookupMany(t *testing.T) {
 	t.Parallel()
