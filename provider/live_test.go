@@ -303,6 +303,12 @@ func TestSignInKnowsBetterThanAnOlderAnswer(t *testing.T) {
 	if news, err := w.provider.keep(t.Context(), "people", answer, w.now()); !news || err != nil || !slices.Contains(w.newest().Groups, "former") {
 		t.Errorf("an answer from now: news %v, %v; bob is in %q", news, err, w.newest().Groups)
 	}
+	clk.add(-24 * time.Hour) // it was ahead
+	answer.Groups = []string{"set right"}
+	if news, err := w.provider.keep(t.Context(), "people", answer, w.now()); !news || err != nil {
+		t.Errorf("an answer after the clock was set right: news %v, %v", news, err)
+	}
+	clk.add(24 * time.Hour)
 	if err := w.provider.endRefused(t.Context(), "people", old.UserID, connectors.Gone, between); err != nil {
 		t.Fatal(err)
 	}
@@ -311,6 +317,13 @@ func TestSignInKnowsBetterThanAnOlderAnswer(t *testing.T) {
 	}
 	if _, err := w.provider.Session(t.Context(), fresh.ID); err != nil {
 		t.Errorf("the session from after: %v", err)
+	}
+	clk.add(-24 * time.Hour)
+	if err := w.provider.endRefused(t.Context(), "people", old.UserID, connectors.Gone, w.now()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.provider.Session(t.Context(), fresh.ID); !errors.Is(err, ErrNoSession) {
+		t.Errorf("a session of the future: %v", err)
 	}
 }
 

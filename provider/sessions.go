@@ -248,7 +248,7 @@ func (p *Provider) Block(ctx context.Context, connectorID, userID string, until 
 // always is the end of time, for endAll. It is never assigned to.
 var always = time.Unix(1<<40, 0)
 
-// endAll ends what a user has: the sessions that began until then, and all refresh tokens.
+// endAll ends what a user has: the sessions that began until then, or are of the future, and all refresh tokens.
 func (p *Provider) endAll(ctx context.Context, g *generation, connectorID, userID string, why cause, until time.Time) error {
 	all, err := p.store.SessionsOf(ctx, userID, connectorID)
 	if err != nil {
@@ -256,7 +256,7 @@ func (p *Provider) endAll(ctx context.Context, g *generation, connectorID, userI
 	}
 	var errs []error
 	for i := range all {
-		if front.AuthenticatedAt(&all[i]).After(until) {
+		if at := front.AuthenticatedAt(&all[i]); at.After(until) && !at.After(p.now()) { // a later one is of a clock that was ahead
 			continue
 		}
 		if _, err := p.end(ctx, g, all[i].ID, why); err != nil {

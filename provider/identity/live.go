@@ -43,9 +43,10 @@ const (
 	roundEvery    = 500 * time.Millisecond // between two Lookups of a user, or of all, since something has changed
 	firstRetry    = time.Second            // after a connector could not be asked
 	lastRetry     = 30 * time.Second
-	failingStep   = time.Second     // how often a request looks what has become of that
-	rememberEvery = 5 * time.Minute // how old what Remember keeps may get
-	endersAtOnce  = 4               // users whose sessions are being ended
+	failingStep   = time.Second      // how often a request looks what has become of that
+	rememberEvery = 5 * time.Minute  // how old what Remember keeps may get
+	endersAtOnce  = 4                // users whose sessions are being ended
+	clockSkew     = 10 * time.Second // between replicas: a sign-in of a later time was never
 )
 
 // A Policy says how often users are asked about.
@@ -258,8 +259,10 @@ func (u *User) decide(signedIn, at int64) (*flight, error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	every, stale := u.source.live.every.Load(), u.source.live.stale.Load()
+	now := u.source.live.nowMilli()
+	u.setRight(now)
 	u.seen = max(u.seen, at)
-	if u.refused != 0 && signedIn <= u.refused {
+	if u.refused != 0 && (signedIn <= u.refused || signedIn > now+clockSkew.Milliseconds()) {
 		return nil, ErrEnded
 	}
 	if !u.source.asked() {
@@ -267,9 +270,6 @@ func (u *User) decide(signedIn, at int64) (*flight, error) {
 		return nil, nil
 	}
 	age, grace := at-u.checked, max(u.checked, u.kept)+stale
-	if age < 0 { // the clock was set back
-		age = every
-	}
 	if age < every && !u.must {
 		u.schedule()
 		return nil, nil
@@ -277,7 +277,7 @@ func (u *User) decide(signedIn, at int64) (*flight, error) {
 	down, retry := u.source.state()
 	must, failing := u.must || age >= 2*every, u.failed || down
 	switch {
-	case u.flight == nil && at >= max(retry, u.retry):
+	case u.flight == nil && passed(retry, at, lastRetry.Milliseconds()) && passed(u.retry, at, every):
 		u.ask(u.source.gather(must))
 	case u.flight != nil && must:
 		u.source.within(gatherWaited)
@@ -294,6 +294,17 @@ func (u *User) decide(signedIn, at int64) (*flight, error) {
 	u.pass(u.checked + 2*every)
 	return nil, nil
 }
+
+// setRight takes back what a clock said that was ahead: no answer is younger than now, and no refusal later. It is called with mu held.
+func (u *User) setRight(now int64) {
+	u.kept, u.refused = min(u.kept, now), min(u.refused, now)
+	if u.checked > now {
+		u.checked = now - u.source.live.every.Load()
+	}
+}
+
+// passed reports whether a time in the future has come, that was no further away than most: else the clock was set back.
+func passed(when, at, most int64) bool { return at >= when || when-at > most }
 
 // ask has the user asked about. It is called with mu held and no flight.
 func (u *User) ask(within time.Duration) {

@@ -247,8 +247,8 @@ func TestWhenAUserIsAskedAbout(t *testing.T) {
 				if got := b.count(); (got == 1) != (tt.within > 0) || got > 1 {
 					t.Errorf("got %d Lookups within %s", got, tt.within)
 				}
-				if tt.within > 0 {
-					c.wantServed(t, "after the answer")
+				if waited, err := c.Vouch(t.Context(), c.signedInAt, d.Now()); tt.within > 0 && (waited || err != nil) {
+					t.Errorf("after the answer: waited %v, %v", waited, err)
 				}
 			})
 		})
