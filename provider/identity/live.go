@@ -278,7 +278,7 @@ func (u *User) decide(signedIn, at int64) (*flight, error) {
 	must, failing := u.must || age >= 2*every, u.failed || down
 	switch {
 	case u.flight == nil && passed(retry, at, lastRetry.Milliseconds()) && passed(u.retry, at, every):
-		u.ask(u.source.gather(must))
+		u.ask(u.source.gather(must), must)
 	case u.flight != nil && must:
 		u.source.within(gatherWaited)
 	}
@@ -307,9 +307,9 @@ func (u *User) setRight(now int64) {
 func passed(when, at, most int64) bool { return at >= when || when-at > most }
 
 // ask has the user asked about. It is called with mu held and no flight.
-func (u *User) ask(within time.Duration) {
+func (u *User) ask(within time.Duration, waited bool) {
 	u.flight = &flight{done: make(chan struct{})}
-	u.source.add(u, within)
+	u.source.add(u, within, waited)
 }
 
 // tell notes that something about the user may have changed at the connector. Who is in use is asked about at once: lately
@@ -324,7 +324,7 @@ func (u *User) tell(lately int64) *flight {
 		return nil
 	}
 	if u.flight == nil {
-		u.ask(gatherWaited)
+		u.ask(gatherWaited, false)
 	} else {
 		u.source.within(gatherWaited)
 	}
@@ -361,7 +361,7 @@ func (u *User) askAgain() {
 	} else {
 		u.schedule()
 	}
-	u.ask(roundEvery)
+	u.ask(roundEvery, u.must)
 }
 
 // refuse ends the flight: the connector said at began that the user may not go on. It reports whether that is still so; who

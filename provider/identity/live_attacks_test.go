@@ -114,3 +114,24 @@ func TestHerdAfterARestart(t *testing.T) {
 		})
 	}
 }
+
+// Whoever waits does not stand behind those who do not: a directory that goes on changing has everybody asked about again and again.
+func TestWhoWaitsComesFirst(t *testing.T) {
+	const users = 10_000
+	atDesk(t, func(t *testing.T, d *desk, b *book) {
+		b.hook = func(ctx context.Context, _ []string) error { sleep(ctx, 100*time.Millisecond); return nil }
+		idle := d.signIn("ldap", "idle")
+		time.Sleep(10 * time.Minute)
+		var all []client
+		for i := range users {
+			all = append(all, d.signIn("ldap", fmt.Sprint(i)))
+		}
+		time.Sleep(70 * time.Second)
+		for _, c := range all {
+			c.wantServed(t, "in use")
+		}
+		d.Changed("ldap", connectors.Change{})
+		time.Sleep(2 * gatherWaited) // the round is under way
+		idle.wantWaited(t, "somebody who was away")
+	})
+}

@@ -20,7 +20,8 @@ type source struct {
 	connector string
 
 	mu       sync.Mutex
-	queue    []*User // to be asked about
+	first    []*User // to be asked about, since a request waits for it
+	queue    []*User // to be asked about after those
 	timer    *time.Timer
 	due      time.Time // of the timer; zero: it does not run
 	over     bool      // somebody in the queue has waited long enough
@@ -57,11 +58,15 @@ func (s *source) gather(waited bool) time.Duration {
 	return time.Duration(s.live.every.Load()) * time.Millisecond / gatherShare
 }
 
-// add has a user asked about with the next Lookup, which begins in time.
-func (s *source) add(u *User, within time.Duration) {
+// add has a user asked about with the next Lookup, which begins in time. Who is waited for comes before those who are not.
+func (s *source) add(u *User, within time.Duration, waited bool) {
 	s.mu.Lock()
-	s.queue = append(s.queue, u)
-	full := len(s.queue) >= batchSize
+	if waited {
+		s.first = append(s.first, u)
+	} else {
+		s.queue = append(s.queue, u)
+	}
+	full := s.queued() >= batchSize
 	s.mu.Unlock()
 	if full {
 		s.flush(false)
@@ -69,12 +74,24 @@ func (s *source) add(u *User, within time.Duration) {
 	s.within(within)
 }
 
+// queued is called with mu held, as is take.
+func (s *source) queued() int { return len(s.first) + len(s.queue) }
+
+// take returns the next who are to be asked about.
+func (s *source) take() []*User {
+	n := min(len(s.first), batchSize)
+	m := min(len(s.queue), batchSize-n)
+	batch := slices.Concat(s.first[:n], s.queue[:m])
+	s.first, s.queue = slices.Delete(s.first, 0, n), slices.Delete(s.queue, 0, m)
+	return batch
+}
+
 // within has the next Lookup begin in time, if anybody is to be asked about.
 func (s *source) within(d time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	due := time.Now().Add(d) // not Now of the options: a timer runs by this clock
-	if len(s.queue) == 0 || !s.due.IsZero() && !due.Before(s.due) {
+	if s.queued() == 0 || !s.due.IsZero() && !due.Before(s.due) {
 		return
 	}
 	if s.timer != nil {
@@ -91,12 +108,10 @@ func (s *source) flush(due bool) {
 		s.due, s.over = time.Time{}, true
 	}
 	for s.lookups < maxLookups || s.stuck >= maxLookups {
-		n := min(len(s.queue), batchSize)
-		if n == 0 || n < batchSize && !s.over {
+		if n := s.queued(); n == 0 || n < batchSize && !s.over {
 			break
 		}
-		batch := append([]*User(nil), s.queue[:n]...)
-		s.queue = append(s.queue[:0], s.queue[n:]...)
+		batch := s.take()
 		if s.stuck >= maxLookups {
 			go s.land(batch, s.live.moment(), nil, errStuck)
 			continue
@@ -104,7 +119,7 @@ func (s *source) flush(due bool) {
 		s.lookups++
 		go s.run(batch)
 	}
-	s.over = s.over && len(s.queue) > 0
+	s.over = s.over && s.queued() > 0
 }
 
 var (
