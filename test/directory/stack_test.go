@@ -62,6 +62,7 @@ func documented(t *testing.T, preset string, change table) table {
 type stack struct {
 	app       string // origin
 	connector string // id
+	port      string // of all hosts
 	envoy     *peers.EnvoyServer
 	gatehouse *peers.GatehouseServer
 }
@@ -75,12 +76,12 @@ func serve(t *testing.T, connector, session table) *stack {
 		t.Fatal(err)
 	}
 	issuer := "http://auth.example.test:" + port + "/dex"
-	s := &stack{app: "http://app.other.test:" + port, connector: fmt.Sprint(connector["id"])}
+	s := &stack{app: "http://app.other.test:" + port, connector: fmt.Sprint(connector["id"]), port: port}
 	config, err := yaml.Marshal(table{
 		"issuer": issuer, "storage": table{"type": "memory"}, "web": table{"http": web}, "telemetry": table{"http": peers.FreeAddr(t)},
 		"connectors": []table{connector},
 		"gateway": table{
-			"grpc": grpc, "admin": peers.FreeAddr(t), "hosts": []string{s.app}, "default": "signed-in", "session": session,
+			"grpc": grpc, "admin": peers.FreeAddr(t), "hosts": []string{s.app, "http://*.second.test:" + port}, "default": "signed-in", "session": session,
 			"identity": table{"headers": table{"kubeflow-userid": "email", "kubeflow-groups": "groups", "x-name": "preferred_username"}},
 		},
 	})
