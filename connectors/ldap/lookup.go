@@ -74,6 +74,12 @@ func (c *Connector) identities(ctx context.Context, entries []*entry) ([]connect
 	if err != nil {
 		return nil, err
 	}
+	some := slices.ContainsFunc(groups, func(list []string) bool { return len(list) > 0 })
+	if g := &c.settings.GroupSearch; !some && len(entries) > 0 && len(c.settings.RequiredGroups) > 0 && g.BaseDN != "" {
+		if err := c.readable(ctx, "groupSearch.baseDN", g.BaseDN); err != nil {
+			return nil, err
+		}
+	}
 	out := make([]connectors.Answer, len(entries))
 	for i, e := range entries {
 		id, err := c.person(e)
@@ -104,11 +110,7 @@ func (c *Connector) Lookup(ctx context.Context, userIDs []string) ([]connectors.
 		return nil, notKnown(err)
 	}
 	if len(found) == 0 && len(userIDs) > 0 { // all of them gone, or the service account's right to see them
-		base, err := c.one(ctx, c.settings.UserSearch.BaseDN, "1.1")
-		if err == nil && base == nil {
-			err = fmt.Errorf("ldap: userSearch.baseDN %q cannot be read, so that nobody is found: check it, and the rights of bindDN", c.settings.UserSearch.BaseDN)
-		}
-		if err != nil {
+		if err := c.readable(ctx, "userSearch.baseDN", c.settings.UserSearch.BaseDN); err != nil {
 			return nil, notKnown(err)
 		}
 	}
@@ -141,6 +143,15 @@ func (c *Connector) Lookup(ctx context.Context, userIDs []string) ([]connectors.
 		answers[at[n]] = a
 	}
 	return answers, nil
+}
+
+// readable fails where nothing was found since there is no such base, or none that the service account sees: that says nothing of anybody.
+func (c *Connector) readable(ctx context.Context, key, base string) error {
+	found, err := c.one(ctx, base, "1.1")
+	if err == nil && found == nil {
+		err = fmt.Errorf("ldap: %s %q cannot be read, so that nothing is found: check it, and the rights of bindDN", key, base)
+	}
+	return err
 }
 
 // byID finds the entries of users, by their ids. It is doubtful who is gone where another server of the directory still knows them, or already:

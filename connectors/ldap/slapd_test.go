@@ -462,6 +462,14 @@ func TestSlapdRequiredGroups(t *testing.T) {
 	if err != nil || answers[0].Err == nil || answers[0].Err.Reason != connectors.NotAllowed {
 		t.Errorf("got %+v and %v, want %s", answers, err, connectors.NotAllowed)
 	}
+	// Nobody is in a group where there are none, as after a mistake in the configuration: that says nothing of the users.
+	lost := open(t, openLDAP(s).with(block{"requiredGroups": []string{"g1-top"}, "groupSearch": block{"baseDN": "ou=nowhere," + s.BaseDN}}))
+	if answers, err := lost.Lookup(waiting(t), []string{alice.UserID}); reason(t, err) != connectors.Unavailable {
+		t.Errorf("without groups: got %+v and %v, want %s", answers, err, connectors.Unavailable)
+	}
+	if _, err := signIn(t, lost, "alice", s.Password); reason(t, err) != connectors.Unavailable {
+		t.Errorf("signing in without groups: got %v, want %s", err, connectors.Unavailable)
+	}
 }
 
 // Two groups of one name are two groups, and one name.
