@@ -2,14 +2,20 @@ package provider
 
 import (
 	"errors"
+	"fmt"
 	"net/http"
+	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	ldapv3 "github.com/go-ldap/ldap/v3"
+	dto "github.com/prometheus/client_model/go"
 	"golang.org/x/oauth2"
 
+	"gatehouse/internal/seal"
+	"gatehouse/provider/store"
 	"gatehouse/test/peers"
 )
 
@@ -77,5 +83,53 @@ func TestUsersOfOtherClientsAreAskedAbout(t *testing.T) {
 	many := browsers["many"].get(clientURL(oauth2.GenerateVerifier()))
 	if many.last.Host == "web.example.com" || many.code != http.StatusServiceUnavailable {
 		t.Errorf("single sign-on while nobody can be asked: %d at %s, want 503", many.code, many.last)
+	}
+}
+
+// Each reload opens the directory anew, and watches it anew.
+func TestReloadedDirectoriesLeaveNothing(t *testing.T) {
+	dir, clk := peers.Slapd(t, peers.SlapdOptions{}), &clock{}
+	text := func(i int) string {
+		return strings.Replace(slapdConfig(dir), "    preset: openldap\n", fmt.Sprintf("    preset: openldap\n    usernamePrompt: \"User %d\"\n", i), 1)
+	}
+	w := newWorld(t, text(0), store.Memory(store.Options{Now: clk.now}), seal.NewKey(), clk)
+	w.signInAs("alice", dir.Password)
+	alice := w.sessionOf("alice@example.test")
+	measure := func() (goroutines int, heap uint64) {
+		var m runtime.MemStats
+		runtime.GC()
+		runtime.GC()
+		runtime.ReadMemStats(&m)
+		return runtime.NumGoroutine(), m.HeapAlloc
+	}
+	reload := func(i int) {
+		w.reload(text(i))
+		clk.add(time.Minute)
+		if err := w.vouch(alice); err != nil {
+			t.Fatalf("reload %d: %v", i, err)
+		}
+	}
+	for i := range 20 {
+		reload(i + 1)
+	}
+	peers.Eventually(t, 30*time.Second, "the watch works", func() bool {
+		all, err := w.metrics.Gather()
+		return err == nil && slices.ContainsFunc(all, func(f *dto.MetricFamily) bool {
+			return f.GetName() == "gatehouse_watch_up" && f.GetMetric()[0].GetGauge().GetValue() == 1
+		})
+	})
+	goroutines, heap := measure()
+	for i := range 100 {
+		reload(i + 100)
+	}
+	var now int
+	var after uint64
+	eventually(t, "goroutines end", func() bool {
+		now, after = measure()
+		return now <= goroutines+4
+	})
+	t.Logf("goroutines %d -> %d, heap %d -> %d kB after 100 reloads", goroutines, now, heap>>10, after>>10)
+	if after > heap+2<<20 {
+		t.Errorf("the heap grew from %d to %d kB", heap>>10, after>>10)
 	}
 }

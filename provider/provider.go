@@ -109,7 +109,7 @@ func New(ctx context.Context, o Options) (*Provider, error) {
 	}
 	p.current.Store(g)
 	go p.collectGarbage(ctx)
-	if o.Config.Gateway != nil { // else nobody looks who a user is now
+	if o.Config.Gateway != nil { // else users are in use for a moment only
 		go p.live.Watch(ctx, func() *identity.Doors { return p.current.Load().doors }, p.reloaded)
 	}
 	return p, nil
