@@ -300,6 +300,38 @@ func TestFailover(t *testing.T) {
 }
 
 // TestAllAside: when no host is known to work, they are tried all the same.
+// Another site's server takes longer to connect to than the near one does, and is no worse for that.
+func TestElsewhere(t *testing.T) {
+	near := serve(t, found("near"))
+	far := fakeldap.Start(t, fakeldap.Options{Search: found("far"), Bind: func(b fakeldap.Bind) fakeldap.BindAnswer {
+		<-time.After(2 * headStart)
+		return passwords(b)
+	}})
+	c := start(t, to(near, far))
+	q := query{base: "dc=example", limit: 5}
+	_, host, err := c.searchAt(within(t), q)
+	if err != nil || host.addr != near.Address() {
+		t.Fatalf("got the answer of %v, %v", host, err)
+	}
+	for range 2 {
+		if es, err := c.searchElsewhere(within(t), q, host); err != nil || !slices.Equal(names(es), []string{"far"}) {
+			t.Errorf("found %v, %v; wanted what the far one knows", names(es), err)
+		}
+	}
+	wantFound(t, c, "near")
+	far.Close()
+	if es, err := c.searchElsewhere(within(t), q, host); err == nil {
+		t.Errorf("found %v where nobody else answers", names(es))
+	}
+	if c.hosts.others(host) {
+		t.Error("a server that does not answer is not put aside")
+	}
+	if es, err := c.searchElsewhere(within(t), q, host); err == nil {
+		t.Errorf("found %v where there is nobody else", names(es))
+	}
+	wantFound(t, c, "near")
+}
+
 func TestAllAside(t *testing.T) {
 	address := dead(t)
 	tr := to()

@@ -26,6 +26,11 @@ func (c *client) dialAny(ctx context.Context, avoid *endpoint, service bool) (*c
 	if err != nil {
 		return nil, err
 	}
+	return c.dial(ctx, order, service)
+}
+
+// dial makes a connection to the first of these hosts that answers.
+func (c *client) dial(ctx context.Context, order []*endpoint, service bool) (*conn, error) {
 	r := &race{client: c, order: order, service: service, done: make(chan arrival), begun: map[*endpoint]time.Time{}}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel() // what is still under way ends

@@ -158,10 +158,18 @@ func (h *hosts) better(e *endpoint) bool {
 }
 
 // others tells whether there is a host besides e that works as far as is known.
-func (h *hosts) others(e *endpoint) bool {
+func (h *hosts) others(e *endpoint) bool { return len(h.besides(e)) > 0 }
+
+// besides returns the hosts besides e that work as far as is known, the better ones first.
+func (h *hosts) besides(e *endpoint) (out []*endpoint) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return slices.ContainsFunc(h.list, func(o *endpoint) bool { return o != e && o.failures == 0 })
+	for _, o := range h.list {
+		if o.addr != e.addr && o.failures == 0 {
+			out = append(out, o)
+		}
+	}
+	return out
 }
 
 // due returns the hosts whose time aside is over. The caller tries each, and says good or bad.

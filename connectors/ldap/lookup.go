@@ -172,48 +172,47 @@ func (c *Connector) byID(ctx context.Context, ids []string) (found map[string][]
 	}
 	found, doubtful = map[string][]*entry{}, map[string]bool{}
 	for chunk := range slices.Chunk(slices.Sorted(maps.Keys(filters)), batch) {
-		known, host, err := c.ofUsers(ctx, filters, chunk, nil)
+		entries, host, err := c.client.searchAt(ctx, c.ofUsers(filters, chunk))
 		if err != nil {
 			return nil, nil, err
 		}
+		known := c.byTheirIDs(entries, chunk)
 		maps.Copy(found, known)
 		missing := slices.DeleteFunc(slices.Clone(chunk), func(id string) bool { return known[id] != nil })
 		if len(missing) == 0 || !c.client.hosts.others(host) {
 			continue
 		}
-		known, other, err := c.ofUsers(ctx, filters, missing, host)
-		if err != nil || other == host { // nobody says otherwise
+		if entries, err = c.client.searchElsewhere(ctx, c.ofUsers(filters, missing), host); err != nil { // nobody says otherwise
 			continue
 		}
-		for id := range known {
+		for id := range c.byTheirIDs(entries, missing) {
 			doubtful[id] = true
 		}
 	}
 	return found, doubtful, nil
 }
 
-// ofUsers asks for the entries of some users, at another host than avoid, and returns at which.
-func (c *Connector) ofUsers(ctx context.Context, filters map[string]string, ids []string, avoid *endpoint) (map[string][]*entry, *endpoint, error) {
-	u := &c.settings.UserSearch
+// ofUsers asks for the entries of some users.
+func (c *Connector) ofUsers(filters map[string]string, ids []string) query {
 	wanted := make([]string, len(ids))
 	for i, id := range ids {
 		wanted[i] = filters[id]
 	}
-	entries, host, err := c.client.searchBut(ctx, query{
-		base: u.BaseDN, scope: c.settings.userScope, filter: allOf(u.Filter, anyOf(wanted)), attributes: c.attributes, limit: 4 * batch,
-	}, avoid)
-	if err != nil {
-		return nil, nil, err
-	}
+	u := &c.settings.UserSearch
+	return query{base: u.BaseDN, scope: c.settings.userScope, filter: allOf(u.Filter, anyOf(wanted)), attributes: c.attributes, limit: 4 * batch}
+}
+
+// byTheirIDs are the entries that have one of these ids.
+func (c *Connector) byTheirIDs(entries []*entry, ids []string) map[string][]*entry {
 	found := map[string][]*entry{}
 	for _, e := range entries {
-		id := e.value(u.IDAttr, maxID) // the first value, which is the one of a sign-in
+		id := e.value(c.settings.UserSearch.IDAttr, maxID) // the first value, which is the one of a sign-in
 		again := slices.ContainsFunc(found[id], func(o *entry) bool { return o.dn == e.dn })
 		if slices.Contains(ids, id) && e.dn != "" && !again {
 			found[id] = append(found[id], e)
 		}
 	}
-	return found, host, nil
+	return found
 }
 
 // idAttribute is the attribute by which an id is searched for.

@@ -27,12 +27,12 @@ const (
 // search runs a query on a service connection: all pages and all ranges of it. A base that does not exist has no entries. A connection that turns out
 // to be broken costs one more try, at another host where there is one.
 func (c *client) search(ctx context.Context, q query) ([]*entry, error) {
-	out, _, err := c.searchBut(ctx, q, nil)
+	out, _, err := c.searchAt(ctx, q)
 	return out, err
 }
 
-// searchBut is search at another host than avoid, if one is to be had. It returns whose answer it is.
-func (c *client) searchBut(ctx context.Context, q query, avoid *endpoint) ([]*entry, *endpoint, error) {
+// searchAt is search, and returns whose answer it is.
+func (c *client) searchAt(ctx context.Context, q query) ([]*entry, *endpoint, error) {
 	ctx, cancel := c.within(ctx)
 	defer cancel()
 	if err := c.searches.acquire(ctx); err != nil {
@@ -40,8 +40,9 @@ func (c *client) searchBut(ctx context.Context, q query, avoid *endpoint) ([]*en
 	}
 	defer c.searches.release()
 	c.stats.searches.Add(1)
+	var avoid *endpoint
 	tries := 0
-	for again := avoid != nil; ; again = true {
+	for again := false; ; again = true {
 		k, err := c.checkout(ctx, c.searches, avoid, again)
 		if err != nil {
 			return nil, nil, err
@@ -66,6 +67,33 @@ func (c *client) searchBut(ctx context.Context, q query, avoid *endpoint) ([]*en
 			c.stats.failovers.Add(1)
 		}
 	}
+}
+
+// searchElsewhere runs a query at a host that works and is not that one. It fails where there is none. It may be far away: that one does not race it.
+func (c *client) searchElsewhere(ctx context.Context, q query, not *endpoint) ([]*entry, error) {
+	ctx, cancel := c.within(ctx)
+	defer cancel()
+	others := c.hosts.besides(not)
+	if len(others) == 0 {
+		return nil, errNoDirectory
+	}
+	if err := c.searches.acquire(ctx); err != nil {
+		return nil, err
+	}
+	defer c.searches.release()
+	c.stats.searches.Add(1)
+	k, err := c.dial(ctx, others, true)
+	if err != nil {
+		return nil, err
+	}
+	since := time.Now()
+	out, err := c.find(ctx, k, q)
+	if err != nil {
+		c.failed(ctx, k, err, since)
+		return nil, err
+	}
+	c.giveBack(c.searches, k) //nolint:contextcheck // hosts are tried in the background for longer than this call lasts
+	return out, nil
 }
 
 func codeOf(err error) uint16 {
