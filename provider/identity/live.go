@@ -194,7 +194,11 @@ type flight struct{ done chan struct{} }
 func (u *User) signedIn(at int64) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if at > u.checked && at <= u.source.live.nowMilli() {
+	now := u.source.live.nowMilli()
+	if at > now+clockSkew.Milliseconds() {
+		return
+	}
+	if at = min(at, now); at > u.checked {
 		u.checked = at
 		u.schedule()
 	}

@@ -51,6 +51,22 @@ func TestClockThatWasAhead(t *testing.T) {
 	}
 }
 
+// Clocks of replicas differ a little: who has just signed in at another one is not asked about.
+func TestSignInAtAReplicaWhoseClockIsAhead(t *testing.T) {
+	for ahead, waits := range map[time.Duration]bool{5 * time.Second: false, time.Minute: true} {
+		atDesk(t, func(t *testing.T, d *desk, b *book) {
+			at := time.Now().Add(ahead)
+			c := client{d.User("ldap", "ada", at), at}
+			if _, waited, err := c.request(t.Context()); waited != waits || err != nil {
+				t.Errorf("ahead by %s: waited %v, %v", ahead, waited, err)
+			}
+			b.set(func() { b.users["ada"] = refused(connectors.Gone) })
+			time.Sleep(3 * time.Minute)
+			c.wantError(t, "gone", true)
+		})
+	}
+}
+
 // Who goes on working with a clock that was set back is asked about once a minute, as before.
 func TestClockSetBackCostsNoMoreLookups(t *testing.T) {
 	atDesk(t, func(t *testing.T, d *desk, b *book) {
