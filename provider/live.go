@@ -81,11 +81,41 @@ func (p *Provider) asker(connector string) (identity.Asker, func(), error) {
 		return fileUsers{g}, g.release, nil
 	}
 	for {
-		a, release, err := p.current.Load().doors.Asker(connector)
-		if !errors.Is(err, identity.ErrClosed) || p.life.Err() != nil {
-			return a, release, err
+		g := p.current.Load()
+		a, release, err := g.doors.Asker(connector)
+		switch {
+		case errors.Is(err, identity.ErrClosed) && p.life.Err() == nil:
+			continue
+		case g.doors.Configured(connector):
+			p.missing.Delete(connector)
+		case err == nil && p.missingFor(connector) >= livePolicy(g.config).Stale:
+			return nobody{}, func() {}, nil
 		}
+		return a, release, err
 	}
+}
+
+// missingFor is how long it is known that there is no such connector. A replica that has the next configuration already may have one.
+func (p *Provider) missingFor(connector string) time.Duration {
+	now := p.now()
+	since, _ := p.missing.LoadOrStore(connector, now)
+	if since.(time.Time).After(now) { // the clock was set back
+		p.missing.Store(connector, now)
+		return 0
+	}
+	return now.Sub(since.(time.Time))
+}
+
+// nobody answers for a connector that is not configured any more.
+type nobody struct{}
+
+// Lookup implements identity.Asker.
+func (nobody) Lookup(_ context.Context, ids []string) ([]connectors.Answer, error) {
+	answers := make([]connectors.Answer, len(ids))
+	for i := range answers {
+		answers[i].Err = &connectors.Refusal{Reason: connectors.Gone, Err: errors.New("the connector is not configured any more")}
+	}
+	return answers, nil
 }
 
 // fileUsers answers for local users: those of a configuration, which needs no store, and those that are stored.

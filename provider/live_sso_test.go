@@ -15,6 +15,7 @@ import (
 	"golang.org/x/oauth2"
 
 	"gatehouse/internal/seal"
+	"gatehouse/provider/identity"
 	"gatehouse/provider/store"
 	"gatehouse/test/peers"
 )
@@ -84,6 +85,42 @@ func TestUsersOfOtherClientsAreAskedAbout(t *testing.T) {
 	if many.last.Host == "web.example.com" || many.code != http.StatusServiceUnavailable {
 		t.Errorf("single sign-on while nobody can be asked: %d at %s, want 503", many.code, many.last)
 	}
+}
+
+// Whoever came by a connector that is not there any more, or has another id, can be asked about by nobody: they go on for as long as while a directory
+// is down, and no longer.
+func TestUsersOfAConnectorThatIsGone(t *testing.T) {
+	dir := peers.Slapd(t, peers.SlapdOptions{})
+	w, clk, _ := brokenWorld(t, slapdConfig(dir))
+	w.signInAs("alice", dir.Password)
+	alice := w.sessionOf("alice@example.test")
+	renamed := strings.NewReplacer("id: people", "id: folk", "passwordConnector: people", "passwordConnector: folk").Replace(slapdConfig(dir))
+	goesOn := func(what string, minutes int) {
+		t.Helper()
+		for range minutes {
+			clk.add(time.Minute)
+			if err := w.vouch(alice); err != nil {
+				t.Fatalf("%s: %v", what, err)
+			}
+		}
+	}
+	w.reload(renamed)
+	goesOn("just renamed", 12)
+	w.reload(slapdConfig(dir))
+	goesOn("a mistake that was taken back", 12)
+	w.reload(renamed)
+	goesOn("renamed again", 12)
+	for range 8 {
+		clk.add(time.Minute)
+		_ = w.vouch(alice)
+	}
+	if err := w.vouch(alice); !errors.Is(err, identity.ErrEnded) {
+		t.Errorf("renamed for good: got %v, want the end", err)
+	}
+	eventually(t, "the session ends", func() bool {
+		_, err := w.provider.Session(t.Context(), alice.ID)
+		return errors.Is(err, ErrNoSession)
+	})
 }
 
 // Each reload opens the directory anew, and watches it anew.

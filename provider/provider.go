@@ -82,6 +82,7 @@ type Provider struct {
 	devices  front.Devices
 	live     *identity.Live
 	asked    askedLately
+	missing  sync.Map // of connector ids, since when a time.Time says that there is none
 	ended    *prometheus.CounterVec
 	reloaded chan struct{} // of one element: there is another configuration
 

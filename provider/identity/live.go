@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -15,6 +16,7 @@ import (
 	"gatehouse/connectors"
 
 	dexconnectors "github.com/dexidp/dex/server/connectors"
+	"github.com/dexidp/dex/storage"
 )
 
 // An Asker is a connector that says who its users are now: the answers are in the order of the ids. An error means that it could
@@ -419,6 +421,11 @@ func (d *Doors) Asker(id string) (a Asker, release func(), err error) {
 	}
 	door.handle.users.Add(1)
 	return a, func() { door.handle.release(d.opts.Log, id) }, nil
+}
+
+// Configured reports whether there is a connector of that id, open or not.
+func (d *Doors) Configured(id string) bool {
+	return slices.ContainsFunc(d.configured, func(c storage.Connector) bool { return c.ID == id })
 }
 
 // ErrClosed means that doors are closed.
