@@ -14,6 +14,8 @@ import (
 
 	"gatehouse/connectors"
 	"gatehouse/test/fakeldap"
+
+	ldapv3 "github.com/go-ldap/ldap/v3"
 )
 
 // fake is a directory of one domain that answers what a test says.
@@ -460,6 +462,49 @@ func TestMatchDoubtful(t *testing.T) {
 		ids = append(ids, id)
 	}
 	sameAsLookup(t, c, ids...)
+}
+
+// Users and groups whose names are alike to us are two to a directory that keeps them apart, however many are asked for at once.
+func TestAlikeIsNotTheSame(t *testing.T) {
+	t.Parallel()
+	members := map[string]string{"admins1": "carol", "admins①": "bob①", "roots": "bob1"} // by group
+	s := fake{search: func(q fakeldap.Search) fakeldap.SearchAnswer {
+		var a fakeldap.SearchAnswer
+		if strings.Contains(q.Filter, "person") {
+			for _, p := range []string{"carol", "bob①", "bob1"} {
+				if strings.Contains(q.Filter, "(uid="+ldapv3.EscapeFilter(p)+")") {
+					a.Entries = append(a.Entries, somebody(p))
+				}
+			}
+			return a
+		}
+		for _, name := range []string{"admins1", "admins①", "roots"} {
+			all := []string{"uid=" + members[name] + "," + fakeBase}
+			if name == "roots" {
+				all = append(all, "uid=carol,"+fakeBase)
+			}
+			if slices.ContainsFunc(all, func(m string) bool { return strings.Contains(q.Filter, "(member="+ldapv3.EscapeFilter(m)+")") }) {
+				a.Entries = append(a.Entries, fakeldap.Entry{DN: "cn=" + name + "," + fakeBase, Attributes: []fakeldap.Attribute{
+					{Name: "cn", Values: []string{name}}, {Name: "member", Values: all},
+				}})
+			}
+		}
+		return a
+	}}.start(t)
+	c := open(t, fakeConfig(s).with(block{"groupSearch": block{"baseDN": fakeBase, "nameAttr": "cn", "userMatchers": []block{{"userAttr": "DN", "groupAttr": "member"}}}}))
+	var ids []connectors.Identity
+	for _, tt := range []struct {
+		user string
+		want []string
+	}{{"carol", []string{"admins1", "roots"}}, {"bob①", []string{"admins①"}}, {"bob1", []string{"roots"}}} {
+		id := mustSignIn(t, c, tt.user, "password")
+		if !slices.Equal(id.Groups, tt.want) {
+			t.Errorf("%s: got %q, want %q", tt.user, id.Groups, tt.want)
+		}
+		ids = append(ids, id)
+	}
+	sameAsLookup(t, c, ids...)
+	sameAsLookup(t, c, ids[:2]...)
 }
 
 // A password change of a name that is nobody's, and of one that was not proven, sends no new password.

@@ -494,7 +494,7 @@ func (r *resolver) keys(entries []*entry) []string {
 func (r *resolver) matchTogether(ctx context.Context, attribute string, values []string, names bool, out map[string][]string) ([]string, error) {
 	fold := foldText
 	if names {
-		fold = foldDN
+		fold = alikeDN
 	}
 	var filters []string
 	alike := map[string][]string{} // values by what they are when spelling does not count
@@ -517,7 +517,7 @@ func (r *resolver) matchTogether(ctx context.Context, attribute string, values [
 		for _, have := range e.values(attribute) {
 			for _, v := range alike[fold(have)] {
 				some = true
-				if names || v == have {
+				if v == have || names && foldDN(v) == foldDN(have) {
 					out[v] = append(out[v], key)
 				} else {
 					doubtful[v] = true
