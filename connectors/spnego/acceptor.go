@@ -196,7 +196,8 @@ func (a *Acceptor) who(req *apReq) (Principal, error) {
 	}
 	name := t.CName.NameString[0]
 	switch {
-	case name == "" || len(name) > maxName || strings.ContainsRune(name, '@') || !printable(name):
+	case name == "" || len(name) > maxName || strings.ContainsAny(name, `@\`) || !printable(name), strings.Join(strings.Fields(name), " ") != name:
+		// A directory would take what is before a backslash for a domain, and does not see blanks: the name would be another one's.
 		return Principal{}, &Refusal{NotAUser, errors.New("the ticket's user has a name that no directory knows")}
 	case strings.HasSuffix(name, "$"):
 		return Principal{}, &Refusal{NotAUser, fmt.Errorf("the ticket is of a computer: %q", name)}
