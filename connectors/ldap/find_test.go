@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -330,6 +331,30 @@ func TestNoName(t *testing.T) {
 	}
 	if _, err := signIn(t, c, "alice", "password"); reason(t, err) != connectors.WrongCredentials {
 		t.Errorf("got %v, want %s", err, connectors.WrongCredentials)
+	}
+}
+
+// Whoever has got a name's entry meanwhile is not who was proven.
+func TestAnotherEntryOfTheName(t *testing.T) {
+	t.Parallel()
+	var later atomic.Bool
+	s := fake{search: func(fakeldap.Search) fakeldap.SearchAnswer {
+		e := somebody("alice")
+		if later.Load() {
+			e.Attributes[0].Values = []string{"another"}
+		}
+		return fakeldap.SearchAnswer{Entries: []fakeldap.Entry{e}}
+	}}.start(t)
+	c := openWith(t, fakeConfig(s), func() time.Time {
+		if later.Load() {
+			return time.Now().Add(fresh + time.Second)
+		}
+		return time.Now()
+	})
+	a := find(t, c, "alice")
+	later.Store(true)
+	if id, err := c.Authenticate(waiting(t), a, "password"); reason(t, err) != connectors.Gone {
+		t.Errorf("got %+v and %v, want %s", id, err, connectors.Gone)
 	}
 }
 

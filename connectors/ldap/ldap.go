@@ -190,7 +190,7 @@ func (c *Connector) identify(ctx context.Context, a *Account, byPassword bool) (
 		if err != nil {
 			return connectors.Identity{}, notKnown(err)
 		}
-		if again == nil {
+		if again == nil || c.keyOf(again) != a.key {
 			return connectors.Identity{}, refuse(connectors.Gone, errors.New("ldap: the entry is not there any more"))
 		}
 		e = again
