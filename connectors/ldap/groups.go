@@ -2,7 +2,7 @@ package ldap
 
 import (
 	"context"
-	"errors"
+	"fmt"
 	"log/slog"
 	"maps"
 	"slices"
@@ -244,7 +244,7 @@ func (r *resolver) level(ctx context.Context, frontier map[string]string, anywhe
 		}
 	}
 	if len(r.groups) > 4*maxGroups {
-		return nil, errors.New("ldap: more groups than can be looked at: narrow groupSearch.filter, or set groupSearch.nested: none")
+		return nil, fmt.Errorf("%w: more groups than can be looked at: narrow groupSearch.filter, or set groupSearch.nested: none", errAnswer)
 	}
 	if err := r.load(ctx, r.dnAttr, names, anywhere); err != nil {
 		return nil, err
@@ -448,7 +448,7 @@ func (r *resolver) climb(ctx context.Context, attribute string, direct map[strin
 			}
 		}
 		if len(up)+len(next) > 4*maxGroups {
-			return nil, errors.New("ldap: more groups than can be looked at: narrow groupSearch.filter, or drop recursionGroupAttr")
+			return nil, fmt.Errorf("%w: more groups than can be looked at: narrow groupSearch.filter, or drop recursionGroupAttr", errAnswer)
 		}
 		frontier = next
 	}
@@ -508,6 +508,9 @@ func (r *resolver) matchTogether(ctx context.Context, attribute string, values [
 		return nil, nil
 	}
 	found, err := r.search(ctx, anyOf(filters), r.attributes(attribute))
+	if unusable(err) { // such as a group of very many: alone nothing is asked of its members
+		return values, nil
+	}
 	if err != nil {
 		return nil, err
 	}
