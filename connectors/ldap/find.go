@@ -25,9 +25,7 @@ func (c *Connector) Find(ctx context.Context, name string) (*Account, error) {
 	if strings.TrimSpace(name) == "" || len(name) > maxName || !utf8.ValidString(name) || strings.ContainsFunc(name, unprintable) {
 		return &Account{key: "nobody", refused: true}, nil
 	}
-	if c.settings.Lockout.MaxFailures == 0 {
-		_, _ = c.known(ctx) // how many failures lock an account, before the first one
-	}
+	c.informed(ctx)
 	filters, err := c.nameFilters(ctx, name)
 	if err != nil {
 		return nil, notKnown(err)

@@ -33,7 +33,8 @@ type Connector struct {
 	log        *slog.Logger
 	attributes []string // that are asked for of a user
 	facts      atomic.Pointer[facts]
-	failed     durations // of binds with a wrong password
+	asked      chan struct{} // closed once the directory was asked for the facts; nil: it never is
+	failed     durations     // of binds with a wrong password
 	stop       context.CancelFunc
 	background sync.WaitGroup
 	kerberos   kerberos
@@ -45,7 +46,7 @@ func Open(raw []byte, o Options) (*Connector, error) {
 	if err != nil {
 		return nil, fmt.Errorf("ldap: %w", err)
 	}
-	c := &Connector{settings: s, now: o.Now, log: o.Log, attributes: s.userAttributes()}
+	c := &Connector{settings: s, now: o.Now, log: o.Log, attributes: s.userAttributes(), asked: make(chan struct{})}
 	if c.now == nil {
 		c.now = time.Now
 	}

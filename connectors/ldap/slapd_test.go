@@ -421,24 +421,6 @@ func TestSlapdTwins(t *testing.T) {
 	sameAsLookup(t, c, alice)
 }
 
-// The first sign-in after a start must not have more failures than the directory takes, however late what it says of itself comes.
-func TestSlapdMaxFailuresAtTheStart(t *testing.T) {
-	t.Parallel()
-	s := peers.Slapd(t, peers.SlapdOptions{})
-	cfg, err := parse(openLDAP(s).json(t))
-	if err != nil {
-		t.Fatal(err)
-	}
-	c := connectorOf(cfg, Options{}) // nothing is learned beside
-	t.Cleanup(func() { _ = c.Close() })
-	if got := c.MaxFailures(); got != 0 {
-		t.Fatalf("got %d before anything was asked", got)
-	}
-	if find(t, c, "alice"); c.MaxFailures() == 0 {
-		t.Error("alice was found, and it is not known how many failures lock the account")
-	}
-}
-
 // Whoever may set an own mail address neither takes another one's user name nor keeps its owner out.
 func TestSlapdMailIsAnothersName(t *testing.T) {
 	t.Parallel()
