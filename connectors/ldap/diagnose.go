@@ -321,13 +321,14 @@ func (d *diagnosis) user(ctx context.Context, name string) bool {
 // nobodyFound tells why a name is nobody's.
 func (d *diagnosis) nobodyFound(ctx context.Context, name string) (string, string, error) {
 	u := &d.settings.UserSearch
-	filter, err := d.nameFilter(ctx, name)
+	filters, err := d.nameFilters(ctx, name)
 	if err != nil {
 		return "", d.fix(err), err
 	}
-	if filter == "" {
+	if len(filters) == 0 {
 		return "", `no attribute of userSearch.username can have this value; a name like CORP\alice needs the domain's own NetBIOS name, see netbiosName`, errors.New("the name cannot be anybody's")
 	}
+	filter := anyOf(filters)
 	all := allOf(u.Filter, filter)
 	found, err := d.client.search(ctx, query{base: u.BaseDN, scope: d.settings.userScope, filter: all, attributes: []string{noAttributes}, limit: 8})
 	switch {

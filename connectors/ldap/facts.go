@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	ldapv3 "github.com/go-ldap/ldap/v3"
@@ -30,6 +31,8 @@ const (
 
 // learnOn keeps the facts until ctx ends.
 func (c *Connector) learnOn(ctx context.Context) {
+	once := sync.OnceFunc(func() { close(c.asked) })
+	defer once()
 	for ctx.Err() == nil {
 		wait := learnAgain
 		within, cancel := context.WithTimeout(ctx, time.Duration(c.settings.Timeouts.Dial+4*c.settings.Timeouts.Request))
@@ -38,12 +41,30 @@ func (c *Connector) learnOn(ctx context.Context) {
 			c.log.DebugContext(ctx, "the directory does not tell about itself", slog.Any("error", err))
 		}
 		cancel()
+		once()
 		t := time.NewTimer(wait)
 		select {
 		case <-t.C:
 		case <-ctx.Done():
 			t.Stop()
 		}
+	}
+}
+
+// firstFacts is how long a sign-in right after the start waits for the facts.
+const firstFacts = 3 * time.Second
+
+// informed waits until the directory was asked about itself once: else the first failures could be more than lock an account.
+func (c *Connector) informed(ctx context.Context) {
+	if c.asked == nil || c.settings.Lockout.MaxFailures > 0 || c.facts.Load() != nil {
+		return
+	}
+	t := time.NewTimer(firstFacts)
+	defer t.Stop()
+	select {
+	case <-c.asked:
+	case <-t.C:
+	case <-ctx.Done():
 	}
 }
 

@@ -1,9 +1,12 @@
 package ldap
 
 import (
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
+	"gatehouse/test/fakeldap"
 	"gatehouse/test/peers"
 )
 
@@ -34,5 +37,31 @@ func TestFailureWindowOfOpenLDAP(t *testing.T) {
 	}
 	if got := c.FailureWindow(); got != forever {
 		t.Errorf("got %v, want until the next right password", got)
+	}
+}
+
+// The first sign-in after a start must not have more failures than the directory takes, however late it tells how many that are.
+func TestMaxFailuresAtTheStart(t *testing.T) {
+	t.Parallel()
+	asked := make(chan struct{})
+	var once sync.Once
+	s := fakeldap.Start(t, fakeldap.Options{Search: func(q fakeldap.Search) fakeldap.SearchAnswer {
+		switch {
+		case q.Base == "":
+			select { // of a server that takes its time
+			case <-asked:
+			case <-time.After(300 * time.Millisecond):
+			}
+		case strings.Contains(q.Filter, "pwdPolicy"):
+			return one("cn=default,"+fakeBase, attribute("pwdLockout", "TRUE"), attribute("pwdMaxFailure", "3"))
+		case strings.Contains(q.Filter, "alice"):
+			once.Do(func() { close(asked) })
+			return fakeldap.SearchAnswer{Entries: []fakeldap.Entry{somebody("alice")}}
+		}
+		return fakeldap.SearchAnswer{}
+	}})
+	c := open(t, fakeConfig(s))
+	if find(t, c, "alice"); c.MaxFailures() != 2 {
+		t.Errorf("alice is found, and as many as %d failures are allowed, want 2", c.MaxFailures())
 	}
 }
