@@ -1,6 +1,7 @@
 package ldap
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -93,6 +94,11 @@ func (c *Connector) learn(ctx context.Context) (*facts, error) {
 	}
 	if err != nil {
 		return nil, err
+	}
+	if old := c.facts.Load(); old != nil { // a server that is busy may leave a search unanswered
+		f.maxFailures = cmp.Or(f.maxFailures, old.maxFailures)
+		f.counted = cmp.Or(f.counted, old.counted)
+		f.netbios = cmp.Or(f.netbios, old.netbios)
 	}
 	c.facts.Store(f)
 	return f, nil

@@ -3,11 +3,14 @@ package ldap
 import (
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"gatehouse/test/fakeldap"
 	"gatehouse/test/peers"
+
+	ldapv3 "github.com/go-ldap/ldap/v3"
 )
 
 func TestFailureWindow(t *testing.T) {
@@ -63,5 +66,27 @@ func TestMaxFailuresAtTheStart(t *testing.T) {
 	c := open(t, fakeConfig(s))
 	if find(t, c, "alice"); c.MaxFailures() != 2 {
 		t.Errorf("alice is found, and as many as %d failures are allowed, want 2", c.MaxFailures())
+	}
+}
+
+// A server that is too busy to tell of its policies has them nevertheless.
+func TestMaxFailuresAreRemembered(t *testing.T) {
+	t.Parallel()
+	var busy atomic.Bool
+	s := fakeldap.Start(t, fakeldap.Options{Search: func(q fakeldap.Search) fakeldap.SearchAnswer {
+		switch {
+		case strings.Contains(q.Filter, "pwdPolicy") && busy.Load():
+			return fakeldap.SearchAnswer{Result: fakeldap.Result{Code: ldapv3.LDAPResultTimeLimitExceeded}}
+		case strings.Contains(q.Filter, "pwdPolicy"):
+			return one("cn=default,"+fakeBase, attribute("pwdLockout", "TRUE"), attribute("pwdMaxFailure", "3"))
+		}
+		return fakeldap.SearchAnswer{}
+	}})
+	c := open(t, fakeConfig(s))
+	for range 2 {
+		if _, err := c.learn(waiting(t)); err != nil || c.MaxFailures() != 2 {
+			t.Errorf("busy %v: got %d, %v, want 2", busy.Load(), c.MaxFailures(), err)
+		}
+		busy.Store(true)
 	}
 }
