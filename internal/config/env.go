@@ -117,7 +117,7 @@ func (w *jsonWriter) write(n *yaml.Node, path string, secret bool) {
 		for key, value := range pairs(n) {
 			w.WriteString(sep)
 			w.key(key, secret)
-			w.write(value, child(path, key), secret || secretKey.MatchString(key))
+			w.write(value, child(path, key), secret || secretKey.MatchString(key) && key != "keytabPath") // which is the path alone
 			sep = ","
 		}
 		w.WriteByte('}')

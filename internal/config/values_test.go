@@ -169,3 +169,13 @@ func TestKeySpellings(t *testing.T) {
 		t.Errorf("got %v, want that the file is too large", problems)
 	}
 }
+
+// The path of a keytab is told: whoever reads the message looks for the file.
+func TestKeytabPathIsTold(t *testing.T) {
+	opts := testOptions()
+	opts.Connector = func(_ string, config []byte) error { return fmt.Errorf("no file: %s", config) }
+	_, _, err := Parse("g.yaml", []byte(head+"connectors:\n- {type: ldap, id: a, name: A, config: {kerberos: {keytabPath: /etc/http.keytab}, clientKey: hunter22}}\n"), opts)
+	if err == nil || !strings.Contains(err.Error(), "/etc/http.keytab") || strings.Contains(err.Error(), "hunter22") {
+		t.Errorf("got %v, want the path of the keytab, and nothing else that may be secret", err)
+	}
+}
