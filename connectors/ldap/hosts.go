@@ -137,11 +137,11 @@ func (h *hosts) bad(e *endpoint, why error) {
 	e.failures = min(e.failures+1, 6)
 	d := min(setAside<<(e.failures-1), setAsideMax)
 	e.until = now.Add(d)
-	level := slog.LevelDebug // one line for the outage, and one for its end
+	log := h.log.Debug // one line for the outage, and one for its end
 	if e.failures == 1 {
-		level = slog.LevelWarn
+		log = h.log.Warn
 	}
-	h.log.Log(context.Background(), level, "a directory server does not answer: it is put aside, and tried again now and then", "host", e.addr, "next", d.String(), "error", why)
+	log("a directory server does not answer: it is put aside, and tried again now and then", "host", e.addr, "next", d.String(), "error", why)
 	if len(h.list) == 1 || !slices.ContainsFunc(h.list, func(e *endpoint) bool { return e.failures == 0 }) {
 		h.again = minTime(h.again, now.Add(srvRetry)) // perhaps the directory has moved
 	}
