@@ -11,6 +11,7 @@ import (
 
 	ldapv3 "github.com/go-ldap/ldap/v3"
 
+	"gatehouse/connectors"
 	"gatehouse/internal/seal"
 	"gatehouse/provider/identity"
 	"gatehouse/provider/store"
@@ -277,6 +278,39 @@ func TestLiveUsersAtActiveDirectory(t *testing.T) {
 		if !strings.Contains(w.audit.String(), `"reason":"`+reason+`","by":"directory","connector":"ad"`) {
 			t.Errorf("audit lacks %s: %s", reason, w.audit)
 		}
+	}
+}
+
+// An answer from before a sign-in changes nothing about it.
+func TestSignInKnowsBetterThanAnOlderAnswer(t *testing.T) {
+	dir := peers.Slapd(t, peers.SlapdOptions{})
+	text := strings.Replace(slapdConfig(dir), "    preset: openldap\n", "    preset: openldap\n    watch: \"off\"\n", 1)
+	w, clk, _ := brokenWorld(t, text)
+	w.signInAs("bob", dir.Password)
+	old := w.newest()
+	clk.add(time.Minute)
+	between := w.now()
+	clk.add(time.Minute)
+	w.signInAs("bob", dir.Password) // in another browser
+	fresh := w.newest()
+	if old.ID == fresh.ID {
+		t.Fatal("one session for two browsers")
+	}
+	answer := connectors.Identity{UserID: old.UserID, Email: "bob@example.test", Groups: []string{"former"}}
+	if news, err := w.provider.keep(t.Context(), "people", answer, between); news || err != nil || slices.Contains(w.newest().Groups, "former") {
+		t.Errorf("an answer from before: news %v, %v; bob is in %q", news, err, w.newest().Groups)
+	}
+	if news, err := w.provider.keep(t.Context(), "people", answer, w.now()); !news || err != nil || !slices.Contains(w.newest().Groups, "former") {
+		t.Errorf("an answer from now: news %v, %v; bob is in %q", news, err, w.newest().Groups)
+	}
+	if err := w.provider.endRefused(t.Context(), "people", old.UserID, connectors.Gone, between); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.provider.Session(t.Context(), old.ID); !errors.Is(err, ErrNoSession) {
+		t.Errorf("the session from before: %v", err)
+	}
+	if _, err := w.provider.Session(t.Context(), fresh.ID); err != nil {
+		t.Errorf("the session from after: %v", err)
 	}
 }
 

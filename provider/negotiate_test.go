@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/base64"
 	"errors"
+	"maps"
 	"net/http"
 	"net/url"
 	"slices"
@@ -339,9 +340,7 @@ func TestNobodyIsAskedForATicket(t *testing.T) {
 			}
 			// Nor is a ticket taken that comes unasked.
 			h := k.ticket("alice")
-			for n, v := range tt.header {
-				h[n] = v
-			}
+			maps.Copy(h, tt.header)
 			if b.answer(h); b.code != 200 || !b.form() || k.dir.asked.Load() != 0 {
 				t.Errorf("with a ticket: %d at %s", b.code, b.last)
 			}

@@ -96,7 +96,7 @@ func New(ctx context.Context, o Options) (*Provider, error) {
 	if p.sso, err = hkdf.Key(sha256.New, o.CookieKey, nil, "gatehouse sso cookie", 32); err != nil {
 		return nil, fmt.Errorf("provider: cookie key: %w", err)
 	}
-	p.live = p.newLive(o.Config) //nolint:contextcheck // it lives as long as p, whose life this context is
+	p.live = p.newLive(o.Config)
 	for _, c := range []prometheus.Collector{p.requests, p.ended, p.live.Collector(), identity.DirectoryCollector(p.doors)} {
 		if err := o.Registry.Register(c); err != nil {
 			return nil, fmt.Errorf("provider: metrics: %w", err)

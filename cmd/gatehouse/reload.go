@@ -218,7 +218,7 @@ func (s *service) apply(ctx context.Context, l *loaded) error {
 	if err != nil {
 		return err
 	}
-	next.Use()
+	next.Use() //nolint:contextcheck // what it begins outlives the reload
 	if s.authz != nil {
 		if err := s.authz.Apply(gatewayConfig(l.cfg, s.pages, next.SignInPath())); err != nil { // read has tried it
 			s.log.ErrorContext(ctx, "the gateway goes on with the former configuration, the provider does not: restart", "error", err)

@@ -91,6 +91,12 @@ func (c *Connector) ask(ctx context.Context, q query) ([]*entry, error) {
 	return found, err
 }
 
+// isActiveDirectory says so as far as it is known.
+func (c *Connector) isActiveDirectory() bool {
+	f := c.facts.Load()
+	return c.settings.activeDirectory() || f != nil && f.activeDirectory
+}
+
 // one reads one entry, nil if it is not there.
 func (c *Connector) one(ctx context.Context, dn string, attributes ...string) (*entry, error) {
 	found, err := c.ask(ctx, query{base: dn, scope: ldapv3.ScopeBaseObject, filter: "(objectClass=*)", attributes: attributes, limit: 1})

@@ -14,8 +14,6 @@ import (
 
 	"gatehouse/connectors"
 	"gatehouse/connectors/spnego"
-
-	ldapv3 "github.com/go-ldap/ldap/v3"
 )
 
 // Options for Open.
@@ -134,7 +132,6 @@ func (c *Connector) Authenticate(ctx context.Context, a *Account, password strin
 // A proof is what a bind has shown of a password.
 type proof struct {
 	right  bool // it is the account's, and of the states only its own keeps the user out, if any does
-	bound  bool // the directory took it
 	graced bool // it did, though the password has expired
 }
 
@@ -152,7 +149,7 @@ func (c *Connector) prove(ctx context.Context, a *Account, password string) (pro
 		return proof{}, notKnown(err)
 	}
 	r, graced := reasonOf(v)
-	p := proof{bound: v.code == ldapv3.LDAPResultSuccess, graced: graced}
+	p := proof{graced: graced}
 	switch r {
 	case "":
 		p.right = true

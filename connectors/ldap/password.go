@@ -24,8 +24,8 @@ func (c *Connector) changeable(r connectors.Reason) bool {
 	switch r {
 	case connectors.PasswordMustChange:
 		return true
-	case connectors.PasswordExpired: // its user cannot do it alone
-		return s.BindDN != "" || s.PasswordChange.BindDN != ""
+	case connectors.PasswordExpired: // its user cannot do it alone; in Active Directory any account can do it for them
+		return s.PasswordChange.BindDN != "" || s.BindDN != "" && c.isActiveDirectory()
 	default:
 		return false
 	}
@@ -36,11 +36,25 @@ func (c *Connector) ChangePassword(ctx context.Context, a *Account, old, changed
 	if !c.settings.change {
 		return refuse(connectors.Unavailable, errors.New("ldap: passwords are not changed here: see passwordChange"))
 	}
-	p, err := c.prove(ctx, a, old)
-	if err != nil && !p.right {
+	f, err := c.known(ctx)
+	if err != nil {
+		return notKnown(err)
+	}
+	if a.entry != nil && !a.refused && possible(old) && !f.activeDirectory {
+		return c.changeByExtension(ctx, a.entry, old, changed)
+	}
+	if p, err := c.prove(ctx, a, old); err != nil && !p.right { // of nobody's account always
 		return err
 	}
-	if r := stateOf(a.entry, c.now(), c.lockedFor(a.entry)); r == connectors.AccountDisabled || r == connectors.AccountExpired {
+	if err := c.unfit(a.entry, old, changed); err != nil {
+		return err
+	}
+	return c.changeAD(ctx, a.entry.dn, old, changed)
+}
+
+// unfit says why no password of an account is changed, or not into this one. It is for whoever has proven the old one.
+func (c *Connector) unfit(e *entry, old, changed string) error {
+	if r := stateOf(e, c.now(), c.lockedFor(e)); r == connectors.AccountDisabled || r == connectors.AccountExpired {
 		return refuse(r, stateError(r))
 	}
 	if !possible(changed) || !utf8.ValidString(changed) {
@@ -49,16 +63,7 @@ func (c *Connector) ChangePassword(ctx context.Context, a *Account, old, changed
 	if changed == old {
 		return c.rejected("", errors.New("ldap: the new password is the old one"))
 	}
-	f, err := c.known(ctx)
-	switch {
-	case err != nil:
-		return notKnown(err)
-	case f.activeDirectory:
-		return c.changeAD(ctx, a.entry.dn, old, changed)
-	case p.bound:
-		return c.changeAsUser(ctx, a.entry.dn, old, changed)
-	}
-	return c.changeExpired(ctx, a.entry.dn, old, changed)
+	return nil
 }
 
 // changeAD gives the old and the new password in one request, which the directory takes from any account of its own as it does from the user
@@ -82,20 +87,30 @@ func unicodePwd(password string) string {
 	return string(b)
 }
 
-// changeAsUser changes a password that still binds, so that the directory holds it to all of its rules (RFC 3062).
-func (c *Connector) changeAsUser(ctx context.Context, dn, old, changed string) error {
-	v, err := c.client.asUser(ctx, dn, old, func(conn *ldapv3.Conn) error {
+// changeByExtension changes a password by RFC 3062: as the user where the password still binds, so that the directory holds it to all of its
+// rules. Proof and change are one bind: each takes one of the grace logins of a password that has expired.
+func (c *Connector) changeByExtension(ctx context.Context, e *entry, old, changed string) error {
+	v, err := c.client.asUser(ctx, e.dn, old, func(conn *ldapv3.Conn) error {
+		if err := c.unfit(e, old, changed); err != nil {
+			return err
+		}
 		_, err := conn.PasswordModify(ldapv3.NewPasswordModifyRequest("", old, changed))
 		return err
 	})
 	if err != nil {
 		return c.changeError(err)
 	}
-	if v.code != ldapv3.LDAPResultSuccess {
-		r, _ := reasonOf(v)
-		return refuse(r, v.cause())
+	if v.code == ldapv3.LDAPResultSuccess {
+		return nil
 	}
-	return nil
+	r, _ := reasonOf(v)
+	if r != connectors.PasswordExpired && r != connectors.PasswordMustChange {
+		return c.refusal(r, v.cause())
+	}
+	if err := c.unfit(e, old, changed); err != nil {
+		return err
+	}
+	return c.changeExpired(ctx, e.dn, old, changed)
 }
 
 // changeExpired changes a password that was right and does not bind any more. It is the caller who has seen to it that the directory said so: the

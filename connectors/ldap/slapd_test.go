@@ -165,7 +165,7 @@ func TestSlapdStates(t *testing.T) {
 		changeable bool
 	}{
 		{"alice", "", connectors.WrongCredentials, false},
-		{"expired", connectors.PasswordExpired, connectors.WrongCredentials, true},
+		{"expired", connectors.PasswordExpired, connectors.WrongCredentials, false},
 		{"grace", connectors.PasswordExpired, connectors.WrongCredentials, true},
 		{"reset", connectors.PasswordMustChange, connectors.WrongCredentials, true},
 		{"locked", connectors.AccountLocked, connectors.AccountLocked, false},
@@ -195,6 +195,24 @@ func TestSlapdGraceWithoutChange(t *testing.T) {
 	}
 	if err := c.ChangePassword(waiting(t), find(t, c, "reset"), s.Password, "Another-Passw0rd"); reason(t, err) != connectors.Unavailable {
 		t.Errorf("got %v, want %s", err, connectors.Unavailable)
+	}
+}
+
+// A form that nobody could use is not shown: the account for searches may set nobody's password.
+func TestSlapdExpiredForGood(t *testing.T) {
+	t.Parallel()
+	s := peers.Slapd(t, peers.SlapdOptions{})
+	for may, more := range map[bool]block{false: {}, true: {"bindDN": s.AdminDN, "bindPW": s.AdminPassword}} {
+		c := open(t, openLDAP(s).with(block{"passwordChange": more}))
+		_, err := signIn(t, c, "expired", s.Password)
+		if r, ok := errors.AsType[*connectors.Refusal](err); !ok || r.Reason != connectors.PasswordExpired || r.Changeable != may {
+			t.Errorf("got %+v, want %s, to be changed here: %v", err, connectors.PasswordExpired, may)
+		}
+	}
+	c := open(t, openLDAP(s))
+	err := c.ChangePassword(waiting(t), find(t, c, "expired"), s.Password, "Another-Passw0rd")
+	if reason(t, err) != connectors.Unavailable {
+		t.Errorf("got %v, want %s: the old password was right", err, connectors.Unavailable)
 	}
 }
 

@@ -79,13 +79,15 @@ func (w *watch) notification(ctx context.Context, root *entry, f func(connectors
 	r := ldapv3.NewSearchRequest(w.c.policyBase(root), ldapv3.ScopeWholeSubtree, ldapv3.NeverDerefAliases, 0, 0, false, "(objectClass=*)", attributes,
 		[]ldapv3.Control{ldapv3.NewControlMicrosoftNotification(), ldapv3.NewControlMicrosoftShowDeleted()})
 	return w.c.client.service(ctx, func(l *ldapv3.Conn) error {
-		return w.follow(ctx, l, f, func(ctx context.Context) (ldapv3.Response, error) {
+		return w.follow(ctx, l, f, func(ctx context.Context) (ldapv3.Response, <-chan error) {
 			res := l.SearchAsync(ctx, r, 64)
 			// The search is not answered until something changes: the answer to the next request means that it has arrived.
-			_, err := l.Search(ldapv3.NewSearchRequest("", ldapv3.ScopeBaseObject, ldapv3.NeverDerefAliases, 1, 0, false, "(objectClass=*)", []string{"1.1"}, nil))
-			w.started = true
-			w.pending[""] = true
-			return res, err
+			began := make(chan error, 1)
+			go func() {
+				_, err := l.Search(ldapv3.NewSearchRequest("", ldapv3.ScopeBaseObject, ldapv3.NeverDerefAliases, 1, 0, false, "(objectClass=*)", []string{"1.1"}, nil))
+				began <- err
+			}()
+			return res, began
 		})
 	})
 }
@@ -106,7 +108,7 @@ func (w *watch) sync(ctx context.Context, root *entry, f func(connectors.Change)
 		}
 		cookie := "rid=000,csn=" + strings.Join(head.Entries[0].GetAttributeValues("contextCSN"), ";")
 		r := ldapv3.NewSearchRequest(base, ldapv3.ScopeWholeSubtree, ldapv3.NeverDerefAliases, 0, 0, false, "(objectClass=*)", attributes, nil)
-		return w.follow(ctx, l, f, func(ctx context.Context) (ldapv3.Response, error) {
+		return w.follow(ctx, l, f, func(ctx context.Context) (ldapv3.Response, <-chan error) {
 			return l.Syncrepl(ctx, r, 64, ldapv3.SyncRequestModeRefreshAndPersist, []byte(cookie), false), nil
 		})
 	})
@@ -115,14 +117,10 @@ func (w *watch) sync(ctx context.Context, root *entry, f func(connectors.Change)
 // errEnded means that a search has ended that should not.
 var errEnded = errors.New("ldap: the directory has stopped telling of changes")
 
-// follow tells of what a search finds until it ends.
-func (w *watch) follow(ctx context.Context, l *ldapv3.Conn, f func(connectors.Change), search func(context.Context) (ldapv3.Response, error)) error {
+// follow tells of what a search finds until it ends. The channel, if there is one, says that the search has begun.
+func (w *watch) follow(ctx context.Context, l *ldapv3.Conn, f func(connectors.Change), search func(context.Context) (ldapv3.Response, <-chan error)) error {
 	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	res, err := search(ctx)
-	if err != nil {
-		return cleanError(err)
-	}
+	res, began := search(ctx)
 	found, ended := make(chan change), make(chan struct{})
 	go func() {
 		defer close(ended)
@@ -141,6 +139,13 @@ func (w *watch) follow(ctx context.Context, l *ldapv3.Conn, f func(connectors.Ch
 			if time.Since(w.lastTold) >= tellEvery { // the first after a silence is told at once
 				w.tell(f)
 			}
+		case err := <-began:
+			if err != nil {
+				return cleanError(err)
+			}
+			began = nil
+			w.begin()
+			w.tell(f)
 		case <-tick.C:
 			w.tell(f)
 			if l.IsClosing() { // which a search that waits is not always told
@@ -156,6 +161,12 @@ func (w *watch) follow(ctx context.Context, l *ldapv3.Conn, f func(connectors.Ch
 			return ctx.Err()
 		}
 	}
+}
+
+// begin says that what comes from now on is new, and that nobody knows what was before.
+func (w *watch) begin() {
+	w.started = true
+	w.pending[""] = true
 }
 
 // A change is what a search has found next.
@@ -199,8 +210,7 @@ func (w *watch) take(r change) {
 		case *ldapv3.ControlSyncState:
 			key, deleted = string(s.EntryUUID[:]), s.State == ldapv3.SyncStateDelete
 		case *ldapv3.ControlSyncInfo: // what was missed has come; from now on, each message is a change
-			w.started = true
-			w.pending[""] = true
+			w.begin()
 		}
 	}
 	if r.entry == nil {

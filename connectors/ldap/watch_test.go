@@ -4,14 +4,17 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"slices"
 	"sync"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	ldapv3 "github.com/go-ldap/ldap/v3"
 
 	"gatehouse/connectors"
+	"gatehouse/test/fakeldap"
 	"gatehouse/test/peers"
 )
 
@@ -202,5 +205,118 @@ func TestWatchActiveDirectory(t *testing.T) {
 		}
 	case <-waiting(t).Done():
 		t.Error("the watch goes on though the server has ended")
+	}
+}
+
+func TestWhereNothingIsTold(t *testing.T) {
+	const notification, sync = "1.2.840.113556.1.4.528", "1.3.6.1.4.1.4203.1.9.1.1"
+	for _, tt := range []struct {
+		name     string
+		controls []string
+		answer   fakeldap.SearchAnswer // to all but the question about the root
+		want     bool                  // ErrNoWatch: it is of no use to ask again
+	}{
+		{name: "neither control", want: true},
+		{name: "no contextCSN for us", controls: []string{sync}, answer: one("dc=example,dc=test"), want: true},
+		{name: "the control is for others", controls: []string{notification}, answer: fakeldap.SearchAnswer{Result: fakeldap.Result{Code: 12}}, want: true},
+		{name: "busy", controls: []string{notification}, answer: fakeldap.SearchAnswer{Result: fakeldap.Result{Code: 51}}},
+		{name: "a search that ends", controls: []string{notification}, answer: one("cn=x,dc=example,dc=test")},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := fakeldap.Start(t, fakeldap.Options{Search: func(q fakeldap.Search) fakeldap.SearchAnswer {
+				if q.Base == "" && slices.Contains(q.Attributes, "supportedControl") {
+					return one("", attribute("supportedControl", tt.controls...), attribute("namingContexts", "dc=example,dc=test"))
+				}
+				return tt.answer
+			}})
+			c := open(t, block{
+				"host": s.Address(), "insecureNoSSL": true, "bindDN": "cn=svc,dc=example,dc=test", "bindPW": "password",
+				"userSearch": block{"baseDN": "dc=example,dc=test", "username": "uid"},
+			})
+			if err := c.Watch(waiting(t), func(connectors.Change) {}); err == nil || errors.Is(err, ErrNoWatch) != tt.want {
+				t.Errorf("got error %v, ErrNoWatch %t, want %t", err, errors.Is(err, ErrNoWatch), tt.want)
+			}
+		})
+	}
+}
+
+func TestWatchEndsWithItsContext(t *testing.T) {
+	s := peers.Slapd(t, peers.SlapdOptions{})
+	c := open(t, openLDAP(s))
+	ctx, cancel := context.WithCancel(waiting(t))
+	defer cancel()
+	if err := c.Watch(ctx, func(connectors.Change) { cancel() }); !errors.Is(err, context.Canceled) {
+		t.Errorf("got error %v, want context.Canceled", err)
+	}
+}
+
+// seenAs is an entry as a search finds it.
+func seenAs(dn string, attributes map[string][]string) change {
+	return change{entry: ldapv3.NewEntry(dn, attributes)}
+}
+
+func TestWhatIsAChange(t *testing.T) {
+	person := func(id, more string) map[string][]string {
+		return map[string][]string{"objectClass": {"top", "person", "user"}, "objectGUID": {id}, "uid": {id}, "mail": {more}}
+	}
+	of := func(class string) map[string][]string {
+		return map[string][]string{"objectClass": {"top", class}, "objectGUID": {"0123456789abcdef"}}
+	}
+	flood := make([]change, 3*tellSingly)
+	for i := range flood {
+		flood[i] = seenAs("cn=x", person(fmt.Sprint(i), ""))
+	}
+	for _, tt := range []struct {
+		name  string
+		ad    bool
+		found []change
+		want  []string // "": everybody
+	}{
+		{name: "a user", ad: true, found: []change{seenAs("cn=a", person("a", "1"))}, want: []string{"a"}},
+		{name: "two users", ad: true, found: []change{seenAs("cn=a", person("a", "1")), seenAs("cn=b", person("b", "1"))}, want: []string{"a", "b"}},
+		{name: "many users are everybody", ad: true, found: flood, want: []string{""}},
+		{name: "a user without an id is everybody", ad: true, found: []change{seenAs("cn=a", map[string][]string{"objectClass": {"person"}})}, want: []string{""}},
+		{name: "a group is everybody", ad: true, found: []change{seenAs("cn=g", of("group"))}, want: []string{""}},
+		{name: "a group again is everybody again", ad: true, found: []change{{}, seenAs("cn=g", of("group")), seenAs("cn=g", of("group"))}, want: []string{""}},
+		{name: "a unit is what users are named after", ad: true, found: []change{seenAs("ou=u", of("organizationalUnit"))}, want: []string{""}},
+		{name: "what else is in Active Directory", ad: true, found: []change{seenAs("dc=n", of("dnsNode"))}},
+		{name: "what else is in another directory", found: []change{seenAs("cn=n", of("device"))}, want: []string{""}},
+		{name: "a name that cannot be one", found: []change{seenAs("cn=\xff", person("a", "1"))}, want: []string{""}},
+		{name: "nothing", found: []change{{}}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := &settings{config: config{UserSearch: userSearch{IDAttr: "uid"}}}
+			w := &watch{c: &Connector{settings: s}, ad: tt.ad, persons: s.personClasses(), seen: map[string]uint64{}, seed: maphash.MakeSeed(), pending: map[string]bool{}, started: true}
+			for _, found := range tt.found {
+				w.take(found)
+				if len(w.pending) > tellSingly {
+					t.Fatalf("%d changes wait to be told, want at most %d", len(w.pending), tellSingly)
+				}
+			}
+			var told []string
+			w.tell(func(c connectors.Change) { told = append(told, c.UserID) })
+			if slices.Sort(told); !slices.Equal(told, tt.want) {
+				t.Errorf("told of %q, want %q", told, tt.want)
+			}
+			for _, found := range tt.found { // the same once more
+				if person := found.entry != nil && slices.Contains(found.entry.GetAttributeValues("objectClass"), "user") && utf8.ValidString(found.entry.DN); person {
+					w.take(found)
+				}
+			}
+			if len(w.pending) != 0 {
+				t.Errorf("users as they were are told as %v", w.pending)
+			}
+		})
+	}
+}
+
+func TestWatchMemoryIsBounded(t *testing.T) {
+	s := &settings{}
+	w := &watch{c: &Connector{settings: s}, seen: map[string]uint64{}, seed: maphash.MakeSeed()}
+	for i := range 2*watchedEntries + 10 {
+		w.news(fmt.Sprint(i), &entry{dn: "cn=x"})
+		if len(w.seen) > watchedEntries {
+			t.Fatalf("%d entries are remembered, want at most %d", len(w.seen), watchedEntries)
+		}
 	}
 }

@@ -222,7 +222,7 @@ func (u *User) Vouch(ctx context.Context, signedIn, now time.Time) (waited bool,
 	if d := u.next.Load() - at; d > 0 && d <= 2*every { // more: the clock was set back, or Every made shorter
 		return false, nil
 	}
-	f, err := u.decide(signedIn.UnixMilli(), at)
+	f, err := u.decide(signedIn.UnixMilli(), at) //nolint:contextcheck // a Lookup is for all who wait: no caller ends it
 	if f == nil {
 		return false, err
 	}
@@ -247,7 +247,7 @@ func (u *User) wait(ctx context.Context, f *flight, signedIn, at int64) error {
 		}
 		var err error
 		at = max(at, u.source.live.nowMilli())
-		if f, err = u.decide(signedIn, at); f == nil {
+		if f, err = u.decide(signedIn, at); f == nil { //nolint:contextcheck // a Lookup is for all who wait: no caller ends it
 			return err
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"time"
 	"unicode/utf8"
@@ -63,7 +64,7 @@ func (s *source) add(u *User, within time.Duration) {
 	full := len(s.queue) >= batchSize
 	s.mu.Unlock()
 	if full {
-		within = 0
+		s.flush(false)
 	}
 	s.within(within)
 }
@@ -79,16 +80,21 @@ func (s *source) within(d time.Duration) {
 	if s.timer != nil {
 		s.timer.Stop()
 	}
-	s.due, s.timer = due, time.AfterFunc(d, s.flush)
+	s.due, s.timer = due, time.AfterFunc(d, func() { s.flush(true) })
 }
 
-// flush begins as many Lookups as it may. What must wait is looked at when one of them ends.
-func (s *source) flush() {
+// flush begins as many Lookups as it may: full ones, and others once it is due. What must wait is looked at when one of them ends.
+func (s *source) flush(due bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.due = time.Time{}
-	for len(s.queue) > 0 && (s.lookups < maxLookups || s.stuck >= maxLookups) {
+	if due {
+		s.due, s.over = time.Time{}, true
+	}
+	for s.lookups < maxLookups || s.stuck >= maxLookups {
 		n := min(len(s.queue), batchSize)
+		if n == 0 || n < batchSize && !s.over {
+			break
+		}
 		batch := append([]*User(nil), s.queue[:n]...)
 		s.queue = append(s.queue[:0], s.queue[n:]...)
 		if s.stuck >= maxLookups {
@@ -98,7 +104,7 @@ func (s *source) flush() {
 		s.lookups++
 		go s.run(batch)
 	}
-	s.over = len(s.queue) > 0
+	s.over = s.over && len(s.queue) > 0
 }
 
 var (
@@ -145,11 +151,8 @@ func (s *source) run(batch []*User) {
 func (s *source) ended() {
 	s.mu.Lock()
 	s.lookups--
-	over := s.over
 	s.mu.Unlock()
-	if over {
-		s.flush()
-	}
+	s.flush(false)
 }
 
 // hangs waits in the background for a Lookup that does not end: until then it takes the place of another.
@@ -170,7 +173,7 @@ func (s *source) hangs(result <-chan answered) {
 func (s *source) lookup(ctx context.Context, batch []*User) (list []connectors.Answer, err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			s.live.Log.Error("panic in a connector's Lookup", "connector", s.connector, "type", fmt.Sprintf("%T", p), "stack", string(debug.Stack()))
+			s.live.Log.ErrorContext(ctx, "panic in a connector's Lookup", "connector", s.connector, "type", fmt.Sprintf("%T", p), "stack", string(debug.Stack()))
 			list, err = nil, errPanic
 		}
 	}()
@@ -233,7 +236,7 @@ func (s *source) land(batch []*User, began moment, list []connectors.Answer, err
 			u.land(began, false)
 			continue
 		}
-		s.answer(u, began, list[i])
+		s.answer(ctx, u, began, list[i])
 	}
 	if err == nil {
 		s.remember(ctx, batch, began.at)
@@ -277,7 +280,7 @@ func (s *source) remember(ctx context.Context, batch []*User, at int64) {
 	}
 	err := quietly(func() error { return s.live.Remember(ctx, s.connector, ids, time.UnixMilli(at)) })
 	if err != nil { // the next answer is as good
-		s.live.Log.Debug("when users were vouched for is not kept", "connector", s.connector, "error", err)
+		s.live.Log.DebugContext(ctx, "when users were vouched for is not kept", "connector", s.connector, "error", err)
 		return
 	}
 	for _, u := range users {
@@ -302,13 +305,13 @@ func (s *source) count(result string) {
 }
 
 // answer makes one answer true.
-func (s *source) answer(u *User, began moment, a connectors.Answer) {
+func (s *source) answer(ctx context.Context, u *User, began moment, a connectors.Answer) {
 	switch {
 	case a.Err == nil:
-		news, err := s.keep(u, a.Identity, began.at)
+		news, err := s.keep(ctx, u, a.Identity, began.at)
 		switch {
 		case err != nil:
-			s.live.Log.Warn("what a connector says of a user could not be taken", "connector", s.connector, "user_id", u.id, "error", err)
+			s.live.Log.WarnContext(ctx, "what a connector says of a user could not be taken", "connector", s.connector, "user_id", u.id, "error", err)
 			s.count(resultUnavailable)
 		case news:
 			s.count(resultChanged)
@@ -327,11 +330,8 @@ func (s *source) answer(u *User, began moment, a connectors.Answer) {
 
 // final reports whether a reason says that the user may not go on, and not that it is not known.
 func final(r connectors.Reason) bool {
-	switch r {
-	case "", connectors.Unavailable, connectors.Busy, connectors.Throttled, connectors.ThrottledAccount, connectors.NegotiateRefused:
-		return false
-	}
-	return true
+	unknown := []connectors.Reason{"", connectors.Unavailable, connectors.Busy, connectors.Throttled, connectors.ThrottledAccount, connectors.NegotiateRefused}
+	return !slices.Contains(unknown, r)
 }
 
 // What a directory may say of one user, in bytes and groups.
@@ -341,7 +341,7 @@ const (
 )
 
 // keep stores an identity if it is news.
-func (s *source) keep(u *User, id connectors.Identity, began int64) (news bool, err error) {
+func (s *source) keep(ctx context.Context, u *User, id connectors.Identity, began int64) (news bool, err error) {
 	if id.UserID != u.id {
 		return false, errors.New("identity: the answer is about another user")
 	}
@@ -354,8 +354,6 @@ func (s *source) keep(u *User, id connectors.Identity, began int64) (news bool, 
 			return false, fmt.Errorf("identity: a name, e-mail or group is longer than %d bytes or not UTF-8", maxClaim)
 		}
 	}
-	ctx, cancel := context.WithTimeout(s.live.ctx, lookupTimeout)
-	defer cancel()
 	err = quietly(func() (err error) {
 		news, err = s.live.Keep(ctx, s.connector, id, time.UnixMilli(began))
 		return err

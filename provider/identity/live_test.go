@@ -519,6 +519,9 @@ func TestRestartWhileNobodyCanBeAsked(t *testing.T) {
 			c.wantServed(t, "in use")
 			time.Sleep(time.Second)
 		}
+		synctest.Wait()
+		d.mu.Lock()
+		defer d.mu.Unlock()
 		if last := time.Since(d.remembered["ldap ada"]); d.writes > 12 || last > 7*time.Minute {
 			t.Errorf("%d writes in an hour, the last %s ago: want one every five to six minutes", d.writes, last)
 		}

@@ -27,11 +27,6 @@ func (l *Live) Watch(ctx context.Context, current func() *Doors, changed <-chan 
 	var all sync.WaitGroup
 	defer all.Wait()
 	running := map[*handle]context.CancelFunc{}
-	defer func() {
-		for _, stop := range running {
-			stop()
-		}
-	}()
 	tick := time.NewTicker(lookForDoors)
 	defer tick.Stop()
 	for {
@@ -113,7 +108,7 @@ func (l *Live) watchOnce(ctx context.Context, connector string, w Watcher, state
 			err = errPanic
 		}
 	}()
-	return w.Watch(ctx, func(c connectors.Change) {
+	return w.Watch(ctx, func(c connectors.Change) { //nolint:contextcheck // a Lookup is for all who wait: no caller ends it
 		state.told.Store(true)
 		l.Changed(connector, c)
 	})

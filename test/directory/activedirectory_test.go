@@ -108,7 +108,7 @@ func expiredPassword(t *testing.T, dir *peers.SambaServer, s *stack) {
 	change := func(to string) page {
 		return p.do(t, http.MethodPost, form.action(t), url.Values{"login": {"pwexpired"}, "password": {dir.Password}, "new_password": {to}, "new_password_again": {to}})
 	}
-	if pg := change("abc"); pg.status != http.StatusUnprocessableEntity || !strings.Contains(pg.body, "does not meet your organization’s rules") {
+	if pg := change("abc"); pg.status != http.StatusUnprocessableEntity || !strings.Contains(pg.body, "The new password does not meet ") {
 		t.Errorf("a password that is too simple: got status %d: %s", pg.status, pg.body)
 	}
 	if pg := change(fresh); pg.status != http.StatusOK || pg.url.String() != s.app+"/headers" {

@@ -81,6 +81,7 @@ type SambaServer struct {
 	pool    *x509.CertPool
 	spec    process.Spec
 	process *process.Process
+	test    testing.TB // that it ends with, though a subtest may start it again
 }
 
 // Samba starts a domain controller, waits until it serves, and stops it when the test ends. The domain is prepared once per machine, in
@@ -113,7 +114,8 @@ func startSamba(t testing.TB, template string) (*SambaServer, error) {
 	t.Helper()
 	ip, dir := freeIP(t), Folder(t)
 	s := &SambaServer{
-		IP: ip, Host: ip + ":636", Plain: ip + ":389", URL: "ldaps://" + ip + ":636", CA: filepath.Join(dir, "tls", "ca.crt"),
+		test: t,
+		IP:   ip, Host: ip + ":636", Plain: ip + ":389", URL: "ldaps://" + ip + ":636", CA: filepath.Join(dir, "tls", "ca.crt"),
 		BaseDN: sambaBase, PeopleDN: "OU=People," + sambaBase, GroupsDN: "OU=Groups," + sambaBase,
 		Domain: "ADTEST", Realm: "AD.EXAMPLE.TEST", ServiceDN: "CN=svc-ldap,OU=People," + sambaBase, ServicePassword: sambaPassword,
 		AdminName: "Administrator@ad.example.test", AdminPassword: sambaAdmin, Password: sambaPassword, MaxFailures: 3,
@@ -139,10 +141,11 @@ func startSamba(t testing.TB, template string) (*SambaServer, error) {
 		Path: sambaProgram, Args: []string{"--configfile=" + s.config(), "--interactive", "--no-process-group", "--debug-stdout"},
 		Env: []string{"KRB5_CONFIG=" + s.Krb5Config}, Dir: dir, Log: filepath.Join(dir, "samba.log"),
 	}
-	return s, s.start(t)
+	return s, s.start()
 }
 
-func (s *SambaServer) start(t testing.TB) (err error) {
+func (s *SambaServer) start() (err error) {
+	t := s.test
 	t.Helper()
 	s.process, err = start(t, s.spec, func(*process.Process) bool { return listens(t, s.Host) && listens(t, s.IP+":88") && s.serves() })
 	return err
@@ -171,7 +174,7 @@ func (s *SambaServer) Stop(t testing.TB) {
 // Start starts the server again after Stop, at the same address and with the same data.
 func (s *SambaServer) Start(t testing.TB) {
 	t.Helper()
-	if err := s.start(t); err != nil {
+	if err := s.start(); err != nil {
 		t.Fatal(err)
 	}
 }

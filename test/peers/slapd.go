@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -59,6 +60,7 @@ type SlapdServer struct {
 	pool    *x509.CertPool
 	spec    process.Spec
 	process *process.Process
+	test    testing.TB // that it ends with, though a subtest may start it again
 }
 
 // slapdPeople are users for one thing each. Their password is the server's Password.
@@ -67,7 +69,7 @@ type SlapdServer struct {
 //	bob        is in "odd (name)"
 //	many       is in SlapdOptions.Many groups
 //	expired    has an expired password and no grace logins: a bind with it fails
-//	grace      has an expired password and three grace logins: a bind with it succeeds
+//	grace      has an expired password and two grace logins, one to be told so and one to change it: a bind with it succeeds
 //	reset      has a password that was reset: a bind succeeds, and nothing but a change of the password is allowed
 //	locked     was locked by an administrator
 func slapdPeople() map[string]string {
@@ -102,6 +104,7 @@ func Slapd(t testing.TB, o SlapdOptions) *SlapdServer {
 		t.Fatalf("%s is not installed: run `make tools` in %s", slapdProgram, Root(t))
 	}
 	s := &SlapdServer{
+		test:   t,
 		BaseDN: slapdBase, PeopleDN: "ou=people," + slapdBase, GroupsDN: "ou=groups," + slapdBase,
 		ServiceDN: "cn=svc," + slapdBase, ServicePassword: "service-password", AdminDN: "cn=admin," + slapdBase, AdminPassword: "admin-password",
 		Password: "password", MaxFailures: 5,
@@ -121,7 +124,7 @@ func Slapd(t testing.TB, o SlapdOptions) *SlapdServer {
 			Path: slapdProgram, Dir: dir, Log: filepath.Join(dir, "log"),
 			Args: []string{"-d", "none", "-f", filepath.Join(dir, "slapd.conf"), "-h", "ldap://" + s.Plain + " " + s.URL}, // -d: in the foreground
 		}
-		err := s.start(t)
+		err := s.start()
 		if err == nil {
 			return s
 		}
@@ -133,7 +136,8 @@ func Slapd(t testing.TB, o SlapdOptions) *SlapdServer {
 	return nil
 }
 
-func (s *SlapdServer) start(t testing.TB) (err error) {
+func (s *SlapdServer) start() (err error) {
+	t := s.test
 	t.Helper()
 	s.process, err = start(t, s.spec, func(*process.Process) bool { return listens(t, s.Host) && listens(t, s.Plain) })
 	return err
@@ -158,7 +162,7 @@ func (s *SlapdServer) Signal(t testing.TB, sig os.Signal) {
 // Start starts the server again after Kill, on the same ports and data.
 func (s *SlapdServer) Start(t testing.TB) {
 	t.Helper()
-	if err := s.start(t); err != nil {
+	if err := s.start(); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -185,6 +189,21 @@ func (s *SlapdServer) Admin(t testing.TB) *ldap.Conn {
 func (s *SlapdServer) SetMember(t testing.TB, group, uid string, member bool) {
 	t.Helper()
 	setMember(t, s.Admin(t), s.GroupDN(group), s.UserDN(uid), member)
+}
+
+// Operations returns how many operations the server has completed since it started, this question included.
+func (s *SlapdServer) Operations(t testing.TB) int {
+	t.Helper()
+	res, err := s.Admin(t).Search(ldap.NewSearchRequest("cn=Operations,cn=Monitor", ldap.ScopeBaseObject, ldap.NeverDerefAliases, 1, 0, false,
+		"(objectClass=*)", []string{"monitorOpCompleted"}, nil))
+	if err != nil {
+		t.Fatal(err)
+	}
+	n, err := strconv.Atoi(res.Entries[0].GetAttributeValue("monitorOpCompleted"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
 }
 
 // Unlock forgets the failures and locks of a user.
@@ -320,6 +339,7 @@ ppolicy_use_lockout
 ppolicy_hash_cleartext
 overlay syncprov
 syncprov-sessionlog 1000
+database monitor
 `)
 }
 
@@ -348,7 +368,7 @@ func slapdEntries(o SlapdOptions) string {
 		fmt.Fprintf(&b, "dn: ou=%s,%s\nobjectClass: organizationalUnit\nou: %[1]s\n\n", ou, slapdBase)
 	}
 	fmt.Fprintf(&b, "dn: cn=svc,%s\nobjectClass: organizationalRole\nobjectClass: simpleSecurityObject\ncn: svc\nuserPassword: %s\n\n", slapdBase, ssha("service-password"))
-	for name, more := range map[string]string{"default": "", "expiring": "pwdMaxAge: 86400\n", "grace": "pwdMaxAge: 86400\npwdGraceAuthNLimit: 3\n"} {
+	for name, more := range map[string]string{"default": "", "expiring": "pwdMaxAge: 86400\n", "grace": "pwdMaxAge: 86400\npwdGraceAuthNLimit: 2\n"} {
 		fmt.Fprintf(&b, "dn: cn=%s,ou=policies,%s\nobjectClass: device\nobjectClass: pwdPolicy\ncn: %[1]s\npwdAttribute: userPassword\n"+
 			"pwdLockout: TRUE\npwdMaxFailure: 5\npwdMustChange: TRUE\npwdMinLength: 8\npwdCheckQuality: 1\n%[3]s\n", name, slapdBase, more)
 	}
