@@ -107,6 +107,9 @@ func (c *Connector) learn(ctx context.Context) (*facts, error) {
 // ask searches for what is good to know. What the directory does not let our account see is not known.
 func (c *Connector) ask(ctx context.Context, q query) ([]*entry, error) {
 	found, err := c.client.search(ctx, q)
+	if _, refused := errors.AsType[*serviceRefused](err); refused { // nobody has looked: all else would be taken for not there
+		return nil, err
+	}
 	e, answered := errors.AsType[*ldapv3.Error](err)
 	if errors.Is(err, errTooMany) || errors.Is(err, errAnswer) || answered && e.ResultCode < ldapv3.ErrorNetwork && !errors.Is(err, errNoDirectory) {
 		c.log.DebugContext(ctx, "the directory does not tell about itself", slog.String("base", q.base), slog.Any("error", err))
