@@ -28,13 +28,13 @@ const (
 const (
 	AccountDisabled    Reason = "account-disabled"
 	AccountExpired     Reason = "account-expired"
-	AccountLocked      Reason = "account-locked"       // too many failures, at the directory
-	PasswordExpired    Reason = "password-expired"     //nolint:gosec // G101: a word, no credential, as are the next two
-	PasswordMustChange Reason = "password-must-change" //nolint:gosec // G101
-	PasswordRejected   Reason = "password-rejected"    //nolint:gosec // G101; the new password does not meet the directory's rules
-	OutsideHours       Reason = "outside-hours"        // may not sign in at this time
-	OtherWorkstation   Reason = "other-workstation"    // may sign in from named computers only
-	Gone               Reason = "gone"                 // there is no such user any more, or the connector's filter leaves them out
+	AccountLocked      Reason = "account-locked" // too many failures, at the directory
+	PasswordExpired    Reason = "password-expired"
+	PasswordMustChange Reason = "password-must-change"
+	PasswordRejected   Reason = "password-rejected" // the new password does not meet the directory's rules
+	OutsideHours       Reason = "outside-hours"     // may not sign in at this time
+	OtherWorkstation   Reason = "other-workstation" // may sign in from named computers only
+	Gone               Reason = "gone"              // there is no such user any more, or the connector's filter leaves them out
 )
 
 // Untold reports whether pages do not tell r from WrongCredentials: r says of an account, without the right password, that it is there.

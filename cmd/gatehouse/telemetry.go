@@ -16,13 +16,17 @@ import (
 // readyTimeout bounds one readiness probe.
 const readyTimeout = 2 * time.Second
 
-// maxScrapes is how many scrapes are answered at a time: each collects everything anew. Further ones get 503.
-const maxScrapes = 4
+// maxScrapes is how many scrapes are answered at a time: each collects everything anew. Further ones wait their turn, and get 503 after
+// scrapeWait, which is less than scrapers wait.
+const (
+	maxScrapes = 4
+	scrapeWait = 5 * time.Second
+)
 
 // telemetry serves metrics and health, and nothing else: it may be reachable from the whole cluster.
 func (s *service) telemetry() http.Handler {
 	m := http.NewServeMux()
-	m.Handle("GET /metrics", buffered(promhttp.HandlerFor(s.registry, promhttp.HandlerOpts{Registry: s.registry, MaxRequestsInFlight: maxScrapes})))
+	m.Handle("GET /metrics", buffered(inTurn(maxScrapes, scrapeWait, promhttp.HandlerFor(s.registry, promhttp.HandlerOpts{Registry: s.registry}))))
 	m.HandleFunc("GET /healthz/live", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusOK) })
 	m.HandleFunc("GET /healthz/ready", func(w http.ResponseWriter, r *http.Request) {
 		ctx, cancel := context.WithTimeout(r.Context(), readyTimeout)
@@ -49,6 +53,23 @@ func buffered(h http.Handler) http.Handler {
 		maps.Copy(w.Header(), resp.Header)
 		w.WriteHeader(resp.StatusCode)
 		_, _ = io.Copy(w, resp.Body) // the client may be gone
+	})
+}
+
+// inTurn lets so many requests at a time through to h; the others wait as long as wait, in the order in which they came.
+func inTurn(n int, wait time.Duration, h http.Handler) http.Handler {
+	turns := make(chan struct{}, n)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		ctx, cancel := context.WithTimeout(r.Context(), wait)
+		defer cancel()
+		select {
+		case turns <- struct{}{}:
+			defer func() { <-turns }()
+			h.ServeHTTP(w, r)
+		case <-ctx.Done():
+			w.Header().Set("Retry-After", "1")
+			http.Error(w, "too many scrapes at once", http.StatusServiceUnavailable)
+		}
 	})
 }
 

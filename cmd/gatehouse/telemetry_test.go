@@ -3,8 +3,8 @@ package main
 import (
 	"net/http"
 	"net/http/httptest"
-	"sync"
 	"testing"
+	"testing/synctest"
 
 	"github.com/prometheus/client_golang/prometheus"
 )
@@ -21,37 +21,35 @@ func (s *slowMetric) value() float64 {
 	return 1
 }
 
-func TestScrapesAtOnceAreLimited(t *testing.T) {
-	slow := &slowMetric{begun: make(chan struct{}), end: make(chan struct{})}
-	s := &service{registry: prometheus.NewRegistry()}
-	s.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "slow"}, slow.value))
-	h := s.telemetry()
-	scrape := func() int {
-		w := httptest.NewRecorder()
-		h.ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/metrics", nil))
-		return w.Code
-	}
-	var wg sync.WaitGroup
-	for range maxScrapes {
-		wg.Go(func() {
-			if got := scrape(); got != http.StatusOK {
-				t.Errorf("one of %d scrapes: %d", maxScrapes, got)
-			}
-		})
-	}
-	for range maxScrapes {
-		<-slow.begun
-	}
-	beyond := make(chan int, 1)
-	go func() { beyond <- scrape() }()
-	select {
-	case got := <-beyond:
-		if got != http.StatusServiceUnavailable {
-			t.Errorf("one more: %d, want 503", got)
+func TestScrapesWaitTheirTurn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		slow := &slowMetric{begun: make(chan struct{}, 2*maxScrapes), end: make(chan struct{})}
+		s := &service{registry: prometheus.NewRegistry()}
+		s.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "slow"}, slow.value))
+		h := s.telemetry()
+		answers := make(chan int, 2*maxScrapes)
+		scrape := func() {
+			w := httptest.NewRecorder()
+			h.ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/metrics", nil))
+			answers <- w.Code
 		}
-	case <-slow.begun:
-		t.Errorf("one more than %d is collected", maxScrapes)
-	}
-	close(slow.end)
-	wg.Wait()
+		for range maxScrapes + 1 {
+			go scrape()
+		}
+		synctest.Wait()
+		if got := len(slow.begun); got != maxScrapes {
+			t.Errorf("got %d scrapes at once, want %d", got, maxScrapes)
+		}
+		if got := <-answers; got != http.StatusServiceUnavailable { // after scrapeWait, which passes while all wait
+			t.Errorf("one more: got %d, want 503", got)
+		}
+		go scrape()
+		synctest.Wait()
+		close(slow.end)
+		for range maxScrapes + 1 {
+			if got := <-answers; got != http.StatusOK {
+				t.Errorf("a scrape that had its turn: got %d, want 200", got)
+			}
+		}
+	})
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"slices"
 	"strings"
 
@@ -105,11 +104,11 @@ func (s *settings) admits(groups []string) bool {
 // Lookup asks who the users of these ids are now, in few requests for all of them. The answers are in the same order. An error means
 // that the directory could not be asked.
 func (c *Connector) Lookup(ctx context.Context, userIDs []string) ([]connectors.Answer, error) {
-	found, doubtful, err := c.byID(ctx, userIDs)
+	found, unread, err := c.byID(ctx, userIDs)
 	if err != nil {
 		return nil, notKnown(err)
 	}
-	if len(found) == 0 && len(userIDs) > 0 { // all of them gone, or the service account's right to see them
+	if len(found) == 0 && len(unread) == 0 && len(userIDs) > 0 { // all of them gone, or the service account's right to see them
 		if err := c.readable(ctx, "userSearch.baseDN", c.settings.UserSearch.BaseDN); err != nil {
 			return nil, notKnown(err)
 		}
@@ -119,8 +118,8 @@ func (c *Connector) Lookup(ctx context.Context, userIDs []string) ([]connectors.
 	var at []int // the places of their users
 	for i, id := range userIDs {
 		switch list := found[id]; {
-		case doubtful[id]:
-			answers[i].Err = refuse(connectors.Unavailable, errors.New("ldap: one directory server has no entry with this id, another one has"))
+		case unread[id] != nil:
+			answers[i].Err = notKnown(unread[id])
 		case len(list) == 0:
 			answers[i].Err = refuse(connectors.Gone, errors.New("ldap: no entry has this id"))
 		case len(list) > 1:
@@ -135,12 +134,23 @@ func (c *Connector) Lookup(ctx context.Context, userIDs []string) ([]connectors.
 			entries, at = append(entries, list[0]), append(at, i)
 		}
 	}
-	known, err := c.identities(ctx, entries)
+	places := make([]int, len(entries)) // in entries and at
+	for n := range places {
+		places[n] = n
+	}
+	err = apart(places, new(maxApart), func(some []int) error {
+		list := make([]*entry, len(some))
+		for i, n := range some {
+			list[i] = entries[n]
+		}
+		known, err := c.identities(ctx, list)
+		for i, a := range known {
+			answers[at[some[i]]] = a
+		}
+		return err
+	}, func(n int, err error) { answers[at[n]].Err = notKnown(err) })
 	if err != nil {
 		return nil, notKnown(err)
-	}
-	for n, a := range known {
-		answers[at[n]] = a
 	}
 	return answers, nil
 }
@@ -154,61 +164,112 @@ func (c *Connector) readable(ctx context.Context, key, base string) error {
 	return err
 }
 
-// byID finds the entries of users, by their ids. It is doubtful who is gone where another server of the directory still knows them, or already:
-// changes take a while from one to the other.
-func (c *Connector) byID(ctx context.Context, ids []string) (found map[string][]*entry, doubtful map[string]bool, err error) {
+// maxApart is how many answers may be of no use in one Lookup: beyond it they are not one user's doing.
+const maxApart = 64
+
+// unusable reports whether a search failed by what was found: other entries may well be read.
+func unusable(err error) bool { return errors.Is(err, errAnswer) || errors.Is(err, errTooMany) }
+
+// apart does something with a list, and where the answer is of no use, with its halves: what is in one user's entry keeps nobody else out. alone is called
+// with each one for which it is of no use. left is how often that may be.
+func apart[T any](list []T, left *int, do func([]T) error, alone func(T, error)) error {
+	err := do(list)
+	if !unusable(err) || *left == 0 {
+		return err
+	}
+	*left--
+	if len(list) == 1 {
+		alone(list[0], err)
+		return nil
+	}
+	for _, half := range [][]T{list[:len(list)/2], list[len(list)/2:]} {
+		if err := apart(half, left, do, alone); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// byID finds the entries of users, by their ids. unread are those that could not be read, and why.
+func (c *Connector) byID(ctx context.Context, ids []string) (found map[string][]*entry, unread map[string]error, err error) {
 	attribute, err := c.idAttribute(ctx)
 	if err != nil {
 		return nil, nil, err
 	}
 	filters := map[string]string{} // by id
+	var wanted []string
 	for _, id := range ids {
-		if id == "" || sound(id, maxDN) == "" {
+		if filters[id] != "" || id == "" || sound(id, maxDN) == "" {
 			continue
 		}
 		if f := equals(attribute, id); f != "" {
 			filters[id] = f
+			wanted = append(wanted, id)
 		}
 	}
-	found, doubtful = map[string][]*entry{}, map[string]bool{}
-	for chunk := range slices.Chunk(slices.Sorted(maps.Keys(filters)), batch) {
-		entries, host, err := c.client.searchAt(ctx, c.ofUsers(filters, chunk))
+	found, unread = map[string][]*entry{}, map[string]error{}
+	left := maxApart
+	for chunk := range slices.Chunk(wanted, batch) {
+		err := apart(chunk, &left, func(some []string) error {
+			return c.readUsers(ctx, some, filters, found, unread)
+		}, func(id string, err error) { unread[id] = err })
 		if err != nil {
 			return nil, nil, err
 		}
-		known := c.byTheirIDs(entries, chunk)
-		maps.Copy(found, known)
-		missing := slices.DeleteFunc(slices.Clone(chunk), func(id string) bool { return known[id] != nil })
-		if len(missing) == 0 || !c.client.hosts.others(host) {
-			continue
-		}
-		if entries, err = c.client.searchElsewhere(ctx, c.ofUsers(filters, missing), host); err != nil { // nobody says otherwise
-			continue
-		}
-		for id := range c.byTheirIDs(entries, missing) {
-			doubtful[id] = true
+	}
+	return found, unread, nil
+}
+
+// errLag means that servers of a directory do not say the same: changes take a while from one to the other.
+var errLag = errors.New("ldap: one directory server has no entry with this id, another one has")
+
+// readUsers adds the entries of these ids to those that are found. Who is gone at one server and not at another one is unread.
+func (c *Connector) readUsers(ctx context.Context, ids []string, filters map[string]string, found map[string][]*entry, unread map[string]error) error {
+	entries, host, err := c.client.searchAt(ctx, c.ofUsers(ids, filters))
+	if err != nil {
+		return err
+	}
+	for id, list := range c.byTheirIDs(entries, filters) {
+		for _, e := range list {
+			if !slices.ContainsFunc(found[id], func(o *entry) bool { return o.dn == e.dn }) {
+				found[id] = append(found[id], e)
+			}
 		}
 	}
-	return found, doubtful, nil
+	missing := slices.DeleteFunc(slices.Clone(ids), func(id string) bool { return found[id] != nil })
+	if len(missing) == 0 || !c.client.hosts.others(host) {
+		return nil
+	}
+	entries, err = c.client.searchElsewhere(ctx, c.ofUsers(missing, filters), host)
+	if err != nil { // nobody says otherwise
+		c.log.DebugContext(ctx, "no other directory server says whether users are gone", slog.Any("error", err))
+		return nil
+	}
+	known := c.byTheirIDs(entries, filters)
+	for _, id := range missing {
+		if known[id] != nil {
+			unread[id] = errLag
+		}
+	}
+	return nil
 }
 
 // ofUsers asks for the entries of some users.
-func (c *Connector) ofUsers(filters map[string]string, ids []string) query {
-	wanted := make([]string, len(ids))
+func (c *Connector) ofUsers(ids []string, filters map[string]string) query {
+	list := make([]string, len(ids))
 	for i, id := range ids {
-		wanted[i] = filters[id]
+		list[i] = filters[id]
 	}
 	u := &c.settings.UserSearch
-	return query{base: u.BaseDN, scope: c.settings.userScope, filter: allOf(u.Filter, anyOf(wanted)), attributes: c.attributes, limit: 4 * batch}
+	return query{base: u.BaseDN, scope: c.settings.userScope, filter: allOf(u.Filter, anyOf(list)), attributes: c.attributes, limit: 4 * batch}
 }
 
-// byTheirIDs are the entries that have one of these ids.
-func (c *Connector) byTheirIDs(entries []*entry, ids []string) map[string][]*entry {
+// byTheirIDs are the entries of wanted ids.
+func (c *Connector) byTheirIDs(entries []*entry, wanted map[string]string) map[string][]*entry {
 	found := map[string][]*entry{}
 	for _, e := range entries {
 		id := e.value(c.settings.UserSearch.IDAttr, maxID) // the first value, which is the one of a sign-in
-		again := slices.ContainsFunc(found[id], func(o *entry) bool { return o.dn == e.dn })
-		if slices.Contains(ids, id) && e.dn != "" && !again {
+		if wanted[id] != "" && e.dn != "" {
 			found[id] = append(found[id], e)
 		}
 	}

@@ -54,8 +54,7 @@ func (c *Connector) ChangePassword(ctx context.Context, a *Account, old, changed
 
 // unfit says why no password of an account is changed, or not into this one. It is for whoever has proven the old one.
 func (c *Connector) unfit(e *entry, old, changed string) error {
-	switch r := stateOf(e, c.now(), c.lockedFor(e)); r {
-	case connectors.AccountDisabled, connectors.AccountExpired:
+	if r := stateOf(e, c.now(), c.lockedFor(e)); r == connectors.AccountDisabled || r == connectors.AccountExpired {
 		return refuse(r, stateError(r))
 	}
 	if !possible(changed) || !utf8.ValidString(changed) {

@@ -288,7 +288,7 @@ func TestDocumentLinks(t *testing.T) {
 func hasHeading(text, anchor string) bool {
 	for line := range strings.Lines(text) {
 		if title, ok := strings.CutPrefix(strings.TrimLeft(line, "#"), " "); ok && strings.HasPrefix(line, "#") {
-			if "#"+strings.ReplaceAll(strings.ToLower(strings.TrimSpace(title)), " ", "-") == anchor {
+			if "#"+strings.NewReplacer(" ", "-", "'", "").Replace(strings.ToLower(strings.TrimSpace(title))) == anchor {
 				return true
 			}
 		}

@@ -19,8 +19,8 @@ type aim struct {
 	tests []string
 }
 
-// aims are all that exists to be attacked. What is not there yet has no aim: bearer tokens and the token for the app, the HTTP flavours, the
-// LDAP connector, other stores.
+// aims are all that exists to be attacked. What is not there yet has no aim: bearer tokens and the token for the app, the HTTP flavours, other
+// stores. A directory is attacked by tests beside the connector, and through pages and gateway in test/directory.
 var aims = []aim{
 	// Rules for every check.
 	{"a path with two readings is refused", []string{"paths/two slashes", "paths/escaped slash", "paths/null byte", "paths/bad UTF-8", "paths/doubly escaped", "raw checks/null byte in the path", "http2/raw non-ASCII"}, []string{"authz/policy.TestParseRequestRefuses"}},
@@ -70,6 +70,21 @@ var aims = []aim{
 	{"closed grants and device endpoints", []string{"provider/grant: token exchange", "provider/grant: device", "methods/GET /dex/device is closed"}, nil},
 	{"nothing is fetched for a client", []string{"provider/request objects", "JOSE/another key behind jku", "JOSE/kid that is a URL"}, nil},
 	{"a token is checked for issuer, audience and time", nil, []string{"provider.TestVerifyRefuses"}},
+	// LDAP.
+	{"an empty password reaches no directory", nil, []string{"connectors/ldap.TestPasswordsNotSent", "connectors/ldap.TestBind"}},
+	{"no name, id or group breaks out of a filter or a DN", nil, []string{"connectors/ldap.TestFindEscapes", "connectors/ldap.TestBadFilter", "connectors/ldap.TestFoldDN", "connectors/ldap.TestGUID"}},
+	{"a name that fits two entries is nobody's", nil, []string{"connectors/ldap.TestFindAmbiguous", "connectors/ldap.TestLookupTwice"}},
+	{"null bytes and huge passwords", nil, []string{"connectors/ldap.TestPasswordsNotSent"}},
+	{"a referral leads to no stranger", nil, []string{"connectors/ldap.TestReferralToAttacker", "connectors/ldap.TestReferralDepth"}},
+	{"TLS is not stripped", nil, []string{"connectors/ldap.TestTLS", "connectors/ldap.TestStartTLSInjected"}},
+	{"rings and floods of groups end", nil, []string{"connectors/ldap.TestGroupRing", "connectors/ldap.TestSlapdLoop", "connectors/ldap.TestRangesHostile", "connectors/ldap.TestReadMessage"}},
+	{"guesses here lock no account there", nil, []string{"provider/identity.TestLimitStaysBelowTheLockOut", "provider/identity.TestFailuresCountAsLongAsAtTheDirectory", "provider/identity.TestSpellingsOfAnAccountCountTogether", "connectors/ldap.TestDiesInBind", "test/directory.TestActiveDirectory"}},
+	{"nobody learns who is there", nil, []string{"connectors/ldap.TestNobody", "provider/identity.TestFailuresTakeEquallyLong", "provider.TestWhatIsNotTold", "test/directory.TestOpenLDAP"}},
+	{"a password is changed by its owner only", nil, []string{"connectors/ldap.TestChangeNotProven", "provider.TestChangeFormIsRefused", "provider.TestGuessesAtTheChangeFormCount"}},
+	{"what a directory says breaks out of nothing", nil, []string{"connectors/ldap.TestSound", "connectors/ldap.TestIdentityOfBadValues"}},
+	{"a directory that hangs, floods or dies", nil, []string{"connectors/ldap.TestHangs", "connectors/ldap.TestResultCodes", "provider/identity.TestDirectoryThatHangsHurtsNobodyElse", "test/directory.TestAHostDiesInTheMiddleOfASignIn"}},
+	{"claims and groups are those of now, and who is gone is out", nil, []string{"provider/identity.TestWhenAUserIsAskedAbout", "provider/identity.TestEndedWhileTheStoreIsDown", "provider.TestLiveUsersAtOpenLDAP", "provider.TestLiveUsersAtActiveDirectory", "test/directory.TestWithoutWatching"}},
+	{"a ticket is of one realm, one service and one use", nil, []string{"connectors/spnego.TestTicketIsRefused", "connectors/spnego.TestTokenIsAcceptedOnce", "connectors/spnego.TestOldEncryptionIsRefused", "provider.TestTicketOfABlockedUser", "connectors/ldap.TestTicketOutlivesTheAccount"}},
 	// SAML as far as there is one.
 	{"an answer is of the browser that asked", nil, []string{"provider.TestSAML"}},
 	// JOSE.
