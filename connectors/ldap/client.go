@@ -444,6 +444,13 @@ func (r *refusal) set(err error, now time.Time, counted bool) {
 	r.err, r.until = err, now.Add(wait)
 }
 
+// standing returns the last refusal, if there was no success since.
+func (r *refusal) standing() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.err
+}
+
 func (r *refusal) clear() {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -336,6 +336,32 @@ func TestElsewhere(t *testing.T) {
 	wantFound(t, c, "near")
 }
 
+// A server that does not take the service account's password is asked once: more would keep it from all others.
+func TestElsewhereIsRefused(t *testing.T) {
+	near := serve(t, found("near"))
+	far := fakeldap.Start(t, fakeldap.Options{Search: found("far"), Bind: func(fakeldap.Bind) fakeldap.BindAnswer {
+		return fakeldap.BindAnswer{Result: fakeldap.Result{Code: 49}}
+	}})
+	at := time.Now()
+	c := newClient(to(near, far), func() time.Time { return at }, nil)
+	t.Cleanup(c.close)
+	q := query{base: "dc=example", limit: 5}
+	_, host, err := c.searchAt(within(t), q)
+	if err != nil || host.addr != near.Address() {
+		t.Fatalf("got the answer of %v, %v", host, err)
+	}
+	for range 5 {
+		if es, err := c.searchElsewhere(within(t), q, host); err == nil {
+			t.Errorf("found %v", names(es))
+		}
+		at = at.Add(time.Hour)
+	}
+	if n := len(far.Binds()); n != 1 {
+		t.Errorf("got %d binds, want 1", n)
+	}
+	wantFound(t, c, "near")
+}
+
 func TestAllAside(t *testing.T) {
 	address := dead(t)
 	tr := to()

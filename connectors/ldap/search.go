@@ -77,6 +77,9 @@ func (c *client) searchElsewhere(ctx context.Context, q query, not *endpoint) ([
 	if len(others) == 0 {
 		return nil, errNoDirectory
 	}
+	if err := c.refusal.standing(); err != nil { // perhaps by that host, which may not know of a new password yet: once is enough
+		return nil, err
+	}
 	if err := c.searches.acquire(ctx); err != nil {
 		return nil, err
 	}
