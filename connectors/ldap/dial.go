@@ -10,8 +10,8 @@ import (
 	"time"
 
 	"gatehouse/connectors"
-	ber "github.com/go-asn1-ber/asn1-ber"
 
+	ber "github.com/go-asn1-ber/asn1-ber"
 	ldapv3 "github.com/go-ldap/ldap/v3"
 )
 
