@@ -258,11 +258,12 @@ func (w *world) samples(t *testing.T, prefix string) map[string]float64 {
 			continue
 		}
 		for _, m := range f.GetMetric() {
-			name := f.GetName()
+			var name strings.Builder
+			name.WriteString(f.GetName())
 			for _, l := range m.GetLabel() {
-				name += " " + l.GetValue()
+				name.WriteString(" " + l.GetValue())
 			}
-			out[name] = m.GetGauge().GetValue() + m.GetCounter().GetValue()
+			out[name.String()] = m.GetGauge().GetValue() + m.GetCounter().GetValue()
 		}
 	}
 	return out
