@@ -18,6 +18,7 @@ import (
 
 	"gatehouse/connectors/ldap"
 	"gatehouse/internal/config"
+	"gatehouse/internal/nearest"
 	"gatehouse/provider/front"
 	"gatehouse/provider/identity"
 
@@ -274,7 +275,7 @@ func CheckConnector(kind string, raw []byte) error {
 
 func unknownType(kind string) error {
 	known := slices.Sorted(maps.Keys(server.ConnectorsConfig))
-	if near := config.Nearest(kind, known); near != "" {
+	if near := nearest.Word(kind, known); near != "" {
 		return fmt.Errorf("unknown connector type %q: did you mean %s?", kind, near)
 	}
 	return fmt.Errorf("unknown connector type %q: want one of %s", kind, strings.Join(known, ", "))
@@ -371,7 +372,7 @@ func unknownField(path, key string, known []string) error {
 	fix := "remove it, or see Dex's documentation of this connector for its keys"
 	if name, _, ok := strings.Cut(key, ":"); ok {
 		key, fix = name+":…", "a space is missing after the colon" // what follows may be a secret
-	} else if near := config.Nearest(key, known); near != "" {
+	} else if near := nearest.Word(key, known); near != "" {
 		fix = fmt.Sprintf("did you mean %q?", near)
 	} else if len(known) == 0 {
 		fix = "there are no keys here, so remove it"

@@ -16,6 +16,7 @@ import (
 	ldapv3 "github.com/go-ldap/ldap/v3"
 
 	"gatehouse/connectors/spnego"
+	"gatehouse/internal/nearest"
 )
 
 // A config is the configuration of a connector as it is written: Dex's keys with Dex's meaning, and ours. docs/ldap.md has all of them.
@@ -222,7 +223,7 @@ func parse(raw []byte) (*settings, error) {
 func (m *mistakes) preset(s *settings) {
 	all := []string{presetAD, presetOpenLDAP, presetFreeIPA}
 	m.enum("preset", s.Preset, append(all, "")...)
-	if near := nearest(s.Preset, all); near != "" {
+	if near := nearest.Word(s.Preset, all); near != "" {
 		s.Preset = near
 	}
 }
@@ -233,7 +234,7 @@ func (m *mistakes) enum(field, got string, want ...string) {
 		return
 	}
 	want = slices.DeleteFunc(want, func(w string) bool { return w == "" })
-	if near := nearest(got, want); near != "" {
+	if near := nearest.Word(got, want); near != "" {
 		m.add(field, "got %q: did you mean %s?", clip(got), near)
 		return
 	}

@@ -17,6 +17,7 @@ import (
 	"unicode/utf8"
 
 	"gatehouse/internal/hosts"
+	"gatehouse/internal/nearest"
 )
 
 // A checker looks at what a decoded file says: values, references, and what does not go together. It fills in
@@ -52,7 +53,7 @@ func (k *checker) oneOf(path, got string, wanted ...string) {
 		return
 	}
 	hint := ""
-	if near := Nearest(got, wanted); near != "" && len(wanted) > 2 {
+	if near := nearest.Word(got, wanted); near != "" && len(wanted) > 2 {
 		hint = ": did you mean " + near + "?"
 	}
 	k.errorf(path, "want %s, got %q%s", ours(orList(wanted)), got, ours(hint))

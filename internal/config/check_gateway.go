@@ -15,6 +15,7 @@ import (
 
 	"gatehouse/authz/policy"
 	"gatehouse/internal/hosts"
+	"gatehouse/internal/nearest"
 )
 
 func (k *checker) gateway() {
@@ -365,7 +366,7 @@ func (k *checker) ruleUser(at, user string) {
 		return
 	}
 	hint := ""
-	if near := Nearest(connector, slices.Sorted(maps.Keys(known))); near != "" {
+	if near := nearest.Word(connector, slices.Sorted(maps.Keys(known))); near != "" {
 		hint = "; did you mean " + near + "?"
 	}
 	k.warnf(at, "there is no connector %q, so this is nobody: want %s%s", connector, k.connectorNames(), hint)

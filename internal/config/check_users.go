@@ -13,6 +13,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"gatehouse/internal/hosts"
+	"gatehouse/internal/nearest"
 )
 
 const (
@@ -41,7 +42,7 @@ func (s *Storage) decodeNode(d *decoder, n *yaml.Node, path string) {
 		d.errorf(path+".type", "mysql is not supported: use sqlite")
 	default:
 		hint := ""
-		if near := Nearest(kind.Value, []string{"memory", "sqlite"}); near != "" {
+		if near := nearest.Word(kind.Value, []string{"memory", "sqlite"}); near != "" {
 			hint = ": did you mean " + near + "?"
 		}
 		d.errorf(path+".type", "want sqlite or memory, got %q%s", kind.Value, ours(hint))

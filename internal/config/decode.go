@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"go.yaml.in/yaml/v3"
+
+	"gatehouse/internal/nearest"
 )
 
 // A decoder writes YAML nodes into structs by the yaml tags of their fields. It converts nothing silently, knows
@@ -221,7 +223,7 @@ func (d *decoder) unknown(path, key string, fields []field, top bool) {
 	fix := ""
 	if name, _, ok := strings.Cut(key, ":"); ok {
 		key, fix = name+":…", "a space is missing after the colon" // what follows may be a secret
-	} else if near := Nearest(key, known); near != "" {
+	} else if near := nearest.Word(key, known); near != "" {
 		fix = "did you mean " + strconv.Quote(near) + "?"
 		meant := child(block, near)
 		d.wrong[meant], d.below[meant] = true, true // that it is missing is not worth another mistake
@@ -236,49 +238,6 @@ func (d *decoder) unknown(path, key string, fields []field, top bool) {
 	m := d.at(path, fmt.Sprintf(format, key, fix), format, []any{key, ours(fix)})
 	m.Path = d.label(block) // the line is that of the key
 	d.add(block, m)
-}
-
-// Nearest returns the known word that a person most likely meant, or "".
-func Nearest(word string, known []string) string {
-	best, limit := "", min(2, len(word)/2)
-	for _, k := range known {
-		if strings.EqualFold(k, word) {
-			return k
-		}
-		if n := distance(word, k, limit); n <= limit {
-			best, limit = k, n-1
-		}
-	}
-	return best
-}
-
-// distance is the number of bytes to add, remove, change or swap with their neighbour to get from a to b
-// (optimal string alignment), or more than limit if it is that.
-func distance(a, b string, limit int) int {
-	if len(a) > maxKey || max(len(a)-len(b), len(b)-len(a)) > limit {
-		return limit + 1
-	}
-	rows := make([][]int, len(a)+1)
-	for i := range rows {
-		rows[i] = make([]int, len(b)+1)
-		rows[i][0] = i
-	}
-	for j := range len(b) + 1 {
-		rows[0][j] = j
-	}
-	for i := 1; i <= len(a); i++ {
-		for j := 1; j <= len(b); j++ {
-			cost := 1
-			if a[i-1] == b[j-1] {
-				cost = 0
-			}
-			rows[i][j] = min(rows[i-1][j]+1, rows[i][j-1]+1, rows[i-1][j-1]+cost)
-			if i > 1 && j > 1 && a[i-1] == b[j-2] && a[i-2] == b[j-1] {
-				rows[i][j] = min(rows[i][j], rows[i-2][j-2]+1)
-			}
-		}
-	}
-	return rows[len(a)][len(b)]
 }
 
 // settable returns the struct that block points to, for a type that decodes itself and then goes on as a block.

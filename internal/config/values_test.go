@@ -133,27 +133,6 @@ func TestDurations(t *testing.T) {
 	}
 }
 
-func TestNearest(t *testing.T) {
-	for _, tt := range []struct{ word, want string }{
-		{"grups", "groups"},
-		{"gropus", "groups"},
-		{"GROUPS", "groups"},
-		{"group", "groups"},
-		{"groupss", "groups"},
-		{"user", "users"},
-		{"path", "paths"},
-		{"g", ""},
-		{"allowed", "allow"},
-		{"xyz", ""},
-		{"", ""},
-		{strings.Repeat("g", 200), ""},
-	} {
-		if got := Nearest(tt.word, []string{"groups", "users", "paths", "allow"}); got != tt.want {
-			t.Errorf("%q: got %q, want %q", tt.word, got, tt.want)
-		}
-	}
-}
-
 // A key of a random source is taken, in every spelling of 32 bytes.
 func TestKeySpellings(t *testing.T) {
 	const raw = "+/+/" + "q7mX0y1cN8bD2fJ6hQ4tVw9zLrPkEsGuYxAoCiZv" // 44 digits without the padding are 33 bytes

@@ -21,11 +21,11 @@ func TestClockThatWasAhead(t *testing.T) {
 				_, err := c.Vouch(t.Context(), c.signedInAt, d.Now())
 				return err
 			}
-			time.Sleep(70 * time.Second)
+			pass(70 * time.Second)
 			if err := request(); err != nil {
 				t.Fatal(err)
 			}
-			time.Sleep(10 * time.Second)
+			pass(10 * time.Second)
 			if b.count() != 1 {
 				t.Fatalf("got %d Lookups, want 1", b.count())
 			}
@@ -35,7 +35,7 @@ func TestClockThatWasAhead(t *testing.T) {
 				if request() != nil {
 					break
 				}
-				time.Sleep(time.Second)
+				pass(time.Second)
 			}
 			if err := request(); err == nil || len(d.endings()) != 1 {
 				t.Errorf("set back by %s: a disabled user goes on for five minutes: %v, ended %v", back, err, d.endings())
@@ -43,7 +43,7 @@ func TestClockThatWasAhead(t *testing.T) {
 			if n := b.count(); n > 5 {
 				t.Errorf("set back by %s: got %d Lookups", back, n)
 			}
-			time.Sleep(back)
+			pass(back)
 			if err := request(); err == nil {
 				t.Errorf("set back by %s: the session is good again", back)
 			}
@@ -61,7 +61,7 @@ func TestSignInAtAReplicaWhoseClockIsAhead(t *testing.T) {
 				t.Errorf("ahead by %s: waited %v, %v", ahead, waited, err)
 			}
 			b.set(func() { b.users["ada"] = refused(connectors.Gone) })
-			time.Sleep(3 * time.Minute)
+			pass(3 * time.Minute)
 			c.wantError(t, "gone", true)
 		})
 	}
@@ -73,7 +73,7 @@ func TestClockSetBackCostsNoMoreLookups(t *testing.T) {
 		ahead := time.Hour
 		d.Now = func() time.Time { return time.Now().Add(ahead) }
 		c := client{d.User("ldap", "ada", d.Now()), d.Now()}
-		time.Sleep(70 * time.Second)
+		pass(70 * time.Second)
 		for i := range 600 {
 			if i == 60 {
 				ahead = 0
@@ -81,7 +81,7 @@ func TestClockSetBackCostsNoMoreLookups(t *testing.T) {
 			if waited, err := c.Vouch(t.Context(), c.signedInAt, d.Now()); waited || err != nil {
 				t.Errorf("second %d: waited %v, %v", i, waited, err)
 			}
-			time.Sleep(time.Second)
+			pass(time.Second)
 		}
 		if n := b.count(); n < 8 || n > 12 {
 			t.Errorf("got %d Lookups in ten minutes, want about ten", n)
@@ -122,7 +122,7 @@ func TestHerdAfterARestart(t *testing.T) {
 					t.Error("it does not end")
 					break
 				}
-				time.Sleep(time.Second)
+				pass(time.Second)
 			}
 			if n := b.count(); n != (users+batchSize-1)/batchSize {
 				t.Errorf("got %d Lookups", n)
@@ -137,17 +137,17 @@ func TestWhoWaitsComesFirst(t *testing.T) {
 	atDesk(t, func(t *testing.T, d *desk, b *book) {
 		b.hook = func(ctx context.Context, _ []string) error { sleep(ctx, 100*time.Millisecond); return nil }
 		idle := d.signIn("ldap", "idle")
-		time.Sleep(10 * time.Minute)
+		pass(10 * time.Minute)
 		var all []client
 		for i := range users {
 			all = append(all, d.signIn("ldap", fmt.Sprint(i)))
 		}
-		time.Sleep(70 * time.Second)
+		pass(70 * time.Second)
 		for _, c := range all {
 			c.wantServed(t, "in use")
 		}
 		d.Changed("ldap", connectors.Change{})
-		time.Sleep(2 * gatherWaited) // the round is under way
+		pass(2 * gatherWaited) // the round is under way
 		idle.wantWaited(t, "somebody who was away")
 	})
 }

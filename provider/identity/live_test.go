@@ -91,6 +91,9 @@ type desk struct {
 
 var testPolicy = Policy{Every: time.Minute, Stale: 15 * time.Minute} // never assigned to
 
+// pass lets time pass, which in a bubble takes none.
+func pass(d time.Duration) { time.Sleep(d) }
+
 // atDesk runs f in a bubble, in which time costs nothing and a goroutine that does not end is a failure.
 func atDesk(t *testing.T, f func(t *testing.T, d *desk, b *book)) {
 	t.Helper()

@@ -13,6 +13,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
+
+	"gatehouse/test/peers"
 )
 
 // A Mode is how connections are protected.
@@ -144,10 +146,12 @@ func Start(t testing.TB, o Options) *Server {
 	}
 	s := &Server{o: o, open: map[net.Conn]bool{}, mute: o.Mute, changed: make(chan struct{})}
 	if s.tls = o.TLS; s.tls == nil && o.Mode != Plain {
-		var err error
-		if s.tls, s.ca, s.pool, err = certificate(o.Names); err != nil {
-			t.Fatal(err)
+		if o.Names == nil {
+			o.Names = []string{"localhost", "127.0.0.1"}
 		}
+		ca := peers.NewCA(t, "fakeldap CA")
+		s.tls = &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{ca.Pair(t, o.Names...)}}
+		s.ca, s.pool = ca.PEM, ca.Pool()
 	}
 	var lc net.ListenConfig
 	l, err := lc.Listen(t.Context(), "tcp", o.Address)
