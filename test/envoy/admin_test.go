@@ -10,8 +10,10 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"gatehouse/internal/admin"
+	"gatehouse/test/peers"
 )
 
 // adminRows talk to the operator's listener.
@@ -112,17 +114,15 @@ func oneSessionID(t testing.TB, w *world, e *edge) {
 	if who.Session.IDHash != listed {
 		t.Errorf("whoami calls the session %s, the operator's list %s", who.Session.IDHash, listed)
 	}
-	logged := map[string]bool{}
-	for _, ev := range w.audit() {
-		if ev["session"] == listed {
-			logged[fmt.Sprint(ev["msg"])] = true
+	peers.Eventually(t, 10*time.Second, "the sign-in and a decision under the id "+listed+" in the audit log", func() bool {
+		logged := map[string]bool{}
+		for _, ev := range w.audit() {
+			if ev["session"] == listed {
+				logged[fmt.Sprint(ev["msg"])] = true
+			}
 		}
-	}
-	for _, want := range []string{"sign-in", "decision"} {
-		if !logged[want] {
-			t.Errorf("no audit event %q of session %s", want, listed)
-		}
-	}
+		return logged["sign-in"] && logged["decision"]
+	})
 }
 
 func telemetryOnly(t testing.TB, w *world, _ *edge) {
