@@ -268,7 +268,7 @@ func TestTicketOfAScript(t *testing.T) {
 			t.Errorf("the app got %s", text)
 		}
 	})
-	t.Run("of a user who was disabled since leads to the form", func(t *testing.T) {
+	t.Run("of a user who was disabled since is told so, beside the form", func(t *testing.T) {
 		env := ticketOf(t, d, "u10")
 		c := newCurl(t, s, env)
 		if status, text := c.get(c.page(), negotiate...); status != "303" { // and has the ticket for the service, which the KDC would not give out later
@@ -277,7 +277,7 @@ func TestTicketOfAScript(t *testing.T) {
 		d.SetDisabled(t, "u10", true)
 		c = newCurl(t, s, env)
 		status, text := c.get(c.page(), negotiate...)
-		if status != "200" || !strings.Contains(text, `name="password"`) || !strings.Contains(text, "may not sign in") {
+		if status != "403" || !strings.Contains(text, `name="password"`) || !strings.Contains(text, "may not sign in") {
 			t.Errorf("got %s %s", status, text)
 		}
 		audited(t, s, "account-disabled", `"method":"kerberos"`)
