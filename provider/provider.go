@@ -227,6 +227,7 @@ func (p *Provider) frontOptions(g *generation) front.Options {
 			return p.verify(ctx, raw, front.GatewayClient)
 		},
 		VerifyAny:  func(ctx context.Context, raw string) (front.Token, error) { return p.verify(ctx, raw, "") },
+		CheckHint:  CheckHint,
 		Replayed:   p.replayed,
 		SignOut:    func(ctx context.Context, id string) (string, error) { return p.end(ctx, g, id, cause{by: byUser}) },
 		SkipChoice: !c.OAuth2.AlwaysShowLoginScreen,

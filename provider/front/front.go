@@ -65,6 +65,8 @@ type Options struct {
 	ClientSecret string
 	Verify       TokenVerifier // of the gateway's own ID Token
 	VerifyAny    TokenVerifier // of a token for any client
+	// CheckHint refuses what is no ID Token of this issuer by its form.
+	CheckHint func(raw string) error
 	// Replayed reports whether a token of a user is void since the code that led to it was used twice.
 	Replayed func(ctx context.Context, t Token, userID, connectorID string) (bool, error)
 	SignOut  func(ctx context.Context, sessionID string) (next string, err error)
