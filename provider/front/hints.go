@@ -30,7 +30,7 @@ func voidSubjects(r *http.Request) {
 	for _, form := range []url.Values{r.Form, r.PostForm} {
 		for _, key := range []string{"subject_token", "actor_token"} {
 			for i, raw := range form[key] {
-				if forApp(raw) {
+				if ForApp(raw) {
 					form[key][i] = void
 				}
 			}
@@ -38,8 +38,8 @@ func voidSubjects(r *http.Request) {
 	}
 }
 
-// forApp reports whether a token says that it is for an app, in the compact form.
-func forApp(raw string) bool {
+// ForApp reports whether a token says that it is for an app, in the compact form.
+func ForApp(raw string) bool {
 	head, _, _ := strings.Cut(raw, ".")
 	b, err := base64.RawURLEncoding.DecodeString(head)
 	var h struct{ Typ string }
