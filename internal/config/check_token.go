@@ -71,7 +71,7 @@ func (k *checker) tokenAudience(block string, g *Gateway, audience string) {
 	for _, taken := range k.takenAudiences() {
 		middle, ok := strings.CutPrefix(taken.name, before)
 		if ok && perHost {
-			if middle, ok = strings.CutSuffix(middle, after); ok {
+			if middle, ok = strings.CutSuffix(middle, after); ok && !k.failedBelow("gateway.hosts") {
 				_, ok = g.HostSet.Lookup(middle)
 			}
 		} else {
