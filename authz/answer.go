@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"log/slog"
 	"strconv"
 	"strings"
 
@@ -125,7 +126,9 @@ func (c *check) allowUser(ctx context.Context) answer {
 	}
 	token, err := c.token()
 	if err != nil {
-		c.server.fault(ctx, c, "token for an app cannot be signed", err)
+		if s := c.server; s.logs(c) {
+			s.Logger.LogAttrs(ctx, slog.LevelWarn, "token for an app cannot be signed", slog.String("request_id", c.requestID()), slog.Any("error", err))
+		}
 		return c.refuse(failedToken, ProblemUnavailable, 503)
 	}
 	return c.allow(allowedIdentity, token)
@@ -328,6 +331,6 @@ func (c *check) refuseFailure(ctx context.Context, err error) answer {
 	if errors.Is(err, session.ErrBlocked) {
 		return c.refuse(deniedBlocked, ProblemBlocked, 403)
 	}
-	c.server.fault(ctx, c, "session cannot be verified", err)
+	c.server.fault(ctx, c, err)
 	return c.refuse(failedSession, ProblemUnavailable, 503)
 }

@@ -89,12 +89,18 @@ func NewServer(o Options) (*Server, error) {
 	return &Server{Options: o, metrics: m, renewing: make(chan struct{}, renewals)}, nil
 }
 
-// fault logs why a session could not be verified or a token not be signed, at most once a second: while a store is down it is every request.
-func (s *Server) fault(ctx context.Context, c *check, what string, err error) {
-	last := s.lastFault.Load()
-	if now := c.start.UnixNano(); now-last >= int64(time.Second) && s.lastFault.CompareAndSwap(last, now) {
-		s.Logger.LogAttrs(ctx, slog.LevelWarn, what, slog.String("request_id", c.requestID()), slog.Any("error", err))
+// fault logs why a session could not be verified, at most once a second: while a store is down it is every request.
+func (s *Server) fault(ctx context.Context, c *check, err error) {
+	if s.logs(c) {
+		s.Logger.LogAttrs(ctx, slog.LevelWarn, "session cannot be verified", slog.String("request_id", c.requestID()), slog.Any("error", err))
 	}
+}
+
+// logs reports whether a fault is logged: one a second.
+func (s *Server) logs(c *check) bool {
+	last := s.lastFault.Load()
+	now := c.start.UnixNano()
+	return now-last >= int64(time.Second) && s.lastFault.CompareAndSwap(last, now)
 }
 
 // Apply makes cfg decide from the next request on; requests under way keep the generation that they began with. A configuration

@@ -76,7 +76,7 @@ func TestAppExamples(t *testing.T) {
 	server.Config.Handler = w.provider.Handler()
 	server.Start()
 	defer server.Close()
-	good := w.appToken("u1")
+	good := w.appToken()
 	i := strings.LastIndexByte(good, '.')
 	forged := good[:i+1] + strings.Repeat("A", len(good)-i-1)
 	dir := t.TempDir()
@@ -112,7 +112,7 @@ func TestAppExamples(t *testing.T) {
 				"another app's audience": {"others", "Bearer " + good, "401"},
 				"no token":               {"apps", "Basic YTpi", "401"},
 			} {
-				cmd := exec.CommandContext(t.Context(), command[0], append(command[1:len(command):len(command)], url, tt.audience, tt.header)...) //nolint:gosec // G204: the test's own
+				cmd := exec.CommandContext(t.Context(), command[0], append(command[1:len(command):len(command)], url, tt.audience, tt.header)...)
 				out, err := cmd.CombinedOutput()
 				if got := strings.TrimSpace(string(out)); err != nil || got != tt.want {
 					t.Errorf("%s: got %q (%v), want %q", rule, got, err, tt.want)
@@ -126,10 +126,10 @@ func TestAppExamples(t *testing.T) {
 func pythonWithJWT(ctx context.Context, t *testing.T) string {
 	t.Helper()
 	for _, name := range []string{"python3", "/usr/bin/python3"} {
-		if exec.CommandContext(ctx, name, "-c", "import jwt, cryptography; jwt.PyJWKClient").Run() == nil { //nolint:gosec // G204: one of two names
+		if exec.CommandContext(ctx, name, "-c", "import jwt, cryptography; jwt.PyJWKClient").Run() == nil {
 			return name
 		}
 	}
-	t.Skip("no Python with PyJWT and cryptography here: pip install 'PyJWT[crypto]'")
+	t.Skip("no Python with PyJWT and cryptography here: pip install 'PyJWT[crypto]'") //nolint:forbidigo // the toolchain of an example: nothing of ours needs it
 	return ""
 }

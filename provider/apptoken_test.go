@@ -18,12 +18,12 @@ import (
 	"gatehouse/provider/front"
 )
 
-// appToken is one that the gateway hands to an app for a user of testConfig.
-func (w *world) appToken(userID string) string {
+// appToken is one that the gateway hands to an app for the first user of testConfig.
+func (w *world) appToken() string {
 	w.t.Helper()
 	now := w.now().Truncate(time.Second)
 	raw, err := w.provider.SignAppToken(&AppToken{
-		ConnectorID: "local", UserID: userID, Email: "admin@example.com", Name: "A", Groups: []string{"admins", "a,b"}, Audience: "apps",
+		ConnectorID: "local", UserID: "u1", Email: "admin@example.com", Name: "A", Groups: []string{"admins", "a,b"}, Audience: "apps",
 		IssuedAt: now, Expiry: now.Add(5 * time.Minute),
 	})
 	if err != nil {
@@ -58,12 +58,12 @@ func (w *world) published() jwk.Set {
 func TestAppTokenVerifies(t *testing.T) {
 	for _, algorithm := range []string{"RS256", "ES256"} {
 		w, _ := variant(t, "signer: {type: local, config: {algorithm: "+algorithm+"}}\n")
-		tok, err := jwt.ParseString(w.appToken("u1"), jwt.WithKeySet(w.published(), jws.WithRequireKid(true)), jwt.WithIssuer(issuer), jwt.WithAudience("apps"),
+		tok, err := jwt.ParseString(w.appToken(), jwt.WithKeySet(w.published(), jws.WithRequireKid(true)), jwt.WithIssuer(issuer), jwt.WithAudience("apps"),
 			jwt.WithRequiredClaim(jwt.ExpirationKey))
 		if err != nil {
 			t.Fatalf("%s: %v", algorithm, err)
 		}
-		head := headOf(t, w.appToken("u1"))
+		head := headOf(t, w.appToken())
 		if head.Type() != front.AppTokenType || head.Algorithm().String() != algorithm || head.KeyID() == "" {
 			t.Errorf("%s: header %v", algorithm, head)
 		}
@@ -93,7 +93,7 @@ func TestAppTokenIsNotTakenBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	good, _ := tok.Extra("id_token").(string)
-	raw := w.appToken("u1")
+	raw := w.appToken()
 	parts := strings.Split(raw, ".")
 	// go-oidc reads the claims between the first two dots, go-jose the signature of the JSON serialization (RFC 7515 section 7.2).
 	hidden := `{"payload":"` + parts[1] + `","protected":"` + parts[0] + `","signature":"` + parts[2] + `","x":".` + parts[1] + `."}`
@@ -163,7 +163,7 @@ func TestTypesOfTokens(t *testing.T) {
 // TestSubjectTokens pins what is kept from a token exchange.
 func TestSubjectTokens(t *testing.T) {
 	w, _ := memoryWorld(t)
-	raw := w.appToken("u1")
+	raw := w.appToken()
 	upper := base64.RawURLEncoding.EncodeToString([]byte(`{"alg":"RS256","typ":"Gatehouse-App+JWT"}`)) + raw[strings.IndexByte(raw, '.'):]
 	for subject, void := range map[string]bool{raw: true, upper: true, "opaque": false, "e30.e30.x": false, "": false} {
 		if got := front.ForApp(subject); got != void {
@@ -176,7 +176,7 @@ func TestSubjectTokens(t *testing.T) {
 // until the token expires, and that a fresh process signs with what there is.
 func TestAppTokenOfANewKey(t *testing.T) {
 	w, clk := memoryWorld(t)
-	first := headOf(t, w.appToken("u1")).KeyID()
+	first := headOf(t, w.appToken()).KeyID()
 	clk.add(7 * time.Hour)
 	if _, err := rotateOnce(t.Context(), w.provider.keyCache, clk.now); err != nil {
 		t.Fatal(err)
@@ -191,11 +191,11 @@ func TestAppTokenOfANewKey(t *testing.T) {
 			t.Errorf("key %s is not published", id)
 		}
 	}
-	if got := headOf(t, w.appToken("u1")).KeyID(); got != first {
+	if got := headOf(t, w.appToken()).KeyID(); got != first {
 		t.Errorf("right after the rotation: got key %s, want the former %s", got, first)
 	}
 	clk.add(publishedFirst)
-	if got := headOf(t, w.appToken("u1")).KeyID(); got != second {
+	if got := headOf(t, w.appToken()).KeyID(); got != second {
 		t.Errorf("once it is known: got key %s, want the new %s", got, second)
 	}
 	cache := &keyCache{Storage: w.store, now: clk.now, set: &KeySet{issuer: issuer, now: clk.now}}
@@ -219,7 +219,7 @@ func TestAppTokenOfANewKey(t *testing.T) {
 // TestAppTokenClaimNames pins the claims: no more than documented, and no secret.
 func TestAppTokenClaimNames(t *testing.T) {
 	w, _ := memoryWorld(t)
-	b, err := base64.RawURLEncoding.DecodeString(strings.Split(w.appToken("u1"), ".")[1])
+	b, err := base64.RawURLEncoding.DecodeString(strings.Split(w.appToken(), ".")[1])
 	if err != nil {
 		t.Fatal(err)
 	}

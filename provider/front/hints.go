@@ -10,7 +10,7 @@ import (
 
 // AppTokenType is the type of a token that the gateway hands to an app, in its JOSE header (RFC 8725 section 3.11). Nothing here takes
 // one back: an app that receives it could replay it.
-const AppTokenType = "gatehouse-app+jwt"
+const AppTokenType = "gatehouse-app+jwt" //nolint:gosec // G101: a type, no credential
 
 // void takes the place of a token that Dex is not to see. Dex refuses it in its own words.
 const void = "void"
