@@ -4,6 +4,8 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -18,26 +20,25 @@ import (
 // appAudience is who the tokens of these tests are for.
 const appAudience = "kubeflow-apps"
 
-// jwtFilter is the filter of docs/apps.md that verifies the token behind the check: everything needs one, but for the issuer, and for paths
-// that are open to anyone, where it may be missing.
-const jwtFilter = `          - name: envoy.filters.http.jwt_authn
-            typed_config:
-              "@type": type.googleapis.com/envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication
-              providers:
-                gatehouse:
-                  issuer: ISSUER
-                  audiences: [AUDIENCE]
-                  forward: true
-                  forward_payload_header: x-jwt-payload
-                  remote_jwks:
-                    http_uri: {uri: ISSUER/keys, cluster: upstream-1, timeout: 2s}
-              rules:
-              - {match: {path_separated_prefix: /dex}}
-              - match: {path_separated_prefix: /public}
-                requires: {requires_any: {requirements: [{provider_name: gatehouse}, {allow_missing: {}}]}}
-              - match: {prefix: /}
-                requires: {provider_name: gatehouse}
-`
+// jwtFilter is the filter of docs/apps.md that verifies the token behind the check, for this issuer and an audience: everything needs one,
+// but for the issuer, and for paths that are open to anyone, where it may be missing.
+func jwtFilter(t *testing.T, audience string) string {
+	t.Helper()
+	b, err := os.ReadFile(filepath.Join(peers.Root(t), "docs", "apps.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, text, found := strings.Cut(string(b), "```yaml\n- name: envoy")
+	text, _, end := strings.Cut("- name: envoy"+text, "```")
+	for _, part := range []string{"https://auth.example.com/dex", "gatehouse-issuer", "[kubeflow-apps]"} {
+		if !found || !end || !strings.Contains(text, part) {
+			t.Fatalf("docs/apps.md has no filter with %s", part)
+		}
+	}
+	text = strings.NewReplacer("https://auth.example.com/dex", issuer, "gatehouse-issuer", "upstream-1", "[kubeflow-apps]", "["+audience+"]").Replace(text)
+	const indent = "          "
+	return indent + strings.ReplaceAll(strings.TrimSuffix(text, "\n"), "\n", "\n"+indent) + "\n"
+}
 
 // tokenWorld is a world whose apps get a token, with an Envoy that wants one for the audience behind the check.
 func tokenWorld(t *testing.T, audience string) *world {
@@ -55,12 +56,13 @@ func tokenWorld(t *testing.T, audience string) *world {
 
 func verifying(t *testing.T, e demo.Edge, audience string) *edge {
 	t.Helper()
+	filter := jwtFilter(t, audience)
 	proxy := peers.Envoy(t, e, func(config string) string {
 		const router = "          - name: envoy.filters.http.router\n"
 		if strings.Count(config, router) != 1 {
 			t.Fatal("Envoy's configuration has another form")
 		}
-		return strings.Replace(config, router, strings.NewReplacer("ISSUER", issuer, "AUDIENCE", audience).Replace(jwtFilter)+router, 1)
+		return strings.Replace(config, router, filter+router, 1)
 	})
 	return newEdge(t, "hardened", proxy.Addr, proxy)
 }
