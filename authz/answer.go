@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"log/slog"
 	"strconv"
 	"strings"
 
@@ -75,10 +76,10 @@ type answer []byte
 const dropCookie = "\x2a\x06cookie"
 
 // allowance lets a request pass. ready, a part of an OkHttpResponse, is the same for many requests: encoding it for each would
-// cost more than all the rest of a check. The request's own are more of them: to set its Cookie header, or to remove it, and the aliases.
-func (c *check) allowance(k kind, ready []byte, cookie string, drop bool) answer {
+// cost more than all the rest of a check. So is token, which has a life of its own. The request's own are more of them: to set its Cookie header, or to remove it, and the aliases.
+func (c *check) allowance(k kind, ready, token []byte, cookie string, drop bool) answer {
 	c.out.kind, c.out.status = k, 200
-	size := len(ready)
+	size := len(ready) + len(token)
 	if drop {
 		size += len(dropCookie)
 	} else if cookie != "" {
@@ -89,7 +90,7 @@ func (c *check) allowance(k kind, ready []byte, cookie string, drop bool) answer
 	}
 	m := c.metadata()
 	e := make(encoder, 0, sized(0)+sized(size)+sized(m.size()))
-	e = append(e.tag(responseStatus, 0).tag(responseOK, size), ready...)
+	e = append(append(e.tag(responseStatus, 0).tag(responseOK, size), ready...), token...)
 	if drop {
 		e = append(e, dropCookie...)
 	} else if cookie != "" {
@@ -103,11 +104,11 @@ func (c *check) allowance(k kind, ready []byte, cookie string, drop bool) answer
 
 // allowIssuer lets a request pass to the issuer: nobody is who a header says, and all else is unchanged.
 func (c *check) allowIssuer() answer {
-	return c.allowance(allowedIssuer, c.g.headers.issuer, "", false)
+	return c.allowance(allowedIssuer, c.g.headers.issuer, nil, "", false)
 }
 
 // allow lets a request pass to an app: as who, or as nobody. Our cookies stay here.
-func (c *check) allow(k kind) answer {
+func (c *check) allow(k kind, token []byte) answer {
 	ready, kept := c.g.headers.anonymous, ""
 	if c.who != nil {
 		ready = c.who.headers
@@ -115,7 +116,22 @@ func (c *check) allow(k kind) answer {
 	if c.jar.ours && c.jar.others {
 		kept = strings.ToValidUTF8(cutCookies(c.head.get("cookie"), c.g.cookies), "!")
 	}
-	return c.allowance(k, ready, kept, c.jar.ours && kept == "")
+	return c.allowance(k, ready, token, kept, c.jar.ours && kept == "")
+}
+
+// allowUser lets a request pass as who. An app that is to get a token gets one, or no request.
+func (c *check) allowUser(ctx context.Context) answer {
+	if c.who == nil || c.who.tokens == nil {
+		return c.allow(allowedIdentity, nil)
+	}
+	token, err := c.token()
+	if err != nil {
+		if s := c.server; s.logs(c) {
+			s.Logger.LogAttrs(ctx, slog.LevelWarn, "token for an app cannot be signed", slog.String("request_id", c.requestID()), slog.Any("error", err))
+		}
+		return c.refuse(failedToken, ProblemUnavailable, 503)
+	}
+	return c.allow(allowedIdentity, token)
 }
 
 // authenticate answers a caller who must sign in first, by the kind of client.

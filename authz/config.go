@@ -68,6 +68,7 @@ type Config struct {
 	SignInPath      string
 	Prefix          string // of our own paths, such as /_gatehouse
 	IdentityHeaders []IdentityHeader
+	Token           *AppToken // nil: apps get none
 	Clients         Clients
 	SameSite        http.SameSite // of the session cookie: 0 or Lax, or Strict
 	// OtherCookies are names of cookies that no app may see besides those of package handoff: the issuer's own.
@@ -93,15 +94,15 @@ type generation struct {
 	signOutPolicy string // and of the page that asks before signing out
 }
 
-func compile(cfg *Config, number uint64, drops *dropCounters) (*generation, error) {
+func compile(cfg *Config, number uint64, signer Signer, drops *dropCounters) (*generation, error) {
 	g := &generation{Config: *cfg, large: largeCache{seed: maphash.MakeSeed()}}
 	if g.MaxHeader == 0 {
 		g.MaxHeader = DefaultMaxHeader
 	}
-	if err := g.validate(); err != nil {
+	if err := errors.Join(append(validateToken(g.Token, signer, g.IdentityHeaders), g.validate())...); err != nil {
 		return nil, err
 	}
-	g.headers = newHygiene(g.IdentityHeaders, g.MaxHeader, drops)
+	g.headers = newHygiene(g.IdentityHeaders, newTokenPlan(g.Token, g.MaxHeader), g.MaxHeader, drops)
 	g.headers.number = number
 	for _, https := range []bool{true, false} {
 		n := handoff.Names(https)

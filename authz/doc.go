@@ -24,12 +24,19 @@
 // percent-decode. Groups are joined by commas; a group whose name has a comma or a control character is left out
 // and counted, since it could be read as two groups.
 //
+// # The token for the app
+//
+// With Config.Token an app gets a signed token as well, in a header that is ours like the others: set for a user, removed for
+// everybody else. A Signer makes it when a session first needs one, and behind the checks from half of its life on; it is kept with
+// the session, by host where each has its own audience. Without it a user's request is refused (503), never passed. Here it is no
+// credential: as a bearer token it is invalid like any other.
+//
 // # Authorization
 //
 // No audience for bearer tokens can be configured here, so every bearer token is invalid: a request that carries one
 // and needs a sign-in gets 401, with a good session cookie too (no silent fall back from one credential to
 // another). Where a rule allows anyone, it passes as anonymous. On every allow outside the issuer's path the
-// client's Authorization header is removed, whatever its scheme: an app behind the gateway must not take for
+// client's Authorization header is removed, or has the token for the app in its place, whatever its scheme: an app behind the gateway must not take for
 // checked what nobody checked.
 //
 // # Sign-out by GET

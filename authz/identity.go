@@ -26,6 +26,8 @@ type dropCounters struct {
 type hygiene struct {
 	number  uint64 // of the generation, unique in a process
 	headers []ownedHeader
+	owned   []string   // names of those, and of the token's
+	token   *tokenPlan // nil: apps get no token
 	max     int
 	drops   *dropCounters
 	// anonymous removes every name and its usual aliases, and Authorization.
@@ -55,18 +57,30 @@ type ownedHeader struct {
 
 const authorization = "authorization"
 
-func newHygiene(list []IdentityHeader, limit int, drops *dropCounters) hygiene {
-	h := hygiene{max: limit, drops: drops}
+func newHygiene(list []IdentityHeader, token *tokenPlan, limit int, drops *dropCounters) hygiene {
+	h := hygiene{token: token, max: limit, drops: drops}
 	var names []string
 	for _, e := range list {
 		name := strings.ToLower(e.Name)
 		h.headers = append(h.headers, ownedHeader{name: name, claim: e.Claim, aliases: usualAliases(name)})
-		h.anyLength |= lengthBit(name)
+		h.own(name)
 		names = append(append(names, name), usualAliases(name)...)
+	}
+	if token != nil {
+		h.own(token.header)
+		if token.header != authorization { // which the issuer reads
+			names = append(append(names, token.header), usualAliases(token.header)...)
+		}
 	}
 	h.issuer = encodeOK(nil, names)
 	h.anonymous = encodeOK(nil, append(names, authorization))
 	return h
+}
+
+// own makes a header ours.
+func (h *hygiene) own(name string) {
+	h.owned = append(h.owned, name)
+	h.anyLength |= lengthBit(name)
 }
 
 func lengthBit(name string) uint64 { return 1 << min(len(name), 63) }
@@ -107,8 +121,8 @@ func (h *hygiene) alias(key string) bool {
 	if h.anyLength&lengthBit(key) == 0 {
 		return false
 	}
-	for i := range h.headers {
-		if name := h.headers[i].name; key != name && foldEqual(key, name) {
+	for _, name := range h.owned {
+		if key != name && foldEqual(key, name) {
 			return true
 		}
 	}
@@ -117,8 +131,8 @@ func (h *hygiene) alias(key string) bool {
 
 // owns reports whether a header name is or could be read as an identity header.
 func (h *hygiene) owns(key string) bool {
-	for i := range h.headers {
-		if foldEqual(key, h.headers[i].name) {
+	for _, name := range h.owned {
+		if foldEqual(key, name) {
 			return true
 		}
 	}
@@ -137,16 +151,18 @@ func foldEqual(a, b string) bool {
 	return true
 }
 
-// A principal is a session and what is made of it for one generation. It is immutable.
+// A principal is a session and what is made of it for one generation. It is immutable, but for the tokens.
 type principal struct {
 	session *session.Session
-	of      uint64 // number of the generation that made it: a pointer would keep that alive as long as the session
-	headers []byte // a part of an OkHttpResponse: sets those that the identity has a value for, removes the others, aliases and Authorization
-	hash    string // of the session id, for logs
-	user    string // userName
+	of      uint64     // number of the generation that made it: a pointer would keep that alive as long as the session
+	headers []byte     // a part of an OkHttpResponse: sets those that the identity has a value for, removes the others, aliases and, unless the token is there, Authorization
+	tokens  *appTokens // nil: apps get none
+	hash    string     // of the session id, for logs
+	user    string     // userName
 }
 
-func (h *hygiene) principal(s *session.Session) *principal {
+// principal makes one; former is that of another generation, or nil.
+func (h *hygiene) principal(s *session.Session, former *principal) *principal {
 	p := &principal{session: s, of: h.number, user: userName(&s.Identity)}
 	var set []*corev3.HeaderValueOption
 	var remove []string
@@ -159,7 +175,14 @@ func (h *hygiene) principal(s *session.Session) *principal {
 		}
 		remove = append(remove, e.aliases...)
 	}
-	headers := encodeOK(set, append(remove, authorization))
+	if h.token != nil {
+		p.tokens = h.tokensOf(p, former)
+		remove = append(remove, usualAliases(h.token.header)...)
+	}
+	if h.token == nil || h.token.header != authorization {
+		remove = append(remove, authorization)
+	}
+	headers := encodeOK(set, remove)
 	all := append(slices.Grow(headers, hashSize), audit.Hash(s.ID)...) // of one piece: there are many principals
 	p.headers, p.hash = all[:len(headers):len(headers)], alias(all[len(headers):])
 	return p
@@ -265,7 +288,7 @@ func userName(id *policy.Identity) string {
 // How principals are remembered: those with few headers for as long as the session is in memory, longer ones in a
 // cache of fixed size, so that the memory stays bounded (large 48 KiB each at most).
 const (
-	maxMemo    = 2 << 10 // bytes of headers
+	maxMemo    = 2 << 10 // bytes of headers, with a token
 	largeSlots = 256
 )
 
@@ -276,17 +299,26 @@ type largeCache struct {
 	slots [largeSlots]atomic.Pointer[principal]
 }
 
+// weight is how many bytes of headers a principal keeps, at one host.
+func (p *principal) weight() int {
+	if p.tokens == nil {
+		return len(p.headers)
+	}
+	return len(p.headers) + p.tokens.weight
+}
+
 // principal returns what is made of s in this generation.
 func (g *generation) principal(s *session.Session) *principal {
-	if p, ok := s.Memo.Load().(*principal); ok && p.of == g.headers.number && p.session == s {
-		return p
+	memo, _ := s.Memo.Load().(*principal)
+	if memo != nil && memo.of == g.headers.number && memo.session == s {
+		return memo
 	}
 	slot := &g.large.slots[maphash.Comparable(g.large.seed, s)%largeSlots]
 	if p := slot.Load(); p != nil && p.session == s {
 		return p
 	}
-	p := g.headers.principal(s)
-	if len(p.headers) <= maxMemo {
+	p := g.headers.principal(s, memo)
+	if p.weight() <= maxMemo {
 		s.Memo.Store(p)
 	} else {
 		slot.Store(p)

@@ -26,6 +26,7 @@ const (
 	failedNoConfig
 	failedSession
 	failedSignOut
+	failedToken
 	invalidMalformed
 	invalidAmbiguous
 	invalidConnection
@@ -62,6 +63,7 @@ var outcomes = [kinds]struct{ decision, reason string }{
 	failedNoConfig:        {"unavailable", "no-config"},
 	failedSession:         {"unavailable", "session-unverified"},
 	failedSignOut:         {"unavailable", "sign-out-failed"},
+	failedToken:           {"unavailable", "token-unsigned"},
 	invalidMalformed:      {"invalid", "malformed"},
 	invalidAmbiguous:      {"invalid", "ambiguous"},
 	invalidConnection:     {"invalid", "connection-header"},
@@ -107,6 +109,8 @@ type metrics struct {
 	// everybody out.
 	auditErrors prometheus.Counter
 	drops       dropCounters
+
+	tokensSigned, tokensFailed prometheus.Counter
 }
 
 // newMetrics registers with r, if it is not nil.
@@ -118,7 +122,11 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 		Name: "gatehouse_identity_dropped_total",
 		Help: "Parts of identities that no header can carry: groups with a comma or control character (separator), groups and values beyond the limit (size).",
 	}, []string{"reason"})
+	tokens := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "gatehouse_app_tokens_total", Help: "Tokens for apps by result: signed or failed.",
+	}, []string{"result"})
 	m := &metrics{
+		tokensSigned: tokens.WithLabelValues("signed"), tokensFailed: tokens.WithLabelValues("failed"),
 		duration: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "gatehouse_check_duration_seconds", Help: "Time from receiving a check to its answer.",
 			Buckets: []float64{25e-6, 50e-6, 100e-6, 250e-6, 500e-6, 1e-3, 2.5e-3, 10e-3, 50e-3, 250e-3, 1, 2.5},
@@ -138,7 +146,7 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 		return m, nil
 	}
 	var errs []error
-	for _, c := range []prometheus.Collector{checks, drops, m.duration, m.panics, m.auditErrors} {
+	for _, c := range []prometheus.Collector{checks, drops, tokens, m.duration, m.panics, m.auditErrors} {
 		errs = append(errs, r.Register(c))
 	}
 	return m, errors.Join(errs...)

@@ -37,12 +37,13 @@ type Ender interface {
 	SignOut(ctx context.Context, sessionID string) (next string, err error)
 }
 
-// Options are what a Server is made of. All but Audit, Logger, Registerer and Now are needed.
+// Options are what a Server is made of. All but Signer, Audit, Logger, Registerer and Now are needed.
 type Options struct {
 	Ring       *seal.Ring // for the purposes of Purposes
 	Sessions   Sessions
 	Ender      Ender
 	Pages      Pages
+	Signer     Signer       // of tokens for apps; needed where a Config has some
 	Audit      io.Writer    // one line of JSON per decision; it must not wait; nil writes none
 	Logger     *slog.Logger // faults
 	Registerer prometheus.Registerer
@@ -61,7 +62,8 @@ type Server struct {
 	current     atomic.Pointer[generation]
 	generations atomic.Uint64 // how many there were
 	metrics     *metrics
-	checks      sync.Pool // of *check
+	checks      sync.Pool     // of *check
+	renewing    chan struct{} // has an element for each token that is being signed in the background
 
 	lastFault atomic.Int64 // when a fault was logged, in nanoseconds since 1970
 }
@@ -84,21 +86,27 @@ func NewServer(o Options) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Server{Options: o, metrics: m}, nil
+	return &Server{Options: o, metrics: m, renewing: make(chan struct{}, renewals)}, nil
 }
 
 // fault logs why a session could not be verified, at most once a second: while a store is down it is every request.
 func (s *Server) fault(ctx context.Context, c *check, err error) {
-	last := s.lastFault.Load()
-	if now := c.start.UnixNano(); now-last >= int64(time.Second) && s.lastFault.CompareAndSwap(last, now) {
+	if s.logs(c) {
 		s.Logger.LogAttrs(ctx, slog.LevelWarn, "session cannot be verified", slog.String("request_id", c.requestID()), slog.Any("error", err))
 	}
+}
+
+// logs reports whether a fault is logged: one a second.
+func (s *Server) logs(c *check) bool {
+	last := s.lastFault.Load()
+	now := c.start.UnixNano()
+	return now-last >= int64(time.Second) && s.lastFault.CompareAndSwap(last, now)
 }
 
 // Apply makes cfg decide from the next request on; requests under way keep the generation that they began with. A configuration
 // with mistakes changes nothing: they are returned, joined, each wrapping ErrConfig.
 func (s *Server) Apply(cfg *Config) error {
-	g, err := compile(cfg, s.generations.Add(1), &s.metrics.drops)
+	g, err := compile(cfg, s.generations.Add(1), s.Signer, &s.metrics.drops)
 	if err != nil {
 		return err
 	}
@@ -276,9 +284,9 @@ func (c *check) decide(ctx context.Context) answer {
 	c.out.rule, c.out.line, c.out.reason = d.Rule, d.Line, d.Reason
 	switch {
 	case d.Effect == policy.Allow && id == nil:
-		return c.allow(allowedAnyone)
+		return c.allow(allowedAnyone, nil)
 	case d.Effect == policy.Allow:
-		return c.allow(allowedIdentity)
+		return c.allowUser(ctx)
 	case failure != nil:
 		return c.refuseFailure(ctx, failure)
 	case d.Effect == policy.Authenticate:

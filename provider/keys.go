@@ -26,6 +26,7 @@ type keyCache struct {
 	storage.Storage
 	now     func() time.Time
 	current atomic.Pointer[storage.Keys]
+	former  atomic.Pointer[formerKey]
 	set     *KeySet
 }
 
@@ -65,6 +66,7 @@ func (c *keyCache) publish(k storage.Keys) error {
 	if err := c.set.publish(k); err != nil {
 		return err
 	}
+	c.superseded(k.SigningKey)
 	c.current.Store(&k)
 	return nil
 }
@@ -197,11 +199,37 @@ func compact(raw string) (header, error) {
 			return header{}, fmt.Errorf("%s is not a number (NumericDate, RFC 7519 section 2)", name)
 		}
 	}
+	if err := typed(h); err != nil {
+		return header{}, err
+	}
 	var out header
 	if json.Unmarshal(h[jws.KeyIDKey], &out.keyID) != nil || json.Unmarshal(h[jws.AlgorithmKey], &out.algorithm) != nil {
 		return header{}, errors.New("want kid and alg in the header, as texts")
 	}
 	return out, nil
+}
+
+// typed refuses a token that says it is of another type than JWT. Ours say nothing, but for those that are handed to apps
+// (front.AppTokenType): these are signed by the same keys, and prove nothing to us.
+func typed(h map[string]json.RawMessage) error {
+	raw, there := h[jws.TypeKey]
+	if !there {
+		return nil
+	}
+	var typ string
+	if json.Unmarshal(raw, &typ) != nil || !strings.EqualFold(typ, "JWT") {
+		return fmt.Errorf("the header has typ %.32s, want JWT or none", raw)
+	}
+	return nil
+}
+
+// CheckHint refuses what is no ID Token that could be a hint (id_token_hint), by its form. Whoever takes it verifies the rest.
+func CheckHint(raw string) error {
+	if len(raw) > maxToken {
+		return fmt.Errorf("%d bytes, want at most %d", len(raw), maxToken)
+	}
+	_, err := compact(raw)
+	return err
 }
 
 // braced reports whether nothing stands around an object, not even a blank: what is signed would still be the object for jwx.

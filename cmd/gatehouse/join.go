@@ -68,6 +68,17 @@ func (v voucher) Vouch(ctx context.Context, signedIn, now time.Time) (waited boo
 	return waited, err
 }
 
+// appTokens signs the gateway's tokens for apps with the provider's key.
+type appTokens struct{ p *provider.Provider }
+
+// SignAppToken implements authz.Signer.
+func (a appTokens) SignAppToken(c *authz.TokenClaims) (string, error) {
+	return a.p.SignAppToken(&provider.AppToken{
+		ConnectorID: c.Connector, UserID: c.UserID, Email: c.Email, Name: c.Name, PreferredUsername: c.PreferredUsername, Groups: c.Groups,
+		Audience: c.Audience, IssuedAt: c.IssuedAt, Expiry: c.Expiry,
+	})
+}
+
 // operatorSessions shows the provider's sessions to the admin listener.
 type operatorSessions struct{ p *provider.Provider }
 

@@ -212,7 +212,7 @@ func (s *service) build(ctx context.Context) (err error) {
 		Capacity: s.cfg.Gateway.Session.Cache, Idle: s.cfg.Sessions.ValidIfNotUsedFor.Std(), Now: utc, Logger: s.log,
 	})
 	s.authz, err = authz.NewServer(authz.Options{
-		Ring: s.ring, Sessions: s.view, Ender: s.provider, Pages: gatewayPages{s.pages, s.cfg.Gateway.Prefix + "/sign-out"}, Audit: s.audit, Logger: s.log, Registerer: s.registry, Now: utc,
+		Ring: s.ring, Sessions: s.view, Ender: s.provider, Pages: gatewayPages{s.pages, s.cfg.Gateway.Prefix + "/sign-out"}, Signer: appTokens{s.provider}, Audit: s.audit, Logger: s.log, Registerer: s.registry, Now: utc,
 	})
 	if err != nil {
 		return err
@@ -254,6 +254,9 @@ func gatewayConfig(c *config.Config, pages *web.Pages, signInPath string) *authz
 		out.IdentityHeaders = append(out.IdentityHeaders, authz.IdentityHeader{Name: name, Claim: authz.Claim(attribute)})
 	}
 	slices.SortFunc(out.IdentityHeaders, func(a, b authz.IdentityHeader) int { return strings.Compare(a.Name, b.Name) })
+	if t := g.Identity.Token; t != nil {
+		out.Token = &authz.AppToken{Header: t.Header, Audience: t.Audience, TTL: t.TTL.Std()}
+	}
 	if g.Clients == config.ClientsKubeflow {
 		out.Clients = authz.ClientsKubeflow
 	}

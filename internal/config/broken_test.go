@@ -572,15 +572,12 @@ func unsupportedKeys() []brokenFile {
 		{"frontend.dir", head + "frontend: {dir: ./web}\n", `g.yaml:4: frontend.dir: Dex's templates are not used here: remove the key, the pages are built in`},
 		{"signer vault", head + "signer: {type: vault, config: {addr: x, token: hunter22}}\n", `g.yaml:4: signer.type: vault is not supported: use local, and gateway.keys.file to seal the keys at rest`},
 		{"all of the gateway", gatewayHead + `  http: 0.0.0.0:9002
-  identity:
-    token: {header: Authorization, audience: kubeflow-apps, ttl: 5m}
   bearer: {audiences: [kubeflow]}
   rules:
   - {name: a, allow: anyone, when: "true"}
 `, `
 g.yaml:6: gateway.http: the HTTP flavours of ext_authz come with a later version: remove the key and use grpc
-g.yaml:8: gateway.identity.token: a token for the app comes with a later version: remove the block
-g.yaml:9: gateway.bearer: bearer tokens come with a later version: remove the block
-g.yaml:11: gateway.rules[0].when: conditions come with a later version: remove the key`},
+g.yaml:7: gateway.bearer: bearer tokens come with a later version: remove the block
+g.yaml:9: gateway.rules[0].when: conditions come with a later version: remove the key`},
 	}
 }

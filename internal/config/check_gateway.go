@@ -43,6 +43,7 @@ func (k *checker) gateway() {
 		k.errorf("gateway.session.cache", "want 100 to 10000000 sessions, got %d", n)
 	}
 	k.identityHeaders(g)
+	k.appToken(g)
 	k.oneOf("gateway.clients", string(g.Clients), string(ClientsStrict), string(ClientsKubeflow))
 	k.oneOf("gateway.default", g.Default, "signed-in", "deny")
 	for _, key := range []struct{ path, value string }{

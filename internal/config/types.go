@@ -365,7 +365,18 @@ type GatewaySession struct {
 // Identity says how an app learns who the user is.
 type Identity struct {
 	Headers map[string]Attribute `yaml:"headers"` // by lower-case header name
-	Token   Unsupported          `yaml:"token" fix:"a token for the app comes with a later version: remove the block"`
+	Token   *AppToken            `yaml:"token"`   // nil: apps get no token
+}
+
+// An AppToken is a signed token that tells an app who the user is.
+type AppToken struct {
+	Header   string   `yaml:"header"`   // in any case
+	Audience string   `yaml:"audience"` // may have {host} in it, once
+	TTL      Duration `yaml:"ttl"`
+}
+
+func (t *AppToken) setDefaults() {
+	*t = AppToken{Header: "Authorization", TTL: Duration(5 * time.Minute)}
 }
 
 // An Attribute is what a header says of a user.

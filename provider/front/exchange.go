@@ -18,6 +18,7 @@ func (f *Front) token(w http.ResponseWriter, r *http.Request) {
 		f.api(w, r)
 		return
 	}
+	voidSubjects(r)
 	switch r.Form.Get("grant_type") {
 	case oauth2.GrantTypePassword:
 		f.passwordGrant(w, r)

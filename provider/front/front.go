@@ -68,6 +68,8 @@ type Options struct {
 	// Vouch asks who a user is now, for a session or token that began at since: identity.ErrEnded where it is over, another error where nobody could
 	// say. nil at once where the last answer is young enough.
 	Vouch func(ctx context.Context, connectorID, userID string, since time.Time) error
+	// CheckHint refuses what is no ID Token of this issuer by its form.
+	CheckHint func(raw string) error
 	// Replayed reports whether a token of a user is void since the code that led to it was used twice.
 	Replayed func(ctx context.Context, t Token, userID, connectorID string) (bool, error)
 	SignOut  func(ctx context.Context, sessionID string) (next string, err error)

@@ -28,6 +28,7 @@ func (f *Front) authorize(w http.ResponseWriter, r *http.Request) {
 		f.fail(w, r, web.BadRequest, err)
 		return
 	}
+	f.voidHints(r.Form)
 	switch {
 	case r.Form.Get("hmac") != "" && r.Form.Get("req") != "":
 		f.dexPage(w, r)
@@ -44,6 +45,7 @@ func (f *Front) authorizeWith(w http.ResponseWriter, r *http.Request) {
 		f.fail(w, r, web.BadRequest, err)
 		return
 	}
+	f.voidHints(r.Form)
 	id := r.PathValue("connector")
 	if r.Form.Get("req") == "" {
 		f.begin(w, r, r.Form, id)

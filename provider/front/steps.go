@@ -155,6 +155,11 @@ func (f *Front) session(w http.ResponseWriter, r *http.Request) (*storage.AuthSe
 // logout is RP-initiated logout (OpenID Connect RP-Initiated Logout 1.0). Dex asks before it signs out by GET; a POST
 // without a hint is the answer to that question, so it has to come from our own page.
 func (f *Front) logout(w http.ResponseWriter, r *http.Request) {
+	if err := r.ParseForm(); err != nil {
+		f.fail(w, r, web.BadRequest, err)
+		return
+	}
+	f.voidHints(r.Form)
 	if r.Method == http.MethodPost && r.FormValue("id_token_hint") == "" && !f.sameOriginPost(r) {
 		f.crossSite(w, r)
 		return

@@ -19,7 +19,7 @@ type aim struct {
 	tests []string
 }
 
-// aims are all that exists to be attacked. What is not there yet has no aim: bearer tokens and the token for the app, the HTTP flavours, other
+// aims are all that exists to be attacked. What is not there yet has no aim: bearer tokens, the HTTP flavours, other
 // stores. A directory is attacked by tests beside the connector, and through pages and gateway in test/directory.
 var aims = []aim{
 	// Rules for every check.
@@ -31,6 +31,7 @@ var aims = []aim{
 	{"our cookies never reach an app", []string{"cookies/ours are cut", "cookies/those for https are cut too", "raw checks/60,000 cookies"}, []string{"authz.TestSessionCookie"}},
 	{"several session cookies count only if one is valid", []string{"cookies/two good ones", "cookies/a good one and", "http2/two users", "raw checks/cookie keys in two cases", "raw checks/raw lines: two cookies"}, []string{"authz.TestUnverifiedAmongSeveral"}},
 	{"an invalid bearer is 401, never the cookie", []string{"headers/bearer", "headers/several authorizations", "raw checks/authorization", "raw checks/raw lines: a bearer"}, nil},
+	{"a token for an app is taken back by nobody", nil, []string{"test/envoy.TestAppToken", "provider.TestAppTokenIsNotTakenBack", "provider.TestTypesOfTokens", "authz.TestTokenIsNoBearer", "authz.TestTokenHeader"}},
 	{"an anonymous request stores nothing", []string{"flood/"}, []string{"provider.TestNothingIsStoredBeforeAPasswordIsAccepted"}},
 	{"a denial is 403, and programs get no redirect", []string{"clients/"}, []string{"authz.TestAnswers"}},
 	{"loops end and are explained", []string{"hand-off/loop is explained", "hand-off/browser without cookies"}, []string{"authz.TestLoops", "authz.TestSkewedClocks"}},

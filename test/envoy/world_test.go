@@ -138,8 +138,8 @@ func newWorld(t testing.TB, storage string, relaxed bool) *world {
 	return w
 }
 
-// newBareWorld is newWorld without an Envoy; it returns what one would be started with.
-func newBareWorld(t testing.TB, storage string) (*world, demo.Edge) {
+// newBareWorld is newWorld without an Envoy; it returns what one would be started with. Each change is made to the configuration.
+func newBareWorld(t testing.TB, storage string, change ...func(text string) string) (*world, demo.Edge) {
 	t.Helper()
 	w := &world{
 		t: t, app: newRecorder(t), admin: peers.FreeAddr(t), secrets: &secrets{}, ports: &http.Transport{},
@@ -154,7 +154,11 @@ func newBareWorld(t testing.TB, storage string) (*world, demo.Edge) {
 	}
 	w.secrets.add(w.client.secret)
 	web, grpc := peers.FreeAddr(t), peers.FreeAddr(t)
-	w.gatehouse = peers.Gatehouse(t, w.config(t, storage, web, grpc))
+	text := w.config(t, storage, web, grpc)
+	for _, f := range change {
+		text = f(text)
+	}
+	w.gatehouse = peers.Gatehouse(t, text)
 	w.issuer = newEdge(t, "issuer", web, nil)
 	w.direct, w.raw = newChecker(t, w, "direct", grpc, false), newChecker(t, w, "direct raw", grpc, true)
 	// As in the demo: the issuer's path leads to Gatehouse under every host, everything else to the app.

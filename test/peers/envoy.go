@@ -26,8 +26,8 @@ type EnvoyServer struct {
 }
 
 // Envoy starts a real Envoy with the config of e, waits until it serves, and stops it when the test ends. An empty
-// e.Listen is set to a free address; so is e.Admin.
-func Envoy(t testing.TB, e demo.Edge) *EnvoyServer {
+// e.Listen is set to a free address; so is e.Admin. Each change is made to the text of the config.
+func Envoy(t testing.TB, e demo.Edge, change ...func(config string) string) *EnvoyServer {
 	t.Helper()
 	binary, err := demo.FindEnvoy(t.Context(), "", Root(t))
 	if err != nil {
@@ -35,7 +35,7 @@ func Envoy(t testing.TB, e demo.Edge) *EnvoyServer {
 	}
 	for range startTries {
 		var s *EnvoyServer
-		if s, err = startEnvoy(t, binary, e); err == nil {
+		if s, err = startEnvoy(t, binary, e, change); err == nil {
 			return s
 		}
 		if e.Listen != "" || !portTaken(err) { // a given address cannot be changed
@@ -46,7 +46,7 @@ func Envoy(t testing.TB, e demo.Edge) *EnvoyServer {
 	return nil
 }
 
-func startEnvoy(t testing.TB, binary string, e demo.Edge) (*EnvoyServer, error) {
+func startEnvoy(t testing.TB, binary string, e demo.Edge, change []func(string) string) (*EnvoyServer, error) {
 	t.Helper()
 	if e.Listen == "" {
 		e.Listen = FreeAddr(t)
@@ -57,6 +57,9 @@ func startEnvoy(t testing.TB, binary string, e demo.Edge) (*EnvoyServer, error) 
 	config, err := demo.EnvoyConfig(e)
 	if err != nil {
 		return nil, err
+	}
+	for _, f := range change {
+		config = []byte(f(string(config)))
 	}
 	dir := Folder(t)
 	path := filepath.Join(dir, "envoy.yaml")

@@ -163,7 +163,7 @@ func TestATakenPortIsTold(t *testing.T) {
 		t.Fatal(err)
 	}
 	// Envoy sets SO_REUSEPORT, which an ordinary listener does not, so the bind fails.
-	_, err = startEnvoy(t, binary, demo.Edge{Listen: taken, Hosts: []demo.VirtualHost{{Name: "all", Domains: []string{"*"}, Routes: []demo.Route{{Prefix: "/", Upstream: taken}}}}})
+	_, err = startEnvoy(t, binary, demo.Edge{Listen: taken, Hosts: []demo.VirtualHost{{Name: "all", Domains: []string{"*"}, Routes: []demo.Route{{Prefix: "/", Upstream: taken}}}}}, nil)
 	if !portTaken(err) {
 		t.Errorf("got %v, want an error that says that the address is in use", err)
 	}

@@ -1,0 +1,271 @@
+package authz
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+	"unicode/utf8"
+
+	"golang.org/x/net/http/httpguts"
+
+	"gatehouse/authz/policy"
+)
+
+// An AppToken says how an app gets a signed token that tells who the user is.
+type AppToken struct {
+	Header   string        // its name, in any case; in Authorization the token is a bearer token
+	Audience string        // the claim aud; HostVariable in it stands for the name of the request's host
+	TTL      time.Duration // how long a token is good
+}
+
+// HostVariable is what the name of the host takes the place of.
+const HostVariable = "{host}"
+
+// TokenClaims are what a token for an app says. Texts are valid UTF-8.
+type TokenClaims struct {
+	Connector, UserID              string // who it is
+	Email, Name, PreferredUsername string // "" for none
+	Groups                         []string
+	Audience                       string
+	IssuedAt, Expiry               time.Time // in whole seconds
+}
+
+// A Signer signs tokens for apps with the issuer's key. It is safe for concurrent use, and it does not wait for anybody.
+type Signer interface {
+	SignAppToken(claims *TokenClaims) (string, error)
+}
+
+// Limits of what a token for an app carries, in bytes. One with all its groups is below half of what Envoy takes for all headers of
+// a request.
+const (
+	maxTokenGroups = 16 << 10
+	maxTokenText   = 1 << 10
+)
+
+// How long a token is given away, in parts of its life: it is renewed behind the back of the checks from one half on, and an app always gets
+// one that is good for another quarter.
+const (
+	renewAfter = 2 // life/2
+	lastAfter  = 4 // life - life/4
+)
+
+// maxTokenHosts bounds the tokens that are kept of one session, where each host has its own.
+const maxTokenHosts = 8
+
+// renewals bounds how many tokens are signed in the background at once: a signature takes about 1 ms of a processor (RS256).
+const renewals = 2
+
+// A tokenPlan is AppToken made ready. It is comparable: tokens outlive a generation whose successor has the same plan.
+type tokenPlan struct {
+	header   string // lower case
+	scheme   string // "Bearer " or ""
+	audience string
+	perHost  bool
+	ttl      time.Duration
+	groups   int // bytes of groups in a token
+}
+
+func newTokenPlan(t *AppToken, maxHeader int) *tokenPlan {
+	if t == nil {
+		return nil
+	}
+	p := &tokenPlan{
+		header: strings.ToLower(t.Header), audience: t.Audience, perHost: strings.Contains(t.Audience, HostVariable), ttl: t.TTL,
+		groups: min(maxTokenGroups, maxHeader),
+	}
+	if p.header == authorization {
+		p.scheme = "Bearer "
+	}
+	return p
+}
+
+// validateToken returns the mistakes of a token's settings.
+func validateToken(t *AppToken, signer Signer, list []IdentityHeader) (errs []error) {
+	if t == nil {
+		return nil
+	}
+	bad := func(format string, args ...any) {
+		errs = append(errs, fmt.Errorf("%w: token: "+format, append([]any{ErrConfig}, args...)...))
+	}
+	name := strings.ToLower(t.Header)
+	switch {
+	case !httpguts.ValidHeaderFieldName(t.Header):
+		bad("%q is not a header name", t.Header)
+	case name != authorization && reservedHeader(name):
+		bad("header %q has a meaning of its own in HTTP: choose another name", t.Header)
+	case slices.ContainsFunc(list, func(h IdentityHeader) bool { return fold(h.Name) == fold(name) }):
+		bad("header %q is an identity header, too: choose another name", t.Header)
+	}
+	if t.Audience == "" || !utf8.ValidString(t.Audience) {
+		bad("audience %q: want a name", t.Audience)
+	}
+	if t.TTL < 4*time.Second {
+		bad("ttl %s: want seconds at least", t.TTL)
+	}
+	if signer == nil {
+		bad("nobody signs it: want a Signer")
+	}
+	return errs
+}
+
+// appTokens are the tokens of one session, by host where each has its own.
+type appTokens struct {
+	plan     tokenPlan
+	identity *policy.Identity
+	weight   int // bytes of one token, about
+
+	list     atomic.Pointer[[]signedToken] // the oldest first; never changed in place
+	mu       sync.Mutex                    // of whoever signs
+	renewing atomic.Bool
+}
+
+// A signedToken is immutable.
+type signedToken struct {
+	host   string // "" where all hosts have the same
+	option []byte // a part of an OkHttpResponse: sets the header
+	renew  time.Time
+	last   time.Time // from then on it is not given away
+}
+
+// find returns the token of a host, or nil.
+func (t *appTokens) find(host string) *signedToken {
+	all := t.list.Load()
+	if all == nil {
+		return nil
+	}
+	for i := range *all {
+		if (*all)[i].host == host {
+			return &(*all)[i]
+		}
+	}
+	return nil
+}
+
+// put keeps a token in place of the host's former one, or else of the oldest. The caller holds mu.
+func (t *appTokens) put(s signedToken) {
+	var next []signedToken
+	if all := t.list.Load(); all != nil {
+		next = slices.DeleteFunc(slices.Clone(*all), func(o signedToken) bool { return o.host == s.host })
+	}
+	if over := len(next) + 1 - maxTokenHosts; over > 0 {
+		next = slices.Delete(next, 0, over)
+	}
+	next = append(next, s)
+	t.list.Store(&next)
+}
+
+// token returns the part of an answer that sets the token's header. It signs where there is none yet; one that gets old is
+// renewed in the background meanwhile.
+func (c *check) token() ([]byte, error) {
+	t := c.who.tokens
+	host := ""
+	if t.plan.perHost {
+		host = c.req.Host
+	}
+	s := t.find(host)
+	switch {
+	case s == nil || !c.now.Before(s.last):
+		return t.sign(c.server, host, c.now)
+	case !c.now.Before(s.renew):
+		c.server.renewSoon(t, host)
+	}
+	return s.option, nil
+}
+
+// sign makes a token, unless another check has made one meanwhile.
+func (t *appTokens) sign(srv *Server, host string, now time.Time) ([]byte, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if s := t.find(host); s != nil && now.Before(s.renew) {
+		return s.option, nil
+	}
+	claims := t.claims(host, now, &srv.metrics.drops)
+	raw, err := srv.Signer.SignAppToken(claims)
+	if err == nil && (raw == "" || !utf8.ValidString(raw) || !httpguts.ValidHeaderFieldValue(raw)) {
+		err = fmt.Errorf("the signer made %d bytes that are no token", len(raw))
+	}
+	if err != nil {
+		srv.metrics.tokensFailed.Inc()
+		return nil, fmt.Errorf("token for %q: %w", claims.Audience, err)
+	}
+	srv.metrics.tokensSigned.Inc()
+	life := claims.Expiry.Sub(claims.IssuedAt)
+	value := t.plan.scheme + raw
+	s := signedToken{
+		host:  strings.Clone(host), // it is a part of the request
+		renew: claims.IssuedAt.Add(life / renewAfter), last: claims.Expiry.Add(-life / lastAfter),
+		option: make(encoder, 0, optionSize(t.plan.header, value)).option(t.plan.header, value),
+	}
+	t.put(s)
+	return s.option, nil
+}
+
+// renewSoon signs a token in the background, if nobody does already and there is room; else the next check tries again.
+func (s *Server) renewSoon(t *appTokens, host string) {
+	if !t.renewing.CompareAndSwap(false, true) {
+		return
+	}
+	select {
+	case s.renewing <- struct{}{}:
+	default:
+		t.renewing.Store(false)
+		return
+	}
+	host = strings.Clone(host)
+	go func() {
+		defer func() { <-s.renewing }()
+		defer t.renewing.Store(false)
+		quietly(func() { _, _ = t.sign(s, host, s.Now()) }) // what fails is counted; the check that needs the token says why
+	}()
+}
+
+// claims is what a token says.
+func (t *appTokens) claims(host string, now time.Time, drops *dropCounters) *TokenClaims {
+	id := t.identity
+	text := func(v string) string {
+		if len(v) > maxTokenText || !utf8.ValidString(v) { // what takes its place could be another's
+			drops.size.Inc()
+			return ""
+		}
+		return v
+	}
+	from := now.Truncate(time.Second)
+	c := &TokenClaims{
+		Connector: id.Connector, UserID: id.UserID, Email: text(id.Email), Name: text(id.Name), PreferredUsername: text(id.PreferredUsername),
+		Audience: strings.ReplaceAll(t.plan.audience, HostVariable, host), IssuedAt: from, Expiry: from.Add(t.plan.ttl),
+	}
+	left := t.plan.groups
+	for _, g := range id.Groups {
+		switch size := len(g) + len(`"",`); {
+		case g == "":
+		case !utf8.ValidString(g):
+			drops.separator.Inc()
+		case size > left:
+			drops.size.Inc()
+		default:
+			left -= size
+			c.Groups = append(c.Groups, g)
+		}
+	}
+	return c
+}
+
+// tokens returns the tokens of a session: those of the former principal where this generation would make the same.
+func (h *hygiene) tokensOf(p *principal, former *principal) *appTokens {
+	id := &p.session.Identity
+	if former != nil && former.session == p.session && former.tokens != nil && former.tokens.plan == *h.token {
+		return former.tokens
+	}
+	size := 3 * len(id.Groups)
+	for _, g := range id.Groups {
+		size += len(g)
+	}
+	size = min(size, h.token.groups) + len(id.Email) + len(id.Name) + len(id.PreferredUsername) + len(id.UserID)
+	return &appTokens{plan: *h.token, identity: id, weight: tokenFrame + size*4/3}
+}
+
+// tokenFrame is about what a token has besides what it tells of a user, in bytes: header, times and a signature of RS256.
+const tokenFrame = 800

@@ -1,0 +1,413 @@
+package authz
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"gatehouse/authz/session"
+)
+
+// notary signs tokens for tests: each is another one, and says what it was made for.
+type notary struct {
+	mu     sync.Mutex
+	made   []TokenClaims
+	err    error
+	waits  chan struct{} // nil: none
+	panics atomic.Bool
+}
+
+func (n *notary) SignAppToken(c *TokenClaims) (string, error) {
+	if n.panics.Load() {
+		panic("notary")
+	}
+	if n.waits != nil {
+		<-n.waits
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.err != nil {
+		return "", n.err
+	}
+	n.made = append(n.made, *c)
+	return fmt.Sprintf("token-%d.%s.%s", len(n.made), c.Audience, c.UserID), nil
+}
+
+func (n *notary) count() int {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return len(n.made)
+}
+
+// newTokenFixture is newFixture with a token in Authorization.
+func newTokenFixture(t testing.TB, change ...func(*AppToken)) (*fixture, *notary) {
+	t.Helper()
+	f, n := newFixture(t), &notary{}
+	f.Signer = n
+	f.Audit = nowhere{}
+	token := &AppToken{Header: "Authorization", Audience: "apps", TTL: 5 * time.Minute}
+	for _, c := range change {
+		c(token)
+	}
+	f.config.Token = token
+	if err := f.Apply(&f.config); err != nil {
+		t.Fatal(err)
+	}
+	return f, n
+}
+
+// TestTokenHeader pins that the token's header is ours on every allow: set for a user, removed for everybody else, whatever the
+// client sent, and never set and removed at once (envoy() of the harness fails then).
+func TestTokenHeader(t *testing.T) {
+	for _, tt := range []struct{ header, prefix string }{{"Authorization", "Bearer "}, {"X-App-Token", ""}, {"x_app.token", ""}} {
+		name := strings.ToLower(tt.header)
+		f, _ := newTokenFixture(t, func(a *AppToken) { a.Header = tt.header })
+		aliases := []string{"x-app-token", "x_app_token", "X.App.Token", "x~app-token"}
+		for _, forged := range append(aliases, "Authorization") {
+			for _, signed := range []bool{false, true} {
+				r := get("/public/x", browser, forged, "Basic evil", "x-other", "kept")
+				want := map[string]string{"x-other": "kept", "x-request-id": "rid-1", "sec-fetch-mode": browser}
+				if tt.header == "Authorization" && forged != "Authorization" {
+					want[strings.ToLower(forged)] = "Basic evil" // no name of ours
+				}
+				if signed {
+					r.headers["cookie"] = f.cookie(appHost, "alice")
+					want["kubeflow-userid"], want["kubeflow-groups"] = "alice@example.com", "team-a,team-b"
+					want["x-auth-display-name"] = "Name of alice"
+					want[name] = tt.prefix + "token-1.apps.u-alice"
+				}
+				if got := f.do(r); got.code != 200 || !maps.Equal(got.upstream, want) {
+					t.Errorf("%s, forged %s, signed in %v: got %d, %v upstream, want %v", tt.header, forged, signed, got.code, got.upstream, want)
+				}
+			}
+		}
+		if got := f.do(get("/x", "", "connection", "close, "+name, "cookie", f.cookie(appHost, "alice"))); got.code != 400 {
+			t.Errorf("connection: %s: got %d, want 400: the next hop would drop the token", name, got.code)
+		}
+	}
+}
+
+// TestTokenAtTheIssuer pins that the issuer gets the client's Authorization, which it reads, and no header of the token's.
+func TestTokenAtTheIssuer(t *testing.T) {
+	for header, left := range map[string]bool{"authorization": true, "x-app-token": false} {
+		f, n := newTokenFixture(t, func(a *AppToken) { a.Header = header })
+		got := f.do(get("/dex/userinfo", "", header, "Bearer theirs", "cookie", f.cookie(issuerHost, "alice")).on(issuerHost))
+		if value, there := got.upstream[header]; got.code != 200 || there != left || left && value != "Bearer theirs" || n.count() != 0 {
+			t.Errorf("%s: got %d, %v upstream and %d tokens, want it left %v and no token", header, got.code, got.upstream, n.count(), left)
+		}
+	}
+}
+
+// TestTokenIsNoBearer pins that the gateway takes no token back: not this very one either.
+func TestTokenIsNoBearer(t *testing.T) {
+	f, _ := newTokenFixture(t)
+	cookie := f.cookie(appHost, "alice")
+	token := f.do(get("/x", "", "cookie", cookie)).upstream["authorization"]
+	if !strings.HasPrefix(token, "Bearer ") {
+		t.Fatalf("got %q", token)
+	}
+	for _, r := range []request{get("/x", script, "authorization", token), get("/x", script, "authorization", token, "cookie", cookie)} {
+		if got := f.do(r); got.code != 401 || got.upstream != nil {
+			t.Errorf("got %d, %v upstream, want 401", got.code, got.upstream)
+		}
+	}
+	if got := f.do(get("/public/x", "", "authorization", token)); got.code != 200 || got.upstream["authorization"] != "" || got.upstream["kubeflow-userid"] != "" {
+		t.Errorf("open to anyone: got %d, %v upstream, want nobody", got.code, got.upstream)
+	}
+}
+
+// TestTokenClaims pins what a token says, and what does not fit into it.
+func TestTokenClaims(t *testing.T) {
+	f, n := newTokenFixture(t)
+	long := strings.Repeat("g", maxTokenGroups)
+	f.now = epoch.Add(700 * time.Millisecond)
+	f.signIn("eve", func(s *session.Session) {
+		s.Identity.Name, s.Identity.PreferredUsername = "e\xff", strings.Repeat("n", maxTokenText+1)
+		s.Identity.Groups = []string{"a,b", "", long, "bad\xff", "é\n"}
+	})
+	f.do(get("/x", "", "cookie", f.cookie(appHost, "eve")))
+	if n.count() != 1 {
+		t.Fatalf("got %d tokens", n.count())
+	}
+	got := n.made[0]
+	want := TokenClaims{
+		Connector: "local", UserID: "u-eve", Email: "eve@example.com", Audience: "apps", IssuedAt: epoch, Expiry: epoch.Add(5 * time.Minute),
+	}
+	groups := got.Groups
+	got.Groups = nil
+	if fmt.Sprint(got) != fmt.Sprint(want) || !slices.Equal(groups, []string{"a,b", "é\n"}) {
+		t.Errorf("got %+v and groups %q", got, groups)
+	}
+}
+
+// TestTokenPerHost pins that {host} binds a token to the host, and that a session keeps so many tokens and no more.
+func TestTokenPerHost(t *testing.T) {
+	f, n := newTokenFixture(t, func(a *AppToken) { a.Audience = "https://{host}/" })
+	ask := func(host string) string {
+		t.Helper()
+		return f.do(get("/x", "", "cookie", f.cookie(host, "alice")).on(host)).upstream["authorization"]
+	}
+	a, b := ask(appHost), ask("one.apps.example.com")
+	if a != "Bearer token-1.https://app.example.com/.u-alice" || b != "Bearer token-2.https://one.apps.example.com/.u-alice" {
+		t.Errorf("got %q and %q", a, b)
+	}
+	if ask("APP.example.com") != "" && n.count() != 2 || ask(appHost) != a {
+		t.Errorf("got %d tokens, want the first again", n.count())
+	}
+	for i := range 3 * maxTokenHosts {
+		ask(fmt.Sprintf("h%d.apps.example.com", i))
+	}
+	p, _ := f.sessions.live["alice"].Memo.Load().(*principal)
+	if got := len(*p.tokens.list.Load()); got != maxTokenHosts {
+		t.Errorf("got %d tokens kept, want %d", got, maxTokenHosts)
+	}
+	if ask(appHost) == a {
+		t.Error("the oldest is kept")
+	}
+}
+
+// TestTokenRenewal pins that a check signs once, that a token is renewed behind the checks from half of its life on, and that none is
+// given away in its last quarter.
+func TestTokenRenewal(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, n := newTokenFixture(t)
+		ask := func(at time.Duration) result {
+			t.Helper()
+			f.now = epoch.Add(at)
+			r := f.do(get("/x", "", "cookie", f.cookie(appHost, "alice")))
+			synctest.Wait()
+			return r
+		}
+		for _, tt := range []struct {
+			rule  string
+			at    time.Duration
+			token string
+			made  int
+		}{
+			{"the first", 0, "token-1", 1},
+			{"kept", 149 * time.Second, "token-1", 1},
+			{"renewed behind it at half of its life", 150 * time.Second, "token-1", 2},
+			{"the new one", 151 * time.Second, "token-2", 2},
+			{"nobody came for long: signed at once", 150*time.Second + 225*time.Second, "token-3", 3},
+		} {
+			if got := ask(tt.at); !strings.HasPrefix(got.upstream["authorization"], "Bearer "+tt.token+".") || n.count() != tt.made {
+				t.Errorf("%s: got %q and %d made, want %s and %d", tt.rule, got.upstream["authorization"], n.count(), tt.token, tt.made)
+			}
+		}
+		n.err = errors.New("no key")
+		if got := ask(375*time.Second + 200*time.Second); !strings.HasPrefix(got.upstream["authorization"], "Bearer token-3.") {
+			t.Errorf("the renewal failed: got %d, %v", got.code, got.upstream)
+		}
+		if got := ask(375*time.Second + 225*time.Second); got.code != 503 || got.upstream != nil || got.problem(t) != ProblemUnavailable {
+			t.Errorf("in the last quarter without a key: got %d, %v upstream, want 503", got.code, got.upstream)
+		}
+		n.panics.Store(true)
+		f.now = epoch.Add(375*time.Second + 200*time.Second)
+		ask(375*time.Second + 200*time.Second) // a panic behind a check must not end the process
+		n.panics.Store(false)
+		n.err = nil
+		if got := ask(375*time.Second + 226*time.Second); got.code != 200 || !strings.HasPrefix(got.upstream["authorization"], "Bearer token-4.") {
+			t.Errorf("with a key again: got %d, %v", got.code, got.upstream)
+		}
+		if signed, failed := f.count("gatehouse_app_tokens_total", "result", "signed"), f.count("gatehouse_app_tokens_total", "result", "failed"); signed != 4 || failed != 2 {
+			t.Errorf("got %v signed and %v failed, want 4 and 2", signed, failed)
+		}
+	})
+}
+
+// TestTokenRenewalBlocksNoCheck pins that a signer that takes its time holds up nobody who has a token.
+func TestTokenRenewalBlocksNoCheck(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, n := newTokenFixture(t)
+		for i := range 2 * renewals {
+			f.signIn(fmt.Sprint("s", i), func(*session.Session) {})
+		}
+		ask := func(i int) string {
+			return f.do(get("/x", "", "cookie", f.cookie(appHost, fmt.Sprint("s", i)))).upstream["authorization"]
+		}
+		var first []string
+		for i := range 2 * renewals {
+			first = append(first, ask(i))
+		}
+		n.waits = make(chan struct{})
+		f.now = epoch.Add(3 * time.Minute)
+		for range 3 {
+			for i := range first {
+				if got := ask(i); got != first[i] {
+					t.Errorf("got %q, want %q", got, first[i])
+				}
+			}
+		}
+		synctest.Wait()
+		if got := len(f.renewing); got != renewals {
+			t.Errorf("got %d in the background, want %d", got, renewals)
+		}
+		close(n.waits)
+		synctest.Wait()
+		if got := n.count(); got != len(first)+renewals {
+			t.Errorf("got %d tokens, want %d", got, len(first)+renewals)
+		}
+	})
+}
+
+// TestTokensAtOnce pins that many checks of a new session sign once.
+func TestTokensAtOnce(t *testing.T) {
+	f, n := newTokenFixture(t)
+	in := get("/x", "", "cookie", f.cookie(appHost, "alice")).proto()
+	f.do(get("/public/x", "")) // the generation is there
+	var wg sync.WaitGroup
+	p := f.current.Load().principal(f.sessions.live["alice"])
+	if p.tokens == nil {
+		t.Fatal("no tokens")
+	}
+	for range 16 {
+		wg.Go(func() {
+			if _, err := f.Check(context.WithoutCancel(t.Context()), in); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if got := n.count(); got != 1 {
+		t.Errorf("got %d tokens, want 1", got)
+	}
+}
+
+// TestTokenOfAnotherIdentity pins that what changes the user or the settings changes the token, and that nothing else does.
+func TestTokenOfAnotherIdentity(t *testing.T) {
+	f, n := newTokenFixture(t)
+	req := get("/x", "", "cookie", f.cookie(appHost, "alice"))
+	f.do(req)
+	if err := f.Apply(&f.config); err != nil { // rules, say
+		t.Fatal(err)
+	}
+	if f.do(req); n.count() != 1 {
+		t.Errorf("got %d tokens after a reload that is not about them, want 1", n.count())
+	}
+	f.signIn("alice", func(s *session.Session) { s.Identity.Groups = []string{"new"} })
+	if f.do(req); n.count() != 2 || !slices.Equal(n.made[1].Groups, []string{"new"}) {
+		t.Errorf("got %+v after a change of groups", n.made)
+	}
+	next := f.config
+	next.Token = &AppToken{Header: "Authorization", Audience: "others", TTL: 5 * time.Minute}
+	if err := f.Apply(&next); err != nil {
+		t.Fatal(err)
+	}
+	if got := f.do(req); got.upstream["authorization"] != "Bearer token-3.others.u-alice" {
+		t.Errorf("got %q after a change of the audience", got.upstream["authorization"])
+	}
+	next.Token = nil
+	if err := f.Apply(&next); err != nil {
+		t.Fatal(err)
+	}
+	if got, there := f.do(req).upstream["authorization"]; there {
+		t.Errorf("got %q without a token in the configuration", got)
+	}
+}
+
+// TestTokenOfLongHeaders pins that the memory of tokens is bounded as that of headers.
+func TestTokenOfLongHeaders(t *testing.T) {
+	f, _ := newTokenFixture(t)
+	f.config.IdentityHeaders = nil
+	if err := f.Apply(&f.config); err != nil {
+		t.Fatal(err)
+	}
+	f.signIn("many", func(s *session.Session) { s.Identity.Groups = slices.Repeat([]string{"a-group-of-some-length"}, 500) })
+	for range 2 {
+		if got := f.do(get("/x", "", "cookie", f.cookie(appHost, "many"))); got.code != 200 || got.upstream["authorization"] == "" {
+			t.Errorf("got %d, %v", got.code, got.upstream)
+		}
+	}
+	if f.sessions.live["many"].Memo.Load() != nil {
+		t.Error("a long token is kept as long as the session")
+	}
+	if f.do(get("/x", "", "cookie", f.cookie(appHost, "alice"))); f.sessions.live["alice"].Memo.Load() == nil {
+		t.Error("a short one is not")
+	}
+}
+
+// TestTokenOfTheSigner pins that no signer breaks out of a header.
+func TestTokenOfTheSigner(t *testing.T) {
+	for _, bad := range []string{"", "a\r\nx-admin: 1", "a\xff", "a\x00"} {
+		f, _ := newTokenFixture(t)
+		f.Signer = fixed(bad)
+		if got := f.do(get("/x", "", "cookie", f.cookie(appHost, "alice"))); got.code != 503 {
+			t.Errorf("%q: got %d, want 503", bad, got.code)
+		}
+	}
+}
+
+type fixed string
+
+func (s fixed) SignAppToken(*TokenClaims) (string, error) { return string(s), nil }
+
+// TestTokenConfig pins what Apply refuses.
+func TestTokenConfig(t *testing.T) {
+	good := AppToken{Header: "Authorization", Audience: "apps", TTL: time.Minute}
+	for rule, change := range map[string]func(*AppToken, *Options){
+		"a header that is none":            func(a *AppToken, _ *Options) { a.Header = "a b" },
+		"a header of the connection":       func(a *AppToken, _ *Options) { a.Header = "Cookie" },
+		"a header that tells the identity": func(a *AppToken, _ *Options) { a.Header = "Kubeflow_UserID" },
+		"no audience":                      func(a *AppToken, _ *Options) { a.Audience = "" },
+		"no time":                          func(a *AppToken, _ *Options) { a.TTL = time.Second },
+		"no signer":                        func(_ *AppToken, o *Options) { o.Signer = nil },
+	} {
+		f, _ := newTokenFixture(t)
+		token := good
+		cfg := f.config
+		cfg.Token = &token
+		change(&token, &f.Options)
+		if err := f.Apply(&cfg); !errors.Is(err, ErrConfig) {
+			t.Errorf("%s: got %v, want %v", rule, err, ErrConfig)
+		}
+	}
+}
+
+// TestTokenAllocations bounds what a check with a token allocates that is there: no more than one without (TestAllocations).
+func TestTokenAllocations(t *testing.T) {
+	const limit = 2
+	for _, audience := range []string{"apps", "https://{host}"} {
+		f, _ := newTokenFixture(t, func(a *AppToken) { a.Audience = audience })
+		in := browserRequest("_ga=GA1.2.3.4; " + f.cookie(appHost, "alice")).wire(t)
+		c := newCheck()
+		got := testing.AllocsPerRun(1000, func() {
+			if out := c.of(context.Background(), f.Server, in); !allows(out) { //nolint:usetesting // as a server calls it
+				t.Fatalf("got %q", out)
+			}
+		})
+		if got > limit {
+			t.Errorf("%s: got %v allocations, want at most %d", audience, got, limit)
+		}
+	}
+}
+
+// BenchmarkCheckToken compares a check without a token with one that has a token of the usual length at hand.
+func BenchmarkCheckToken(b *testing.B) {
+	for _, with := range []bool{false, true} {
+		b.Run(fmt.Sprintf("token=%v", with), func(b *testing.B) {
+			f, _ := newTokenFixture(b)
+			f.Signer = fixed(strings.Repeat("t", 900))
+			if !with {
+				f.config.Token = nil
+			}
+			if err := f.Apply(&f.config); err != nil {
+				b.Fatal(err)
+			}
+			in := browserRequest("_ga=GA1.2.3.4; " + f.cookie(appHost, "alice")).wire(b)
+			b.ReportAllocs()
+			for b.Loop() {
+				if out := f.Server.check(b.Context(), in); !allows(out) {
+					b.Fatalf("got %q", out)
+				}
+			}
+		})
+	}
+}

@@ -1,0 +1,135 @@
+package provider
+
+import (
+	"context"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"gatehouse/internal/seal"
+	"gatehouse/provider/store"
+)
+
+// snippet is the only block of a language in docs/apps.md.
+func snippet(t *testing.T, language string) string {
+	t.Helper()
+	b, err := os.ReadFile("../docs/apps.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	parts := strings.Split(string(b), "```"+language+"\n")
+	if len(parts) != 2 {
+		t.Fatalf("got %d blocks of %s, want one", len(parts)-1, language)
+	}
+	code, _, ok := strings.Cut(parts[1], "```")
+	if !ok {
+		t.Fatalf("the block of %s has no end", language)
+	}
+	return code
+}
+
+// goMain and pythonMain call the examples with arguments: issuer, audience and an Authorization header.
+const (
+	goMain = `package main
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"os"
+)
+
+func main() {
+	verify, err := verifier(context.Background(), os.Args[1], os.Args[2])
+	if err != nil {
+		panic(err)
+	}
+	tok, err := verify(&http.Request{Header: http.Header{"Authorization": {os.Args[3]}}})
+	if err != nil {
+		fmt.Println("401")
+		return
+	}
+	email, _ := tok.Get("email")
+	fmt.Println(email)
+}
+`
+	pythonMain = `
+import sys
+try:
+    print(Verifier(sys.argv[1], sys.argv[2]).claims(sys.argv[3])["email"])
+except jwt.PyJWTError:
+    print("401")
+`
+)
+
+// TestAppExamples runs the examples of docs/apps.md with tokens of a real issuer. Python is an example's toolchain: where it has no
+// PyJWT, that example is skipped.
+func TestAppExamples(t *testing.T) {
+	server := httptest.NewUnstartedServer(nil)
+	url := "http://" + server.Listener.Addr().String() + "/dex"
+	text := strings.NewReplacer(issuer, url, "hosts: [sso.example.com, app", "hosts: [app").Replace(testConfig)
+	clk := &clock{}
+	w := newWorld(t, text, store.Memory(store.Options{Now: clk.now}), seal.NewKey(), clk)
+	server.Config.Handler = w.provider.Handler()
+	server.Start()
+	defer server.Close()
+	good := w.appToken()
+	i := strings.LastIndexByte(good, '.')
+	forged := good[:i+1] + strings.Repeat("A", len(good)-i-1)
+	dir := t.TempDir()
+	write := func(name, text string) string {
+		t.Helper()
+		name = filepath.Join(dir, name)
+		if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return name
+	}
+	examples := map[string]func(t *testing.T) []string{
+		"go": func(t *testing.T) []string {
+			t.Helper()
+			binary := filepath.Join(dir, "app")
+			build := exec.CommandContext(t.Context(), "go", "build", "-pgo=off", "-o", binary, write("app.go", snippet(t, "go")), write("main.go", goMain))
+			if out, err := build.CombinedOutput(); err != nil {
+				t.Fatalf("%v: %s", err, out)
+			}
+			return []string{binary}
+		},
+		"python": func(t *testing.T) []string {
+			t.Helper()
+			return []string{pythonWithJWT(t.Context(), t), write("app.py", snippet(t, "python")+pythonMain)}
+		},
+	}
+	for language, prepare := range examples {
+		t.Run(language, func(t *testing.T) {
+			command := prepare(t)
+			for rule, tt := range map[string]struct{ audience, header, want string }{
+				"a good token":           {"apps", "Bearer " + good, "admin@example.com"},
+				"a forged signature":     {"apps", "Bearer " + forged, "401"},
+				"another app's audience": {"others", "Bearer " + good, "401"},
+				"no token":               {"apps", "Basic YTpi", "401"},
+			} {
+				cmd := exec.CommandContext(t.Context(), command[0], append(command[1:len(command):len(command)], url, tt.audience, tt.header)...)
+				out, err := cmd.CombinedOutput()
+				if got := strings.TrimSpace(string(out)); err != nil || got != tt.want {
+					t.Errorf("%s: got %q (%v), want %q", rule, got, err, tt.want)
+				}
+			}
+		})
+	}
+}
+
+// pythonWithJWT is a Python that has PyJWT with its cryptography.
+func pythonWithJWT(ctx context.Context, t *testing.T) string {
+	t.Helper()
+	for _, name := range []string{"python3", "/usr/bin/python3"} {
+		if exec.CommandContext(ctx, name, "-c", "import jwt, cryptography; jwt.PyJWKClient").Run() == nil {
+			return name
+		}
+	}
+	t.Skip("no Python with PyJWT and cryptography here: pip install 'PyJWT[crypto]'") //nolint:forbidigo // the toolchain of an example: nothing of ours needs it
+	return ""
+}

@@ -1,0 +1,238 @@
+package provider
+
+import (
+	"encoding/base64"
+	"encoding/json"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/lestrrat-go/jwx/v2/jwk"
+	"github.com/lestrrat-go/jwx/v2/jws"
+	"github.com/lestrrat-go/jwx/v2/jwt"
+
+	"gatehouse/provider/front"
+)
+
+// appToken is one that the gateway hands to an app for the first user of testConfig.
+func (w *world) appToken() string {
+	w.t.Helper()
+	now := w.now().Truncate(time.Second)
+	raw, err := w.provider.SignAppToken(&AppToken{
+		ConnectorID: "local", UserID: "u1", Email: "admin@example.com", Name: "A", Groups: []string{"admins", "a,b"}, Audience: "apps",
+		IssuedAt: now, Expiry: now.Add(5 * time.Minute),
+	})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return raw
+}
+
+func headOf(t *testing.T, raw string) jws.Headers {
+	t.Helper()
+	m, err := jws.ParseString(raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m.Signatures()[0].ProtectedHeaders()
+}
+
+// published fetches the issuer's keys over HTTP, as an app does.
+func (w *world) published() jwk.Set {
+	w.t.Helper()
+	s := httptest.NewServer(w.provider.Handler())
+	defer s.Close()
+	set, err := jwk.Fetch(w.t.Context(), s.URL+"/dex/keys", jwk.WithHTTPClient(s.Client()))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return set
+}
+
+// TestAppTokenVerifies pins that an app verifies a token with jwx and the published keys, whatever the algorithm, and that its subject is
+// that of the user's ID Tokens.
+func TestAppTokenVerifies(t *testing.T) {
+	for _, algorithm := range []string{"RS256", "ES256"} {
+		w, _ := variant(t, "signer: {type: local, config: {algorithm: "+algorithm+"}}\n")
+		tok, err := jwt.ParseString(w.appToken(), jwt.WithKeySet(w.published(), jws.WithRequireKid(true)), jwt.WithIssuer(issuer), jwt.WithAudience("apps"),
+			jwt.WithRequiredClaim(jwt.ExpirationKey))
+		if err != nil {
+			t.Fatalf("%s: %v", algorithm, err)
+		}
+		head := headOf(t, w.appToken())
+		if head.Type() != front.AppTokenType || head.Algorithm().String() != algorithm || head.KeyID() == "" {
+			t.Errorf("%s: header %v", algorithm, head)
+		}
+		claims := tok.PrivateClaims()
+		if groups, _ := claims["groups"].([]any); len(groups) != 2 || groups[1] != "a,b" || claims["email"] != "admin@example.com" || claims["sid"] != nil {
+			t.Errorf("%s: claims %v", algorithm, claims)
+		}
+		if algorithm == "RS256" { // under ES256 Dex's own endpoints do not work
+			oidc, err := w.signInClient(w.browser())
+			if err != nil {
+				t.Fatal(err)
+			}
+			raw, _ := oidc.Extra("id_token").(string)
+			if id, err := w.provider.Keys().Verify(t.Context(), raw, "web"); err != nil || id.Subject != tok.Subject() {
+				t.Errorf("subject %q, that of the ID Token is %q (%v)", tok.Subject(), id.Subject, err)
+			}
+		}
+	}
+}
+
+// TestAppTokenIsNotTakenBack pins that nothing of the issuer takes a token for an app, whose signature and issuer are good.
+func TestAppTokenIsNotTakenBack(t *testing.T) {
+	w, _ := variant(t, "", "oauth2: {", "oauth2: {grantTypes: [authorization_code, refresh_token, password, 'urn:ietf:params:oauth:grant-type:token-exchange'], ")
+	b := w.browser()
+	tok, err := w.signInClient(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	good, _ := tok.Extra("id_token").(string)
+	raw := w.appToken()
+	parts := strings.Split(raw, ".")
+	// go-oidc reads the claims between the first two dots, go-jose the signature of the JSON serialization (RFC 7515 section 7.2).
+	hidden := `{"payload":"` + parts[1] + `","protected":"` + parts[0] + `","signature":"` + parts[2] + `","x":".` + parts[1] + `."}`
+	for name, forged := range map[string]string{"as it is": raw, "JSON": jsonForm(raw), "JSON with dots": hidden} {
+		for _, audience := range []string{"", "apps", "web"} {
+			if id, err := w.provider.Keys().Verify(t.Context(), forged, audience); err == nil {
+				t.Errorf("%s: verified for %q: %+v", name, audience, id)
+			}
+		}
+		if b.do(http.MethodGet, issuer+"/userinfo", nil, http.Header{"Authorization": {"Bearer " + forged}}); b.code != http.StatusUnauthorized {
+			t.Errorf("%s: userinfo: %d %s", name, b.code, b.page)
+		}
+		b.do(http.MethodPost, issuer+"/token/introspect", url.Values{"token": {forged}, "client_id": {"web"}, "client_secret": {"not-a-default-secret-5591"}}, nil)
+		if !strings.Contains(b.page, `"active":false`) {
+			t.Errorf("%s: introspection: %d %s", name, b.code, b.page)
+		}
+		if got := hinted(w, forged); got != "invalid_request" {
+			t.Errorf("%s: as a hint of an authorization request: got %q", name, got)
+		}
+		for _, method := range []string{http.MethodGet, http.MethodPost} {
+			target, form := issuer+"/logout", url.Values{"id_token_hint": {forged}}
+			if method == http.MethodGet {
+				target, form = target+"?"+form.Encode(), nil
+			}
+			if got := lastCode(w, method, target, form); got != http.StatusBadRequest {
+				t.Errorf("%s: as a hint of %s /logout: got %d, want 400", name, method, got)
+			}
+		}
+	}
+	if got := hinted(w, good); got == "invalid_request" {
+		t.Error("an ID Token is refused as a hint: the test shows nothing")
+	}
+	if got := lastCode(w, http.MethodGet, issuer+"/logout?"+url.Values{"id_token_hint": {good}}.Encode(), nil); got == http.StatusBadRequest {
+		t.Errorf("an ID Token is refused as a hint of /logout: %d", got)
+	}
+}
+
+// hinted is the error of a silent authorization request with a hint.
+func hinted(w *world, hint string) string {
+	b := w.browser().get(clientURL("verifier") + "&prompt=none&" + url.Values{"id_token_hint": {hint}}.Encode())
+	return b.last.Query().Get("error")
+}
+
+func lastCode(w *world, method, target string, form url.Values) int {
+	return w.browser().do(method, target, form, nil).code
+}
+
+// TestTypesOfTokens pins which types of a good signature are taken: none, and JWT.
+func TestTypesOfTokens(t *testing.T) {
+	m := newMint(t)
+	for typ, ok := range map[string]bool{
+		"": true, `"typ":"JWT",`: true, `"typ":"jwt",`: true,
+		`"typ":"gatehouse-app+jwt",`: false, `"typ":"GATEHOUSE-APP+JWT",`: false, `"typ":"application/gatehouse-app+jwt",`: false, `"typ":"at+jwt",`: false,
+		`"typ":"",`: false, `"typ":null,`: false, `"typ":["JWT"],`: false,
+	} {
+		input := b64(`{`+typ+`"alg":"ES256","kid":"current"}`) + "." + b64(m.payload(&dice{}, ""))
+		raw := input + "." + b64(m.sign(&dice{}, input))
+		if _, err := m.set.Verify(t.Context(), raw, "gatehouse"); (err == nil) != ok {
+			t.Errorf("%s: got %v, want accepted %v", typ, err, ok)
+		}
+		if err := CheckHint(raw); (err == nil) != ok {
+			t.Errorf("%s as a hint: got %v, want accepted %v", typ, err, ok)
+		}
+	}
+}
+
+// TestSubjectTokens pins what is kept from a token exchange.
+func TestSubjectTokens(t *testing.T) {
+	w, _ := memoryWorld(t)
+	raw := w.appToken()
+	upper := base64.RawURLEncoding.EncodeToString([]byte(`{"alg":"RS256","typ":"Gatehouse-App+JWT"}`)) + raw[strings.IndexByte(raw, '.'):]
+	for subject, void := range map[string]bool{raw: true, upper: true, "opaque": false, "e30.e30.x": false, "": false} {
+		if got := front.ForApp(subject); got != void {
+			t.Errorf("%.60s: got void %v, want %v", subject, got, void)
+		}
+	}
+}
+
+// TestAppTokenOfANewKey pins that a new key signs tokens for apps only once everybody can know it, that what signs is always published
+// until the token expires, and that a fresh process signs with what there is.
+func TestAppTokenOfANewKey(t *testing.T) {
+	w, clk := memoryWorld(t)
+	first := headOf(t, w.appToken()).KeyID()
+	clk.add(7 * time.Hour)
+	if _, err := rotateOnce(t.Context(), w.provider.keyCache, clk.now); err != nil {
+		t.Fatal(err)
+	}
+	second := w.provider.keyCache.current.Load().SigningKey.KeyID
+	if first == second {
+		t.Fatal("the key was not rotated")
+	}
+	set := w.published()
+	for _, id := range []string{first, second} {
+		if _, there := set.LookupKeyID(id); !there {
+			t.Errorf("key %s is not published", id)
+		}
+	}
+	if got := headOf(t, w.appToken()).KeyID(); got != first {
+		t.Errorf("right after the rotation: got key %s, want the former %s", got, first)
+	}
+	clk.add(publishedFirst)
+	if got := headOf(t, w.appToken()).KeyID(); got != second {
+		t.Errorf("once it is known: got key %s, want the new %s", got, second)
+	}
+	cache := &keyCache{Storage: w.store, now: clk.now, set: &KeySet{issuer: issuer, now: clk.now}}
+	if _, err := cache.forApps(clk.now()); err == nil {
+		t.Error("signed without a key")
+	}
+	if _, err := cache.read(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if key, err := cache.forApps(clk.now()); err != nil || key.KeyID != second {
+		t.Errorf("a fresh process: got %v, want %s", err, second)
+	}
+	// A former key that is not published long enough signs no more.
+	k := *w.provider.keyCache.current.Load()
+	old := k.VerificationKeys[0].PublicKey.KeyID
+	if !verifies(&k, old, k.VerificationKeys[0].Expiry) || verifies(&k, old, k.VerificationKeys[0].Expiry.Add(1)) || verifies(&k, "other", clk.now()) {
+		t.Error("whether a key stays published is not looked at")
+	}
+}
+
+// TestAppTokenClaimNames pins the claims: no more than documented, and no secret.
+func TestAppTokenClaimNames(t *testing.T) {
+	w, _ := memoryWorld(t)
+	b, err := base64.RawURLEncoding.DecodeString(strings.Split(w.appToken(), ".")[1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	var claims map[string]any
+	if err := json.Unmarshal(b, &claims); err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for name := range claims {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	if got := strings.Join(names, " "); got != "aud email exp groups iat iss name sub" {
+		t.Errorf("got %s", got)
+	}
+}
