@@ -4,7 +4,6 @@ package render
 
 import (
 	"bytes"
-	"encoding/json"
 	"maps"
 	"os"
 	"path/filepath"
@@ -16,7 +15,6 @@ import (
 	"helm.sh/helm/v3/pkg/chart/loader"
 	"helm.sh/helm/v3/pkg/chartutil"
 	"helm.sh/helm/v3/pkg/engine"
-	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/client-go/kubernetes/scheme"
 	"sigs.k8s.io/kustomize/api/krusty"
@@ -177,7 +175,6 @@ func TestKnownTypes(t *testing.T) {
 			case "networking.istio.io", "security.istio.io", "gateway.networking.k8s.io", "gateway.envoyproxy.io":
 				continue
 			}
-			var _ runtime.Object
 			if _, _, err := decoder.Decode([]byte(text(t, o)), nil, nil); err != nil {
 				t.Errorf("%s: %s: %v", v.overlay, name(o), err)
 			}
@@ -311,15 +308,6 @@ func at(v any, path ...any) any {
 func text(t *testing.T, v any) string {
 	t.Helper()
 	b, err := yaml.Marshal(v)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(b)
-}
-
-func toJSON(t *testing.T, v any) string {
-	t.Helper()
-	b, err := json.Marshal(v)
 	if err != nil {
 		t.Fatal(err)
 	}
