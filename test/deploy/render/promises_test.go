@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"reflect"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -66,6 +67,7 @@ func TestEveryRequestIsChecked(t *testing.T) {
 		{"envoy-gateway", "SecurityPolicy gatehouse", []any{"spec", "targetRefs"}, target},
 		{"envoy-gateway", "ClientTrafficPolicy gatehouse", []any{"spec", "targetRefs"}, target},
 		{"istio-envoyfilter", "EnvoyFilter gatehouse", []any{"spec", "workloadSelector"}, object{"labels": gateway["matchLabels"]}},
+		{"gateway-api", "EnvoyFilter gatehouse", []any{"spec", "workloadSelector"}, object{"labels": object{"gateway.networking.k8s.io/gateway-name": "gatehouse"}}},
 		// First: before the router alone, RequestAuthentication would run before Gatehouse has set its token.
 		{"istio-envoyfilter", "EnvoyFilter gatehouse", []any{"spec", "configPatches", 0, "patch", "operation"}, "INSERT_FIRST"},
 		{"istio-envoyfilter", "EnvoyFilter gatehouse", []any{"spec", "configPatches", 0, "applyTo"}, "HTTP_FILTER"},
@@ -202,6 +204,29 @@ func TestOnlyTheGateway(t *testing.T) {
 	}
 }
 
+// TestLabels: the pod alone is what the Service and the NetworkPolicy select. Istio gives a Gateway's labels to the pods
+// that it runs for it.
+func TestLabels(t *testing.T) {
+	for _, v := range variants {
+		list := byName(t, kustomize(t, v.overlay))
+		selector := at(list["Service gatehouse"], "spec", "selector").(object)
+		for what, labels := range map[string]any{
+			"the Deployment selects": at(list["Deployment gatehouse"], "spec", "selector", "matchLabels"),
+			"the policy is for":      at(list["NetworkPolicy gatehouse"], "spec", "podSelector", "matchLabels"),
+		} {
+			if !reflect.DeepEqual(labels, any(selector)) {
+				t.Errorf("%s: %s %v, want %v", v.overlay, what, labels, selector)
+			}
+		}
+		if labels := at(list["Deployment gatehouse"], "spec", "template", "metadata", "labels"); !within(selector, labels) {
+			t.Errorf("%s: the pod has labels %v, want %v among them", v.overlay, labels, selector)
+		}
+		if gateway, ok := list["Gateway gatehouse"]; ok && within(selector, at(gateway, "metadata", "labels")) {
+			t.Errorf("%s: the gateway's pods would be selected by %v", v.overlay, selector)
+		}
+	}
+}
+
 // TestPod: every variant runs the same pod, as nobody and with nothing.
 func TestPod(t *testing.T) {
 	for _, v := range variants {
@@ -276,6 +301,34 @@ func TestCheckConfig(t *testing.T) {
 			t.Errorf("got %v, want a refusal that names LDAP_PASSWORD\n%s", err, out)
 		}
 	})
+}
+
+// TestDocuments: what the commands of the documents apply is there, and the values that they show for Helm are good.
+func TestDocuments(t *testing.T) {
+	doc := string(read(t, deploy("..", "docs", "install.md")))
+	named := regexp.MustCompile(`(?m)(?:apply|delete) -[kf] (\S+)|helm install gatehouse (\S+)|^(deploy/\S+)`)
+	applied := map[string]bool{}
+	for _, m := range named.FindAllStringSubmatch(doc, -1) {
+		path := strings.Trim(m[1]+m[2]+m[3], "`,.")
+		applied[path] = true
+		if _, err := os.Stat(deploy("..", path)); err != nil {
+			t.Errorf("docs/install.md: %v", err)
+		}
+	}
+	for _, v := range variants {
+		if path := "deploy/overlays/" + v.overlay; !applied[path] && v.overlay != "ldap" { // of which it says "in place of"
+			t.Errorf("docs/install.md does not tell how to apply %s: got %v", path, applied)
+		}
+	}
+	_, values, ok := strings.Cut(doc, "```yaml\nprovider: istio")
+	if !ok {
+		t.Fatal("docs/install.md has no values for Helm")
+	}
+	values, _, _ = strings.Cut(values, "```")
+	list := byName(t, helm(t, variant{values: "provider: istio" + values, namespace: "istio-system"}))
+	if got := at(list["VirtualService gatehouse"], "spec", "hosts", 0); got != "auth.corp.test" {
+		t.Errorf("the issuer's route is for %v, want auth.corp.test", got)
+	}
 }
 
 // binary is what `make test` built, or one built now.
