@@ -1,6 +1,7 @@
 package render
 
 import (
+	"cmp"
 	"fmt"
 	"io/fs"
 	"os"
@@ -318,6 +319,13 @@ func TestDocuments(t *testing.T) {
 	for _, v := range variants {
 		if path := "deploy/overlays/" + v.overlay; !applied[path] && v.overlay != "ldap" { // of which it says "in place of"
 			t.Errorf("docs/install.md does not tell how to apply %s: got %v", path, applied)
+		}
+	}
+	for _, v := range variants {
+		anchor := map[string]string{"istio-envoyfilter": "istio-by-envoyfilter", "ldap": "istio"}[v.overlay]
+		row := regexp.MustCompile(`\(#` + cmp.Or(anchor, v.overlay) + `\).*\| (\d+) \|`).FindStringSubmatch(doc)
+		if row == nil || row[1] != strconv.Itoa(v.objects) {
+			t.Errorf("docs/install.md has %q, %s is %d objects", row, v.overlay, v.objects)
 		}
 	}
 	_, values, ok := strings.Cut(doc, "```yaml\nprovider: istio")
