@@ -125,6 +125,23 @@ func (w *world) signIns(result string) float64 {
 	return 0
 }
 
+// Where several connectors take passwords, the form says whose.
+func TestFormNamesItsDirectory(t *testing.T) {
+	w, _ := staffWorld(t)
+	b := w.browser().get("https://app.example.com/")
+	if !strings.Contains(b.page, "<bdi>Directory</bdi></strong>") {
+		t.Errorf("the form of one of two: %s", b.page)
+	}
+	clk := &clock{}
+	alone := strings.Replace(directoryConfig, "enablePasswordDB: true\n", "", 1)
+	alone = alone[:strings.Index(alone, "staticPasswords")] + alone[strings.Index(alone, "gateway:"):]
+	w = newWorldWith(t, alone, store.Memory(store.Options{Now: clk.now}), seal.NewKey(), clk,
+		func(storage.Connector) (connector.Connector, error) { return &staff{password: "right"}, nil })
+	if b := w.browser().get("https://app.example.com/"); strings.Contains(b.page, "Directory") || !strings.Contains(b.page, `name="password"`) {
+		t.Errorf("the only form: %s", b.page)
+	}
+}
+
 func TestAccountStatesAreTold(t *testing.T) {
 	for _, tt := range []struct {
 		no     connectors.Refusal

@@ -223,7 +223,11 @@ func TestTicketThatIsRefusedLeadsToTheForm(t *testing.T) {
 			} else {
 				b.answer(tt.header(k))
 			}
-			if b.code != 200 || b.head.Get("Www-Authenticate") != "" || !b.form() {
+			want := 200
+			if tt.says != "" { // as by password
+				want = 403
+			}
+			if b.code != want || b.head.Get("Www-Authenticate") != "" || !b.form() {
 				t.Errorf("got %d, WWW-Authenticate %q, form %v; want the form and no question", b.code, b.head.Get("Www-Authenticate"), b.form())
 			}
 			if says := strings.Contains(b.page, "may not sign in"); says != (tt.says != "") || strings.Contains(b.page, "are not right") {
@@ -267,7 +271,7 @@ func TestTicketOfABlockedUser(t *testing.T) {
 		t.Fatal(err)
 	}
 	b := k.browser().get("https://app.example.com/").answer(k.ticket("alice"))
-	if b.code != 200 || !b.form() || k.results("blocked") != 1 || !strings.Contains(b.page, "may not sign in") {
+	if b.code != 403 || !b.form() || k.results("blocked") != 1 || !strings.Contains(b.page, "may not sign in") {
 		t.Errorf("got %d at %s %q; audit %s", b.code, b.last, b.page, k.audit)
 	}
 }

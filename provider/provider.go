@@ -97,7 +97,7 @@ func New(ctx context.Context, o Options) (*Provider, error) {
 		return nil, fmt.Errorf("provider: cookie key: %w", err)
 	}
 	p.live = p.newLive(o.Config)
-	for _, c := range []prometheus.Collector{p.requests, p.ended, p.live.Collector()} {
+	for _, c := range []prometheus.Collector{p.requests, p.ended, p.live.Collector(), identity.DirectoryCollector(p.doors)} {
 		if err := o.Registry.Register(c); err != nil {
 			return nil, fmt.Errorf("provider: metrics: %w", err)
 		}
@@ -112,6 +112,14 @@ func New(ctx context.Context, o Options) (*Provider, error) {
 		go p.live.Watch(ctx, func() *identity.Doors { return p.current.Load().doors }, p.reloaded)
 	}
 	return p, nil
+}
+
+// doors are those of the current configuration, nil before there is one.
+func (p *Provider) doors() *identity.Doors {
+	if g := p.current.Load(); g != nil {
+		return g.doors
+	}
+	return nil
 }
 
 func newProvider(ctx context.Context, o Options) *Provider {

@@ -210,3 +210,60 @@ func TestDirectoryFollowsItsFiles(t *testing.T) {
 		t.Errorf("after the reload: %d %s", b.code, b.page)
 	}
 }
+
+func TestDirectoryIsMeasured(t *testing.T) {
+	dir, dead, clk := peers.Slapd(t, peers.SlapdOptions{}), peers.FreeAddr(t), &clock{}
+	text := strings.Replace(slapdConfig(dir), "host: "+dir.Host, "hosts: ["+dead+", "+dir.Host+"]", 1)
+	w := newWorld(t, text, store.Memory(store.Options{Now: clk.now}), seal.NewKey(), clk)
+	if b := w.signInAs("alice", dir.Password); !strings.HasPrefix(b.page, "hello") {
+		t.Fatalf("alice: %d %s", b.code, b.page)
+	}
+	got := w.samples(t, "gatehouse_directory_")
+	for name, atLeast := range map[string]float64{
+		"gatehouse_directory_dials_total people " + dead: 1, "gatehouse_directory_failed_dials_total people " + dead: 1, "gatehouse_directory_host_aside people " + dead: 1,
+		"gatehouse_directory_dials_total people " + dir.Host: 1, "gatehouse_directory_failovers_total people": 1,
+		"gatehouse_directory_binds_total people": 1, "gatehouse_directory_searches_total people": 2, "gatehouse_directory_connections people": 1,
+	} {
+		if got[name] < atLeast {
+			t.Errorf("%s is %v, want at least %v", name, got[name], atLeast)
+		}
+	}
+	for _, name := range []string{"failed_dials_total people " + dir.Host, "host_aside people " + dir.Host} {
+		if v, ok := got["gatehouse_directory_"+name]; !ok || v != 0 {
+			t.Errorf("%s is %v (there: %v), want 0", name, v, ok)
+		}
+	}
+
+	// Whatever is typed makes no new series, and a host that is named twice does not end the scrape.
+	w.signInAs("nobody at all", "guess")
+	if again := w.samples(t, "gatehouse_directory_"); len(again) != len(got) {
+		t.Errorf("got %d series, want %d as before: %v", len(again), len(got), again)
+	}
+	twice := strings.Replace(slapdConfig(dir), "host: "+dir.Host, "hosts: ["+dir.Host+", "+dir.Host+"]", 1)
+	if got := newWorld(t, twice, store.Memory(store.Options{Now: clk.now}), seal.NewKey(), clk).samples(t, "gatehouse_directory_host_aside"); len(got) != 1 {
+		t.Errorf("a host that is named twice: got %v, want one series", got)
+	}
+}
+
+// samples returns the samples of the metrics whose name begins so, by name and the values of the labels.
+func (w *world) samples(t *testing.T, prefix string) map[string]float64 {
+	t.Helper()
+	all, err := w.metrics.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := map[string]float64{}
+	for _, f := range all {
+		if !strings.HasPrefix(f.GetName(), prefix) {
+			continue
+		}
+		for _, m := range f.GetMetric() {
+			name := f.GetName()
+			for _, l := range m.GetLabel() {
+				name += " " + l.GetValue()
+			}
+			out[name] = m.GetGauge().GetValue() + m.GetCounter().GetValue()
+		}
+	}
+	return out
+}

@@ -52,7 +52,7 @@ func views(p *Pages) []view {
 	failed := func(f Failure) func(string) Page {
 		return func(lang string) Page {
 			return p.SignIn(lang, SignIn{
-				Action: "/x", Login: "ada", OfferRemember: true, Client: "kubeflow.example.com", Failure: f, Wait: 4 * time.Minute, RequestID: "0f3c2b6e-4c1d",
+				Action: "/x", Way: "Staff", Login: "ada", OfferRemember: true, Client: "kubeflow.example.com", Failure: f, Wait: 4 * time.Minute, RequestID: "0f3c2b6e-4c1d",
 				Connectors: []Connector{{"GitHub", "/x"}, {"Example Bank", "/x"}},
 			})
 		}

@@ -83,6 +83,7 @@ type SignIn struct {
 	Action        string   // where the form posts `login`, `password` and, if ticked, `remember_me=on`; empty: no form
 	FormAction    []string // besides 'self', the origins that a successful post leads to; see Pages.CSP
 	Prompt        string   // label of the login field, such as "Staff number"; empty: a general one
+	Way           string   // name of the connector that the form is for, where there are several forms; empty: not told
 	Email         bool     // the general one asks for an e-mail address only
 	Login         string   // what was typed into it before
 	OfferRemember bool     // show the box
@@ -102,6 +103,7 @@ func (p *Pages) SignIn(lang string, d SignIn) Page {
 		ShowRememberMe, RememberMeChecked, Invalid bool
 
 		Email      bool
+		Way        string
 		Client     string
 		Connectors []Connector
 		Failure    Failure
@@ -109,7 +111,7 @@ func (p *Pages) SignIn(lang string, d SignIn) Page {
 		RequestID  string
 	}{
 		d.Action, d.Login, d.Prompt, d.OfferRemember, d.Remember, d.Failure == WrongPassword,
-		d.Email, d.Client, d.Connectors, d.Failure, minutes(d.Wait), d.RequestID,
+		d.Email, d.Way, d.Client, d.Connectors, d.Failure, minutes(d.Wait), d.RequestID,
 	}
 	var targets []string
 	if d.Action != "" {

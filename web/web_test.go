@@ -61,7 +61,7 @@ func ownSamples(p *Pages, full bool) []sample {
 		d := &SignIn{Failure: f}
 		if full {
 			*d = SignIn{
-				Action: "/x", Prompt: "Email", Login: "x", OfferRemember: true, Client: "x", RequestID: "x", Failure: f,
+				Action: "/x", Prompt: "Email", Way: "x", Login: "x", OfferRemember: true, Client: "x", RequestID: "x", Failure: f,
 				Connectors: []Connector{{Name: "x", URL: "/x"}}, Wait: time.Minute,
 			}
 		}

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/spf13/cobra"
 
@@ -143,7 +144,13 @@ func (p *stepPrinter) end() error {
 	return p.err
 }
 
-// oneLine makes one line of an error of several.
+// oneLine makes one line of an error of several, without what a terminal obeys: a server's certificate can have anything in its names.
 func oneLine(s string) string {
-	return strings.Join(strings.FieldsFunc(s, func(r rune) bool { return r == '\n' || r == '\r' }), "; ")
+	s = strings.Join(strings.FieldsFunc(s, func(r rune) bool { return r == '\n' || r == '\r' }), "; ")
+	return strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) || unicode.In(r, unicode.Bidi_Control) {
+			return '?'
+		}
+		return r
+	}, s)
 }

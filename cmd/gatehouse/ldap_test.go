@@ -74,3 +74,9 @@ func TestLDAPTest(t *testing.T) {
 		})
 	}
 }
+
+func TestOneLineObeysNobody(t *testing.T) {
+	if got, want := oneLine("certificate is for \x1b[2J\x07evil\u202e,\nnot for\r\nyou"), "certificate is for ?[2J?evil?,; not for; you"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}

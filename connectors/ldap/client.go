@@ -429,11 +429,19 @@ func (r *refusal) holds(now time.Time) error {
 	return nil
 }
 
-func (r *refusal) set(err error, now time.Time) {
+// refusedAgain is how long a password of the service account is not tried that was wrong twice: four tries an hour lock no account.
+const refusedAgain = 15 * time.Minute
+
+// set notes a refusal; counted says that the directory counts it as a wrong password.
+func (r *refusal) set(err error, now time.Time, counted bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.times = min(r.times+1, 5)
-	r.err, r.until = err, now.Add(min(2*setAside<<r.times, setAsideMax))
+	wait := min(2*setAside<<r.times, setAsideMax)
+	if counted && r.times > 1 { // once may be a server that does not know of a new password yet
+		wait = refusedAgain
+	}
+	r.err, r.until = err, now.Add(wait)
 }
 
 func (r *refusal) clear() {

@@ -221,10 +221,14 @@ func TestServiceRefused(t *testing.T) {
 	if n := a.BindsOf(svc) + b.BindsOf(svc); n != 1 {
 		t.Errorf("%d binds of the service account, wanted 1", n)
 	}
-	clock.Store(3600)
-	_, _ = c.search(within(t), query{base: "dc=example"})
-	if n := a.BindsOf(svc) + b.BindsOf(svc); n != 2 {
-		t.Errorf("%d binds of the service account an hour later, wanted 2", n)
+	binds := int64(1)
+	for _, at := range []struct{ now, more int64 }{{60, 1}, {60 + 60, 0}, {60 + 14*60, 0}, {60 + 16*60, 1}} {
+		clock.Store(at.now)
+		_, _ = c.search(within(t), query{base: "dc=example"})
+		binds += at.more
+		if n := int64(a.BindsOf(svc) + b.BindsOf(svc)); n != binds {
+			t.Errorf("%d binds of the service account after %d s, wanted %d", n, at.now, binds)
+		}
 	}
 }
 

@@ -5,9 +5,11 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -200,7 +202,7 @@ func (s *settings) tlsConfig() (*tls.Config, error) {
 func parse(raw []byte) (*settings, error) {
 	m := &mistakes{at: map[string]bool{}}
 	s := &settings{config: *decode(raw, m)}
-	m.enum("preset", s.Preset, "", presetAD, presetOpenLDAP, presetFreeIPA)
+	m.preset(s)
 	m.server(s)
 	s.fill()
 	m.bind(s)
@@ -214,6 +216,15 @@ func parse(raw []byte) (*settings, error) {
 		return nil, err
 	}
 	return s, nil
+}
+
+// preset checks the preset, and goes on with the one that is meant: what does not fit without one would be told beside the point.
+func (m *mistakes) preset(s *settings) {
+	all := []string{presetAD, presetOpenLDAP, presetFreeIPA}
+	m.enum("preset", s.Preset, append(all, "")...)
+	if near := nearest(s.Preset, all); near != "" {
+		s.Preset = near
+	}
 }
 
 // enum checks that a value is one of some words; the first may be "", the default.
@@ -241,6 +252,8 @@ func (m *mistakes) server(s *settings) {
 	switch {
 	case s.Host != "" && len(s.Hosts) > 0:
 		m.add("hosts", "is set, and host too: write all of them in hosts and remove host")
+	case s.Host == "" && len(s.Hosts) == 0 && s.Domain == "" && s.Preset == presetAD:
+		m.add("domain", "is missing: set it to the DNS name of your domain, such as corp.example.com; servers and the bases of searches are found by it")
 	case s.Host == "" && len(s.Hosts) == 0 && s.Domain == "":
 		m.add("host", "is missing: set it to your directory server, such as ldap.example.com:636, or set hosts, or domain")
 	}
@@ -279,7 +292,16 @@ func (m *mistakes) host(field, h string) {
 		m.add(field, "got a URL: write host:port, such as ldap.example.com:636; startTLS and insecureNoSSL say how to connect")
 	case len(h) > 260 || !hostName.MatchString(h):
 		m.add(field, "want host or host:port, such as ldap.example.com:636")
+	default:
+		if _, port, err := net.SplitHostPort(h); err == nil && !possiblePort(port) {
+			m.add(field, "got port %s: want 1 to 65535, such as 636", port)
+		}
 	}
+}
+
+func possiblePort(s string) bool {
+	n, err := strconv.ParseUint(s, 10, 16)
+	return err == nil && n > 0
 }
 
 func (m *mistakes) bind(s *settings) {
@@ -393,7 +415,7 @@ func (m *mistakes) scope(field, s string) int {
 func (m *mistakes) users(s *settings) {
 	u := &s.UserSearch
 	if u.BaseDN == "" {
-		m.add("userSearch.baseDN", "is missing: set it to where your users are, such as ou=people,dc=example,dc=com%s", orPreset(s))
+		m.addUnless(m.at["domain"] || m.at["preset"] && s.Domain != "", "userSearch.baseDN", "is missing: set it to where your users are, such as ou=people,dc=example,dc=com%s", orPreset(s))
 	} else {
 		m.dn("userSearch.baseDN", u.BaseDN)
 	}

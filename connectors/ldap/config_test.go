@@ -142,6 +142,31 @@ func TestCheckMistakes(t *testing.T) {
 	}
 }
 
+// One mistake is told once: what only follows from it is not.
+func TestCheckTellsNothingBesidesTheMistake(t *testing.T) {
+	t.Parallel()
+	ad := func(s string) string { return `{"bindDN": "a@corp.example.com", "bindPW": "x", ` + s + `}` }
+	for _, tt := range []struct{ name, config, field, want string }{
+		{"a preset misspelt", ad(`"preset": "active-directory", "domain": "corp.example.com"`), "preset", "did you mean activedirectory?"},
+		{"a preset like no other", ad(`"preset": "ad", "domain": "corp.example.com", "userSearch": {"username": "uid"}`), "preset", "want activedirectory or openldap or freeipa"},
+		{"a domain that is none", ad(`"preset": "activedirectory", "domain": "CORP"`), "domain", "want a DNS name"},
+		{"no domain", ad(`"preset": "activedirectory", "userSearch": {"baseDN": "dc=corp,dc=example"}`), "domain", "is missing: set it to the DNS name"},
+		{"no bases", ad(`"preset": "activedirectory", "host": "a"`), "userSearch.baseDN", "or set domain"},
+		{"a key in other letters", `{"preset": "openldap", "domain": "a.b", "bindDN": "cn=a,dc=b", "bindPw": "x"}`, "bindPw", `did you mean "bindPW"?`},
+		{"a port", `{"preset": "openldap", "domain": "a.b", "port": 636}`, "port", "write it in host"},
+		{"a port that is none", `{"preset": "openldap", "domain": "a.b", "host": "a:99999"}`, "host", "got port 99999"},
+		{"a block in another", `{"preset": "openldap", "domain": "a.b", "userSearch": {"groupSearch": {"nested": "walk"}}}`, "userSearch.groupSearch", "it belongs in config, beside host"},
+		{"a key above its block", `{"preset": "openldap", "domain": "a.b", "nested": "walk"}`, "nested", "it belongs in groupSearch"},
+		{"a key of two blocks", `{"preset": "openldap", "domain": "a.b", "filter": "(a=b)"}`, "filter", "it belongs in groupSearch or userSearch"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if got := fields(t, Check([]byte(tt.config))); len(got) != 1 || !strings.Contains(got[tt.field], tt.want) {
+				t.Errorf("got %q, want %q alone to say %q", got, tt.field, tt.want)
+			}
+		})
+	}
+}
+
 // Every mistake is told at once.
 func TestCheckAll(t *testing.T) {
 	t.Parallel()

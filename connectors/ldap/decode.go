@@ -2,6 +2,7 @@ package ldap
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -37,6 +38,15 @@ func (m *mistakes) add(field, format string, args ...any) {
 	}
 	m.at[field] = true
 	m.errs = append(m.errs, &fieldError{field, field + ": " + fmt.Sprintf(format, args...)})
+}
+
+// addUnless is add, but where something else that is wrong already says it.
+func (m *mistakes) addUnless(said bool, field, format string, args ...any) {
+	if said {
+		m.at[field] = true
+		return
+	}
+	m.add(field, format, args...)
 }
 
 func (m *mistakes) err() error { return errors.Join(m.errs...) }
@@ -176,8 +186,13 @@ func (m *mistakes) unknown(path, key string, known []string) {
 	if name, _, ok := strings.Cut(key, ":"); ok { // what follows may be a secret
 		path = strings.TrimSuffix(path, key) + name
 		key, fix = name+":…", "a space is missing after the colon"
+	} else if key == "port" {
+		fix = "write it in host, such as ldap.example.com:636"
 	} else if near := nearest(key, known); near != "" {
 		fix = fmt.Sprintf("did you mean %q?", near)
+		m.at[strings.TrimSuffix(path, key)+near] = true // is not missing, but misspelt
+	} else if homes := places(reflect.TypeFor[config](), key, ""); len(homes) > 0 {
+		fix = "it belongs in " + strings.Join(homes, " or ")
 	}
 	m.at[path] = true
 	m.errs = append(m.errs, &fieldError{path, fmt.Sprintf("unknown field %q: %s", key, fix)})
@@ -262,6 +277,24 @@ func keys(t reflect.Type) map[string]int {
 			out[key] = i
 		}
 	}
+	return out
+}
+
+// places returns the blocks that know a key.
+func places(t reflect.Type, key, path string) (out []string) {
+	for name, i := range keys(t) {
+		if name == key {
+			out = append(out, cmp.Or(path, "config, beside host"))
+		}
+		f := t.Field(i).Type
+		if f.Kind() == reflect.Slice || f.Kind() == reflect.Pointer {
+			f = f.Elem()
+		}
+		if f.Kind() == reflect.Struct {
+			out = append(out, places(f, key, join(path, name))...)
+		}
+	}
+	slices.Sort(out)
 	return out
 }
 

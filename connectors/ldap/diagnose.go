@@ -247,6 +247,9 @@ func (d *diagnosis) root(ctx context.Context) {
 		case slices.Contains(r.texts("objectClass"), "OpenLDAProotDSE"):
 			what = "OpenLDAP"
 		}
+		if d.settings.activeDirectory() && what != "Active Directory" {
+			return what + ", no Active Directory", "set preset: openldap or freeipa, or none: nothing is found by the names that Active Directory has", nil
+		}
 		return fmt.Sprintf("%s at %s, with %s", what, d.client.host(), d.contexts()), "", nil
 	})
 }
@@ -255,7 +258,7 @@ func (d *diagnosis) contexts() string {
 	if d.rootDSE == nil || len(d.rootDSE.texts("namingContexts")) == 0 {
 		return "no naming contexts that are told"
 	}
-	return printable(strings.Join(d.rootDSE.texts("namingContexts"), "  "), maxText)
+	return printable(strings.Join(d.rootDSE.texts("namingContexts"), "; "), maxText)
 }
 
 // bases looks for the entries that searches begin at.
@@ -321,13 +324,14 @@ func (d *diagnosis) user(ctx context.Context, name string) bool {
 // nobodyFound tells why a name is nobody's.
 func (d *diagnosis) nobodyFound(ctx context.Context, name string) (string, string, error) {
 	u := &d.settings.UserSearch
-	filter, err := d.nameFilter(ctx, name)
+	filters, err := d.nameFilters(ctx, name)
 	if err != nil {
 		return "", d.fix(err), err
 	}
-	if filter == "" {
+	if len(filters) == 0 {
 		return "", `no attribute of userSearch.username can have this value; a name like CORP\alice needs the domain's own NetBIOS name, see netbiosName`, errors.New("the name cannot be anybody's")
 	}
+	filter := anyOf(filters)
 	all := allOf(u.Filter, filter)
 	found, err := d.client.search(ctx, query{base: u.BaseDN, scope: d.settings.userScope, filter: all, attributes: []string{noAttributes}, limit: 8})
 	switch {
@@ -381,7 +385,7 @@ func (d *diagnosis) groups(ctx context.Context) {
 		}
 		detail := groupList(list) + ", " + d.how()
 		if len(list) == 0 {
-			return detail, "if there should be some: check groupSearch.baseDN, filter, allow and match, and that the service account may read groups", nil
+			return detail, "if there should be some: check groupSearch.baseDN, filter, allow, match and stripPrefix, and that the service account may read groups", nil
 		}
 		if len(list) == s.GroupSearch.Limit {
 			return detail, "groupSearch.limit may leave some out: raise it, or narrow groupSearch.filter, allow or match", nil
@@ -422,7 +426,7 @@ func (d *diagnosis) state(ctx context.Context) {
 		_, _ = d.known(ctx) // for how long a policy locks; the step on lock-out tells if it cannot be read
 		r := stateOf(d.entry, d.now(), d.lockedFor(d.entry))
 		if r == "" {
-			return "nothing keeps the user out", "", nil
+			return "nothing in the entry keeps the user out", "", nil
 		}
 		return "", stateFix(r), fmt.Errorf("%s", r)
 	})
@@ -548,7 +552,7 @@ func adMeaning(err error) string {
 		return ""
 	}
 	words := map[string]string{
-		"525": "there is no such account", "52e": "the password is wrong", "530": "it may not sign in at this time", "531": "it may not sign in from this computer",
+		"525": "there is no such account", "52e": "the name or the password is wrong", "530": "it may not sign in at this time", "531": "it may not sign in from this computer",
 		"532": "its password has expired", "533": "it is disabled", "701": "it has expired", "773": "its password must be changed first", "775": "it is locked",
 	}
 	if w := words[strings.ToLower(m[1])]; w != "" {

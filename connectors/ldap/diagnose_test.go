@@ -76,6 +76,7 @@ func TestDiagnose(t *testing.T) {
 		{"lock-out", nil, "", "", "lock-out", []string{"locks an account after 5 failures; at most 4"}, true},
 		{"changes", nil, "", "", "changes", []string{"tells of them (RFC 4533)"}, true},
 		{"directory", nil, "", "", "directory", []string{"OpenLDAP", s.BaseDN}, true},
+		{"another directory's preset", map[string]any{"preset": "activedirectory", "groupSearch": with(groups, map[string]any{"userMatchers": nil})}, "", "", "directory", []string{"OpenLDAP, no Active Directory", "set preset: openldap"}, true},
 		{"the user's bind", nil, "alice", s.Password, "the user's bind", []string{"right"}, true},
 		{"a wrong password", nil, "alice", "wrong-secret", "the user's bind", []string{"wrong-credentials", "result 49", "counts towards"}, false},
 		{"a locked account", nil, "locked", "", "account", []string{"account-disabled", "enable the account"}, false},
@@ -176,7 +177,7 @@ func TestDiagnoseAD(t *testing.T) {
 		"preset": "activedirectory", "hosts": []string{a.Address(), b.Address()}, "insecureNoSSL": true, "bindDN": "svc@corp.example", "bindPW": "old-secret",
 		"userSearch": map[string]any{"baseDN": "dc=corp,dc=example"},
 	}, "", "")
-	if got := steps[a.Address()+": service bind"]; !strings.Contains(got.Fix, "Active Directory says: the password is wrong") {
+	if got := steps[a.Address()+": service bind"]; !strings.Contains(got.Fix, "Active Directory says: the name or the password is wrong") {
 		t.Errorf("%+v", got)
 	}
 	if got := steps[b.Address()+": service bind"]; got.Err == nil || len(b.Binds()) > 0 {
@@ -220,7 +221,7 @@ func TestDiagnoseSamba(t *testing.T) {
 		})
 	}
 	steps, _ := diagnosed(t, with(cfg, map[string]any{"bindPW": "old-secret"}), "", "")
-	if got := steps[s.Host+": service bind"]; got.Err == nil || !strings.Contains(got.Fix, "Active Directory says: the password is wrong") {
+	if got := steps[s.Host+": service bind"]; got.Err == nil || !strings.Contains(got.Fix, "Active Directory says: the name or the password is wrong") {
 		t.Errorf("%+v", got)
 	}
 }

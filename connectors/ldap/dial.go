@@ -9,7 +9,9 @@ import (
 	"slices"
 	"time"
 
+	"gatehouse/connectors"
 	ber "github.com/go-asn1-ber/asn1-ber"
+
 	ldapv3 "github.com/go-ldap/ldap/v3"
 )
 
@@ -275,6 +277,7 @@ func (c *client) bindService(ctx context.Context, k *conn) error {
 		return fmt.Errorf("ldap: %s: bind of the service account: %w", k.e.addr, err)
 	}
 	refused := &serviceRefused{c.t.bindDN, k.e.addr, err}
-	c.refusal.set(refused, c.now())
+	r, _ := reasonOf(v)
+	c.refusal.set(refused, c.now(), r == connectors.WrongCredentials)
 	return refused
 }

@@ -1,12 +1,14 @@
 package ldap
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	ldapv3 "github.com/go-ldap/ldap/v3"
@@ -30,6 +32,8 @@ const (
 
 // learnOn keeps the facts until ctx ends.
 func (c *Connector) learnOn(ctx context.Context) {
+	once := sync.OnceFunc(func() { close(c.asked) })
+	defer once()
 	for ctx.Err() == nil {
 		wait := learnAgain
 		within, cancel := context.WithTimeout(ctx, time.Duration(c.settings.Timeouts.Dial+4*c.settings.Timeouts.Request))
@@ -38,12 +42,30 @@ func (c *Connector) learnOn(ctx context.Context) {
 			c.log.DebugContext(ctx, "the directory does not tell about itself", slog.Any("error", err))
 		}
 		cancel()
+		once()
 		t := time.NewTimer(wait)
 		select {
 		case <-t.C:
 		case <-ctx.Done():
 			t.Stop()
 		}
+	}
+}
+
+// firstFacts is how long a sign-in right after the start waits for the facts.
+const firstFacts = 3 * time.Second
+
+// informed waits until the directory was asked about itself once: else the first failures could be more than lock an account.
+func (c *Connector) informed(ctx context.Context) {
+	if c.asked == nil || c.settings.Lockout.MaxFailures > 0 || c.facts.Load() != nil {
+		return
+	}
+	t := time.NewTimer(firstFacts)
+	defer t.Stop()
+	select {
+	case <-c.asked:
+	case <-t.C:
+	case <-ctx.Done():
 	}
 }
 
@@ -73,6 +95,11 @@ func (c *Connector) learn(ctx context.Context) (*facts, error) {
 	if err != nil {
 		return nil, err
 	}
+	if old := c.facts.Load(); old != nil { // a server that is busy may leave a search unanswered
+		f.maxFailures = cmp.Or(f.maxFailures, old.maxFailures)
+		f.counted = cmp.Or(f.counted, old.counted)
+		f.netbios = cmp.Or(f.netbios, old.netbios)
+	}
 	c.facts.Store(f)
 	return f, nil
 }
@@ -80,6 +107,9 @@ func (c *Connector) learn(ctx context.Context) (*facts, error) {
 // ask searches for what is good to know. What the directory does not let our account see is not known.
 func (c *Connector) ask(ctx context.Context, q query) ([]*entry, error) {
 	found, err := c.client.search(ctx, q)
+	if _, refused := errors.AsType[*serviceRefused](err); refused { // nobody has looked: all else would be taken for not there
+		return nil, err
+	}
 	e, answered := errors.AsType[*ldapv3.Error](err)
 	if errors.Is(err, errTooMany) || errors.Is(err, errAnswer) || answered && e.ResultCode < ldapv3.ErrorNetwork && !errors.Is(err, errNoDirectory) {
 		c.log.DebugContext(ctx, "the directory does not tell about itself", slog.String("base", q.base), slog.Any("error", err))

@@ -25,18 +25,16 @@ func (c *Connector) Find(ctx context.Context, name string) (*Account, error) {
 	if strings.TrimSpace(name) == "" || len(name) > maxName || !utf8.ValidString(name) || strings.ContainsFunc(name, unprintable) {
 		return &Account{key: "nobody", refused: true}, nil
 	}
-	filter, err := c.nameFilter(ctx, name)
+	c.informed(ctx)
+	filters, err := c.nameFilters(ctx, name)
 	if err != nil {
 		return nil, notKnown(err)
 	}
 	nobody := &Account{key: nobodyKey(name)}
-	if filter == "" {
+	if len(filters) == 0 {
 		return nobody, nil
 	}
-	found, err := c.client.search(ctx, query{
-		base: c.settings.UserSearch.BaseDN, scope: c.settings.userScope, filter: allOf(c.settings.UserSearch.Filter, filter),
-		attributes: c.attributes, limit: 8,
-	})
+	found, err := c.named(ctx, filters)
 	switch {
 	case errors.Is(err, errTooMany):
 		c.log.WarnContext(ctx, "a typed name belongs to many entries, so that nobody is signed in with it: check userSearch.username and userSearch.filter")
@@ -58,6 +56,26 @@ func (c *Connector) Find(ctx context.Context, name string) (*Account, error) {
 	return &Account{entry: found[0], read: c.now(), key: c.keyOf(found[0])}, nil
 }
 
+// named finds the entries that any of some filters fits. Where there are several, the first filter that fits any decides: who may set an own mail address takes
+// nobody's user name with it.
+func (c *Connector) named(ctx context.Context, filters []string) (found []*entry, err error) {
+	search := func(filter string) ([]*entry, error) {
+		return c.client.search(ctx, query{
+			base: c.settings.UserSearch.BaseDN, scope: c.settings.userScope, filter: allOf(c.settings.UserSearch.Filter, filter), attributes: c.attributes, limit: 8,
+		})
+	}
+	found, err = search(anyOf(filters))
+	if len(filters) == 1 || len(found) < 2 && !errors.Is(err, errTooMany) {
+		return found, err
+	}
+	for _, f := range filters {
+		if found, err = search(f); err != nil || len(found) > 0 {
+			return found, err
+		}
+	}
+	return nil, nil
+}
+
 func (c *Connector) keyOf(e *entry) string {
 	if id := e.value(c.settings.UserSearch.IDAttr, maxID); id != "" {
 		return "user:" + id
@@ -77,8 +95,8 @@ func nobodyKey(name string) string {
 	return "nobody:" + name
 }
 
-// nameFilter is the filter for the entries that a name belongs to, "" if it cannot be anybody's here.
-func (c *Connector) nameFilter(ctx context.Context, name string) (string, error) {
+// nameFilters are the filters for the entries that a name belongs to, the surest first; none if it cannot be anybody's here.
+func (c *Connector) nameFilters(ctx context.Context, name string) ([]string, error) {
 	s := c.settings
 	names := s.UserSearch.Username
 	var filters []string
@@ -87,9 +105,9 @@ func (c *Connector) nameFilter(ctx context.Context, name string) (string, error)
 		if domain, user, ok := strings.Cut(name, `\`); ok {
 			ours, err := c.ourDomain(ctx, domain)
 			if err != nil || !ours || user == "" {
-				return "", err
+				return nil, err
 			}
-			return equals(account, user), nil
+			return []string{equals(account, user)}, nil
 		}
 		if user, domain, ok := cutLast(name, "@"); ok && user != "" && strings.EqualFold(domain, dnsDomain(s.UserSearch.BaseDN)) {
 			filters = append(filters, equals(account, user)) // a name for every account, whatever its userPrincipalName is
@@ -100,10 +118,7 @@ func (c *Connector) nameFilter(ctx context.Context, name string) (string, error)
 			filters = append(filters, f)
 		}
 	}
-	if len(filters) == 0 {
-		return "", nil
-	}
-	return anyOf(filters), nil
+	return filters, nil
 }
 
 // ourDomain says that the domain before a backslash is the one that users are searched in: by its NetBIOS name, or by that of DNS.

@@ -9,11 +9,14 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"gatehouse/connectors"
 	"gatehouse/test/fakeldap"
+
+	ldapv3 "github.com/go-ldap/ldap/v3"
 )
 
 // fake is a directory of one domain that answers what a test says.
@@ -331,6 +334,30 @@ func TestNoName(t *testing.T) {
 	}
 }
 
+// Whoever has got a name's entry meanwhile is not who was proven.
+func TestAnotherEntryOfTheName(t *testing.T) {
+	t.Parallel()
+	var later atomic.Bool
+	s := fake{search: func(fakeldap.Search) fakeldap.SearchAnswer {
+		e := somebody("alice")
+		if later.Load() {
+			e.Attributes[0].Values = []string{"another"}
+		}
+		return fakeldap.SearchAnswer{Entries: []fakeldap.Entry{e}}
+	}}.start(t)
+	c := openWith(t, fakeConfig(s), func() time.Time {
+		if later.Load() {
+			return time.Now().Add(fresh + time.Second)
+		}
+		return time.Now()
+	})
+	a := find(t, c, "alice")
+	later.Store(true)
+	if id, err := c.Authenticate(waiting(t), a, "password"); reason(t, err) != connectors.Gone {
+		t.Errorf("got %+v and %v, want %s", id, err, connectors.Gone)
+	}
+}
+
 // An entry that Find has read serves the same sign-in; a later one reads it again.
 func TestFresh(t *testing.T) {
 	t.Parallel()
@@ -460,6 +487,136 @@ func TestMatchDoubtful(t *testing.T) {
 		ids = append(ids, id)
 	}
 	sameAsLookup(t, c, ids...)
+}
+
+// What one user writes into an own entry, or into a group, keeps nobody else out.
+func TestLookupBesideAnUnusableEntry(t *testing.T) {
+	t.Parallel()
+	people := []string{"alice", "bob", "carol", "mallory"}
+	var bad atomic.Pointer[fakeldap.Attribute]
+	var dn atomic.Pointer[string]
+	s := fake{search: func(q fakeldap.Search) fakeldap.SearchAnswer {
+		var a fakeldap.SearchAnswer
+		if strings.Contains(q.Filter, "member=") {
+			members := make([]string, len(people))
+			for i, p := range people {
+				members[i] = "uid=" + p + "," + fakeBase
+			}
+			g := fakeldap.Entry{DN: "cn=staff," + fakeBase, Attributes: []fakeldap.Attribute{{Name: "cn", Values: []string{"staff"}}}}
+			if slices.Contains(q.Attributes, "member") {
+				g.Attributes = append(g.Attributes, fakeldap.Attribute{Name: "member", Values: append(members, slices.Repeat([]string{"cn=x"}, maxElements)...)})
+			}
+			a.Entries = append(a.Entries, g)
+			return a
+		}
+		for _, p := range people {
+			if strings.Contains(q.Filter, "(uid="+p+")") {
+				e := somebody(p)
+				if b := bad.Load(); p == "mallory" && b != nil {
+					e.Attributes = append(e.Attributes, *b)
+				}
+				if d := dn.Load(); p == "mallory" && d != nil {
+					e.DN = *d
+				}
+				a.Entries = append(a.Entries, e)
+			}
+		}
+		return a
+	}}.start(t)
+	c := open(t, fakeConfig(s).with(block{"groupSearch": block{"baseDN": fakeBase, "nameAttr": "cn", "userMatchers": []block{{"userAttr": "DN", "groupAttr": "member"}}}}))
+	check := func(what string) {
+		t.Helper()
+		answers, err := c.Lookup(waiting(t), people)
+		if err != nil {
+			t.Errorf("%s: got %v", what, err)
+			return
+		}
+		for i, a := range answers {
+			switch known := a.Err == nil && slices.Equal(a.Identity.Groups, []string{"staff"}); {
+			case people[i] == "mallory" && what != "nothing":
+				if a.Err == nil || a.Err.Reason != connectors.Unavailable {
+					t.Errorf("%s: got %+v, want %s", what, a, connectors.Unavailable)
+				}
+			case !known:
+				t.Errorf("%s: got %+v and %v of %s", what, a.Identity, a.Err, people[i])
+			}
+		}
+	}
+	check("nothing")
+	bad.Store(&fakeldap.Attribute{Name: "cn", Values: []string{strings.Repeat("x", maxMessage)}})
+	check("9 MB")
+	bad.Store(&fakeldap.Attribute{Name: "cn", Values: slices.Repeat([]string{"x"}, maxElements)})
+	check("many values")
+	bad.Store(nil)
+	dn.Store(new("uid=mal\nlory," + fakeBase))
+	check("a line feed in the DN")
+	for _, h := range c.Stats().Hosts {
+		if h.Aside {
+			t.Errorf("%s was put aside", h.Address)
+		}
+	}
+}
+
+// Where no answer is of any use, not each user is asked about.
+func TestLookupOfUnusableEntries(t *testing.T) {
+	t.Parallel()
+	s := fake{search: func(fakeldap.Search) fakeldap.SearchAnswer {
+		return fakeldap.SearchAnswer{Result: fakeldap.Result{Code: 10, Referral: []string{"ldap://other/"}}}
+	}}.start(t)
+	c := open(t, fakeConfig(s))
+	var ids []string
+	for i := range 1000 {
+		ids = append(ids, userNumber(i))
+	}
+	if _, err := c.Lookup(waiting(t), ids); reason(t, err) != connectors.Unavailable {
+		t.Errorf("got %v", err)
+	}
+	if n := len(asked(s)); n > maxApart+1 {
+		t.Errorf("got %d searches", n)
+	}
+}
+
+// Users and groups whose names are alike to us are two to a directory that keeps them apart, however many are asked for at once.
+func TestAlikeIsNotTheSame(t *testing.T) {
+	t.Parallel()
+	members := map[string]string{"admins1": "carol", "admins①": "bob①", "roots": "bob1"} // by group
+	s := fake{search: func(q fakeldap.Search) fakeldap.SearchAnswer {
+		var a fakeldap.SearchAnswer
+		if strings.Contains(q.Filter, "person") {
+			for _, p := range []string{"carol", "bob①", "bob1"} {
+				if strings.Contains(q.Filter, "(uid="+ldapv3.EscapeFilter(p)+")") {
+					a.Entries = append(a.Entries, somebody(p))
+				}
+			}
+			return a
+		}
+		for _, name := range []string{"admins1", "admins①", "roots"} {
+			all := []string{"uid=" + members[name] + "," + fakeBase}
+			if name == "roots" {
+				all = append(all, "uid=carol,"+fakeBase)
+			}
+			if slices.ContainsFunc(all, func(m string) bool { return strings.Contains(q.Filter, "(member="+ldapv3.EscapeFilter(m)+")") }) {
+				a.Entries = append(a.Entries, fakeldap.Entry{DN: "cn=" + name + "," + fakeBase, Attributes: []fakeldap.Attribute{
+					{Name: "cn", Values: []string{name}}, {Name: "member", Values: all},
+				}})
+			}
+		}
+		return a
+	}}.start(t)
+	c := open(t, fakeConfig(s).with(block{"groupSearch": block{"baseDN": fakeBase, "nameAttr": "cn", "userMatchers": []block{{"userAttr": "DN", "groupAttr": "member"}}}}))
+	var ids []connectors.Identity
+	for _, tt := range []struct {
+		user string
+		want []string
+	}{{"carol", []string{"admins1", "roots"}}, {"bob①", []string{"admins①"}}, {"bob1", []string{"roots"}}} {
+		id := mustSignIn(t, c, tt.user, "password")
+		if !slices.Equal(id.Groups, tt.want) {
+			t.Errorf("%s: got %q, want %q", tt.user, id.Groups, tt.want)
+		}
+		ids = append(ids, id)
+	}
+	sameAsLookup(t, c, ids...)
+	sameAsLookup(t, c, ids[:2]...)
 }
 
 // A password change of a name that is nobody's, and of one that was not proven, sends no new password.

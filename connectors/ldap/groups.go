@@ -2,7 +2,7 @@ package ldap
 
 import (
 	"context"
-	"errors"
+	"fmt"
 	"log/slog"
 	"maps"
 	"slices"
@@ -244,7 +244,7 @@ func (r *resolver) level(ctx context.Context, frontier map[string]string, anywhe
 		}
 	}
 	if len(r.groups) > 4*maxGroups {
-		return nil, errors.New("ldap: more groups than can be looked at: narrow groupSearch.filter, or set groupSearch.nested: none")
+		return nil, fmt.Errorf("%w: more groups than can be looked at: narrow groupSearch.filter, or set groupSearch.nested: none", errAnswer)
 	}
 	if err := r.load(ctx, r.dnAttr, names, anywhere); err != nil {
 		return nil, err
@@ -448,7 +448,7 @@ func (r *resolver) climb(ctx context.Context, attribute string, direct map[strin
 			}
 		}
 		if len(up)+len(next) > 4*maxGroups {
-			return nil, errors.New("ldap: more groups than can be looked at: narrow groupSearch.filter, or drop recursionGroupAttr")
+			return nil, fmt.Errorf("%w: more groups than can be looked at: narrow groupSearch.filter, or drop recursionGroupAttr", errAnswer)
 		}
 		frontier = next
 	}
@@ -494,7 +494,7 @@ func (r *resolver) keys(entries []*entry) []string {
 func (r *resolver) matchTogether(ctx context.Context, attribute string, values []string, names bool, out map[string][]string) ([]string, error) {
 	fold := foldText
 	if names {
-		fold = foldDN
+		fold = alikeDN
 	}
 	var filters []string
 	alike := map[string][]string{} // values by what they are when spelling does not count
@@ -508,6 +508,9 @@ func (r *resolver) matchTogether(ctx context.Context, attribute string, values [
 		return nil, nil
 	}
 	found, err := r.search(ctx, anyOf(filters), r.attributes(attribute))
+	if unusable(err) { // such as a group of very many: alone nothing is asked of its members
+		return values, nil
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -517,7 +520,7 @@ func (r *resolver) matchTogether(ctx context.Context, attribute string, values [
 		for _, have := range e.values(attribute) {
 			for _, v := range alike[fold(have)] {
 				some = true
-				if names || v == have {
+				if v == have || names && foldDN(v) == foldDN(have) {
 					out[v] = append(out[v], key)
 				} else {
 					doubtful[v] = true

@@ -137,7 +137,11 @@ func (h *hosts) bad(e *endpoint, why error) {
 	e.failures = min(e.failures+1, 6)
 	d := min(setAside<<(e.failures-1), setAsideMax)
 	e.until = now.Add(d)
-	h.log.Warn("a directory server does not answer: it is put aside", "host", e.addr, "for", d, "error", why)
+	log := h.log.Debug // one line for the outage, and one for its end
+	if e.failures == 1 {
+		log = h.log.Warn
+	}
+	log("a directory server does not answer: it is put aside, and tried again now and then", "host", e.addr, "next", d.String(), "error", why)
 	if len(h.list) == 1 || !slices.ContainsFunc(h.list, func(e *endpoint) bool { return e.failures == 0 }) {
 		h.again = minTime(h.again, now.Add(srvRetry)) // perhaps the directory has moved
 	}

@@ -1,11 +1,13 @@
 package ldap
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"log/slog"
 	"net"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -127,7 +129,8 @@ func TestSRVCertificate(t *testing.T) {
 // TestBackOff: a host is put aside for longer each time it fails, but many failures at once are one.
 func TestBackOff(t *testing.T) {
 	now := time.Unix(0, 0)
-	h := newHosts(transport{hosts: []string{"a", "b"}}, func() time.Time { return now }, slog.New(slog.DiscardHandler))
+	var out bytes.Buffer
+	h := newHosts(transport{hosts: []string{"a", "b"}}, func() time.Time { return now }, slog.New(slog.NewTextHandler(&out, nil)))
 	a := h.list[0]
 	for _, want := range []time.Duration{2, 4, 8, 16, 32, 60, 60} {
 		for range 10 {
@@ -149,5 +152,8 @@ func TestBackOff(t *testing.T) {
 	}
 	if h.good(a); len(h.due()) != 0 || a.failures != 0 {
 		t.Error("good, and yet not")
+	}
+	if got := out.String(); strings.Count(got, "\n") != 2 || !strings.Contains(got, "next=2s") || !strings.Contains(got, "works again") {
+		t.Errorf("the log of an outage says\n%s\nwant a line for its begin and one for its end", got)
 	}
 }

@@ -212,18 +212,35 @@ func allOf(configured, f string) string {
 	return "(&" + configured + f + ")"
 }
 
-// foldDN writes a distinguished name so that its spellings are one: case, spaces and escapes apart. What is no such name is itself.
-func foldDN(dn string) string {
+// foldDN writes a distinguished name so that its spellings are one: case, spaces and escapes apart. What is no such name is itself. It folds no more than every
+// directory does: groups and users whose names are only alike, such as "admin①" and "admin1", are not the same.
+func foldDN(dn string) string { return foldedDN(dn, foldValue) }
+
+// alikeDN is the same for names that some directory may take for one.
+func alikeDN(dn string) string { return foldedDN(dn, foldText) }
+
+func foldedDN(dn string, fold func(string) string) string {
 	d, err := ldapv3.ParseDN(dn)
 	if err != nil {
-		return foldText(dn)
+		return fold(dn)
 	}
 	for _, r := range d.RDNs {
 		for _, a := range r.Attributes {
-			a.Value = foldText(a.Value) // String writes what is not ASCII in hexadecimal
+			a.Value = fold(a.Value) // String writes what is not ASCII in hexadecimal
 		}
 	}
 	return d.String()
+}
+
+// foldValue folds case where two letters are each other's only other case (the Kelvin sign is no k), and runs of spaces.
+func foldValue(s string) string {
+	s = strings.Join(strings.FieldsFunc(s, func(r rune) bool { return r == ' ' }), " ")
+	return strings.Map(func(r rune) rune {
+		if l := unicode.ToLower(r); unicode.ToUpper(l) == r {
+			return l
+		}
+		return r
+	}, s)
 }
 
 // foldText writes a text so that its spellings are one to most rules of matching (RFC 4518): case, blanks, forms of characters.

@@ -132,6 +132,15 @@ func TestFoldDN(t *testing.T) {
 	if foldDN(`CN=a\,OU\=People,DC=example`) == foldDN(`CN=a,OU=People,DC=example`) {
 		t.Error("an escaped comma was taken for one that separates")
 	}
+	// Active Directory and Samba have entries of both names beside each other.
+	for _, other := range []string{"admin①", "ａdmin1", "admin¹", "admin\u20091", "admın1"} {
+		if foldDN("cn="+other+",dc=example") == foldDN("cn=admin1,dc=example") {
+			t.Errorf("%s was taken for admin1", other)
+		}
+	}
+	if foldDN("cn=\u212aube,dc=example") == foldDN("cn=kube,dc=example") {
+		t.Error("the Kelvin sign was taken for a k")
+	}
 }
 
 func TestDomainOf(t *testing.T) {

@@ -27,17 +27,28 @@ func (c *Connector) NeedsTicket() bool {
 // NegotiateRefused, whose cause is a *spnego.Refusal, for a ticket that is not accepted; NotAllowed for a user whom the directory, or this connector's part of it,
 // does not have; else why a user with a good ticket is kept out, such as a state of the account.
 func (c *Connector) Negotiate(ctx context.Context, token []byte) (id connectors.Identity, reply []byte, err error) {
-	return c.kerberos.negotiate(token, func(name string) (connectors.Identity, error) {
-		a, err := c.Find(ctx, name)
+	return c.kerberos.negotiate(token, func(p spnego.Principal) (connectors.Identity, error) {
+		a, err := c.Find(ctx, c.kerberos.acceptor.Username(p))
 		if err != nil {
 			return connectors.Identity{}, err
+		}
+		if !c.issuedTo(a, p) {
+			return connectors.Identity{}, refuse(connectors.NotAllowed, errOtherAccount)
 		}
 		return c.Identify(ctx, a)
 	})
 }
 
+// issuedTo reports whether a ticket was issued to the account that has its name now. Active Directory tells, and does not give identifiers again: a name may have
+// become another one's while the ticket is good, or be one's at the KDC and another one's in the search.
+func (c *Connector) issuedTo(a *Account, p spnego.Principal) bool {
+	return !c.settings.activeDirectory() || a.entry == nil || p.SID != "" && p.SID == a.entry.value("objectSid", maxID)
+}
+
+var errOtherAccount = errors.New("the ticket was issued to another account than the one that has its name, or does not tell which: its PAC names no such objectSid")
+
 // negotiate is Negotiate with the directory as an argument.
-func (k *kerberos) negotiate(token []byte, identify func(name string) (connectors.Identity, error)) (connectors.Identity, []byte, error) {
+func (k *kerberos) negotiate(token []byte, identify func(spnego.Principal) (connectors.Identity, error)) (connectors.Identity, []byte, error) {
 	if k.acceptor == nil {
 		return connectors.Identity{}, nil, &connectors.Refusal{Reason: connectors.NegotiateRefused, Err: errNoKerberos}
 	}
@@ -45,7 +56,7 @@ func (k *kerberos) negotiate(token []byte, identify func(name string) (connector
 	if err != nil {
 		return connectors.Identity{}, nil, &connectors.Refusal{Reason: connectors.NegotiateRefused, Err: err}
 	}
-	id, err := identify(k.acceptor.Username(p))
+	id, err := identify(p)
 	var no *connectors.Refusal
 	switch {
 	case err == nil:

@@ -156,7 +156,7 @@ func TestTicketOutlivesTheAccount(t *testing.T) {
 	s := peers.Samba(t, peers.SambaOptions{})
 	c := openDomain(t, domainConfig(t, s, spnego.Config{}), nil)
 	users := map[string]*person{}
-	for _, u := range []string{"u01", "u02", "u03", "u04", "u05"} {
+	for _, u := range []string{"u01", "u02", "u03", "u04", "u05", "u06"} {
 		users[u] = signedIn(t, s, u)
 		if _, _, err := c.Negotiate(t.Context(), users[u].token()); err != nil {
 			t.Fatalf("%s: %v", u, err)
@@ -166,7 +166,10 @@ func TestTicketOutlivesTheAccount(t *testing.T) {
 	s.Replace(t, "u02", "accountExpires", "116445600000000000") // 2 January 1970
 	s.Move(t, "u03", "Elsewhere")
 	s.Delete(t, "u04")
-	for u, want := range map[string]string{"u01": "account-disabled", "u02": "account-expired", "u03": "not-allowed", "u04": "not-allowed", "u05": "ok"} {
+	s.Replace(t, "u06", "userPrincipalName", "renamed@ad.example.test")
+	s.Replace(t, "u06", "sAMAccountName", "renamed")
+	s.Replace(t, "u07", "sAMAccountName", "u06") // somebody else
+	for u, want := range map[string]string{"u01": "account-disabled", "u02": "account-expired", "u03": "not-allowed", "u04": "not-allowed", "u05": "ok", "u06": "not-allowed"} {
 		if _, _, err := c.Negotiate(t.Context(), users[u].token()); outcome(err) != want {
 			t.Errorf("%s: got %v, want %s", u, err, want)
 		}

@@ -43,8 +43,8 @@ func TestTicketLeadsToAnAccount(t *testing.T) {
 				r.Realm = tt.realm
 			}
 			asked := ""
-			id, reply, err := (&kerberos{a}).negotiate(kdc.Token(r).Bytes, func(name string) (connectors.Identity, error) {
-				asked = name
+			id, reply, err := (&kerberos{a}).negotiate(kdc.Token(r).Bytes, func(p spnego.Principal) (connectors.Identity, error) {
+				asked = a.Username(p)
 				return connectors.Identity{UserID: "1"}, tt.found
 			})
 			var no *connectors.Refusal
@@ -71,5 +71,34 @@ func TestWithoutKerberosNoTicketIsTaken(t *testing.T) {
 	var no *connectors.Refusal
 	if !errors.As(err, &no) || no.Reason != connectors.NegotiateRefused {
 		t.Errorf("got %v", err)
+	}
+}
+
+func TestTicketOfAnotherAccount(t *testing.T) {
+	t.Parallel()
+	const sid = "S-1-5-21-1-2-3-1104"
+	raw, ok := sidBytes(sid)
+	if !ok {
+		t.Fatal("no SID")
+	}
+	with := &Account{entry: &entry{attributes: map[string][][]byte{"objectsid": {raw}}}}
+	without := &Account{entry: &entry{}}
+	for _, tt := range []struct {
+		preset, sid string
+		a           *Account
+		want        bool
+	}{
+		{presetAD, sid, with, true},
+		{presetAD, sid + "5", with, false},
+		{presetAD, "", with, false},
+		{presetAD, sid, without, false},
+		{presetAD, "", without, false},
+		{presetOpenLDAP, "", without, true},
+		{"", "", without, true},
+	} {
+		c := &Connector{settings: &settings{config: config{Preset: tt.preset}}}
+		if got := c.issuedTo(tt.a, spnego.Principal{Name: "alice", SID: tt.sid}); got != tt.want {
+			t.Errorf("preset %q, ticket of %q: got %v, want %v", tt.preset, tt.sid, got, tt.want)
+		}
 	}
 }

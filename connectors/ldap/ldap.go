@@ -31,7 +31,8 @@ type Connector struct {
 	log        *slog.Logger
 	attributes []string // that are asked for of a user
 	facts      atomic.Pointer[facts]
-	failed     durations // of binds with a wrong password
+	asked      chan struct{} // closed once the directory was asked for the facts; nil: it never is
+	failed     durations     // of binds with a wrong password
 	stop       context.CancelFunc
 	background sync.WaitGroup
 	kerberos   kerberos
@@ -43,7 +44,7 @@ func Open(raw []byte, o Options) (*Connector, error) {
 	if err != nil {
 		return nil, fmt.Errorf("ldap: %w", err)
 	}
-	c := &Connector{settings: s, now: o.Now, log: o.Log, attributes: s.userAttributes()}
+	c := &Connector{settings: s, now: o.Now, log: o.Log, attributes: s.userAttributes(), asked: make(chan struct{})}
 	if c.now == nil {
 		c.now = time.Now
 	}
@@ -187,7 +188,7 @@ func (c *Connector) identify(ctx context.Context, a *Account, byPassword bool) (
 		if err != nil {
 			return connectors.Identity{}, notKnown(err)
 		}
-		if again == nil {
+		if again == nil || c.keyOf(again) != a.key {
 			return connectors.Identity{}, refuse(connectors.Gone, errors.New("ldap: the entry is not there any more"))
 		}
 		e = again

@@ -98,11 +98,11 @@ func (s *settings) admits(groups []string) bool {
 // Lookup asks who the users of these ids are now, in few requests for all of them. The answers are in the same order. An error means
 // that the directory could not be asked.
 func (c *Connector) Lookup(ctx context.Context, userIDs []string) ([]connectors.Answer, error) {
-	found, err := c.byID(ctx, userIDs)
+	found, unread, err := c.byID(ctx, userIDs)
 	if err != nil {
 		return nil, notKnown(err)
 	}
-	if len(found) == 0 && len(userIDs) > 0 { // all of them gone, or the service account's right to see them
+	if len(found) == 0 && len(unread) == 0 && len(userIDs) > 0 { // all of them gone, or the service account's right to see them
 		base, err := c.one(ctx, c.settings.UserSearch.BaseDN, "1.1")
 		if err == nil && base == nil {
 			err = fmt.Errorf("ldap: userSearch.baseDN %q cannot be read, so that nobody is found: check it, and the rights of bindDN", c.settings.UserSearch.BaseDN)
@@ -116,6 +116,8 @@ func (c *Connector) Lookup(ctx context.Context, userIDs []string) ([]connectors.
 	var at []int // the places of their users
 	for i, id := range userIDs {
 		switch list := found[id]; {
+		case unread[id] != nil:
+			answers[i].Err = notKnown(unread[id])
 		case len(list) == 0:
 			answers[i].Err = refuse(connectors.Gone, errors.New("ldap: no entry has this id"))
 		case len(list) > 1:
@@ -130,51 +132,104 @@ func (c *Connector) Lookup(ctx context.Context, userIDs []string) ([]connectors.
 			entries, at = append(entries, list[0]), append(at, i)
 		}
 	}
-	known, err := c.identities(ctx, entries)
+	places := make([]int, len(entries)) // in entries and at
+	for n := range places {
+		places[n] = n
+	}
+	err = apart(places, new(maxApart), func(some []int) error {
+		list := make([]*entry, len(some))
+		for i, n := range some {
+			list[i] = entries[n]
+		}
+		known, err := c.identities(ctx, list)
+		for i, a := range known {
+			answers[at[some[i]]] = a
+		}
+		return err
+	}, func(n int, err error) { answers[at[n]].Err = notKnown(err) })
 	if err != nil {
 		return nil, notKnown(err)
-	}
-	for n, a := range known {
-		answers[at[n]] = a
 	}
 	return answers, nil
 }
 
-// byID finds the entries of users, by their ids.
-func (c *Connector) byID(ctx context.Context, ids []string) (map[string][]*entry, error) {
-	u := &c.settings.UserSearch
+// maxApart is how many answers may be of no use in one Lookup: beyond it they are not one user's doing.
+const maxApart = 64
+
+// unusable reports whether a search failed by what was found: other entries may well be read.
+func unusable(err error) bool { return errors.Is(err, errAnswer) || errors.Is(err, errTooMany) }
+
+// apart does something with a list, and where the answer is of no use, with its halves: what is in one user's entry keeps nobody else out. alone is called
+// with each one for which it is of no use. left is how often that may be.
+func apart[T any](list []T, left *int, do func([]T) error, alone func(T, error)) error {
+	err := do(list)
+	if !unusable(err) || *left == 0 {
+		return err
+	}
+	*left--
+	if len(list) == 1 {
+		alone(list[0], err)
+		return nil
+	}
+	for _, half := range [][]T{list[:len(list)/2], list[len(list)/2:]} {
+		if err := apart(half, left, do, alone); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// byID finds the entries of users, by their ids. unread are those that could not be read, and why.
+func (c *Connector) byID(ctx context.Context, ids []string) (found map[string][]*entry, unread map[string]error, err error) {
 	attribute, err := c.idAttribute(ctx)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	wanted := map[string]bool{}
-	var filters []string
+	filters := map[string]string{} // by id
+	var wanted []string
 	for _, id := range ids {
-		if wanted[id] || id == "" || sound(id, maxDN) == "" {
+		if filters[id] != "" || id == "" || sound(id, maxDN) == "" {
 			continue
 		}
 		if f := equals(attribute, id); f != "" {
-			wanted[id] = true
-			filters = append(filters, f)
+			filters[id] = f
+			wanted = append(wanted, id)
 		}
 	}
-	found := map[string][]*entry{}
-	for chunk := range slices.Chunk(filters, batch) {
-		entries, err := c.client.search(ctx, query{
-			base: u.BaseDN, scope: c.settings.userScope, filter: allOf(u.Filter, anyOf(chunk)), attributes: c.attributes, limit: 4 * batch,
-		})
-		if err != nil {
-			return nil, err
-		}
-		for _, e := range entries {
-			id := e.value(u.IDAttr, maxID) // the first value, which is the one of a sign-in
-			again := slices.ContainsFunc(found[id], func(o *entry) bool { return o.dn == e.dn })
-			if wanted[id] && e.dn != "" && !again {
-				found[id] = append(found[id], e)
+	found, unread = map[string][]*entry{}, map[string]error{}
+	left := maxApart
+	for chunk := range slices.Chunk(wanted, batch) {
+		err := apart(chunk, &left, func(some []string) error {
+			list := make([]string, len(some))
+			for i, id := range some {
+				list[i] = filters[id]
 			}
+			return c.readUsers(ctx, anyOf(list), filters, found)
+		}, func(id string, err error) { unread[id] = err })
+		if err != nil {
+			return nil, nil, err
 		}
 	}
-	return found, nil
+	return found, unread, nil
+}
+
+// readUsers adds the entries that a filter fits to those that are found, by the wanted ids.
+func (c *Connector) readUsers(ctx context.Context, filter string, wanted map[string]string, found map[string][]*entry) error {
+	u := &c.settings.UserSearch
+	entries, err := c.client.search(ctx, query{
+		base: u.BaseDN, scope: c.settings.userScope, filter: allOf(u.Filter, filter), attributes: c.attributes, limit: 4 * batch,
+	})
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		id := e.value(u.IDAttr, maxID) // the first value, which is the one of a sign-in
+		again := slices.ContainsFunc(found[id], func(o *entry) bool { return o.dn == e.dn })
+		if wanted[id] != "" && e.dn != "" && !again {
+			found[id] = append(found[id], e)
+		}
+	}
+	return nil
 }
 
 // idAttribute is the attribute by which an id is searched for.

@@ -145,7 +145,8 @@ func (m *mistakes) groups(s *settings) {
 	if g.BaseDN != "" {
 		m.dn("groupSearch.baseDN", g.BaseDN)
 	} else if s.Preset != "" {
-		m.add("groupSearch.baseDN", "is missing: set it to where your groups are, or set domain")
+		said := m.at["domain"] || m.at["userSearch.baseDN"] || m.at["preset"] && s.Domain != ""
+		m.addUnless(said, "groupSearch.baseDN", "is missing: set it to where your groups are, or set domain")
 	}
 	m.enum("groupSearch.value", g.Value, valueName, valueDN, valueSID)
 	m.enum("groupSearch.nested", g.Nested, "", nestedNone, nestedWalk, nestedChain, nestedTokens)
@@ -212,7 +213,7 @@ func (m *mistakes) nested(s *settings) {
 		m.add("groupSearch.nested", "%s is for preset: activedirectory; want walk or none", g.Nested)
 	case ad && g.Nested != "" && len(s.matchers) > 0 && g.Nested != nestedNone:
 		m.add("groupSearch.nested", "%s finds the groups by itself: remove userMatchers", g.Nested)
-	case g.Nested == nestedWalk && len(s.matchers) == 0 && !s.byMemberOf():
+	case g.Nested == nestedWalk && len(s.matchers) == 0 && !s.byMemberOf() && !m.at["groupSearch.baseDN"]:
 		m.add("groupSearch.nested", "has nothing to start from: set userMatchers, or preset")
 	}
 	if !ad && g.PrimaryGroup != nil && *g.PrimaryGroup {

@@ -217,6 +217,9 @@ func (f *finding) ask(ctx context.Context, req *ldapv3.SearchRequest, entries in
 	if errors.Is(err, errFlood) {
 		return nil, fmt.Errorf("%w: at most %d: %w", errTooMany, entries, err)
 	}
+	if errors.Is(err, errLarge) {
+		return nil, fmt.Errorf("%w: %w", errAnswer, err)
+	}
 	if err != nil && answered(err) {
 		to := referralsOf(err)
 		if err = cleanError(err); to != nil {

@@ -439,6 +439,36 @@ func TestSlapdTwins(t *testing.T) {
 	sameAsLookup(t, c, alice)
 }
 
+// Whoever may set an own mail address neither takes another one's user name nor keeps its owner out.
+func TestSlapdMailIsAnothersName(t *testing.T) {
+	t.Parallel()
+	s := peers.Slapd(t, peers.SlapdOptions{Users: 20})
+	admin := s.Admin(t)
+	mail := func(uid, value string) {
+		m := ldapv3.NewModifyRequest(s.UserDN(uid), nil)
+		m.Replace("mail", []string{value})
+		if err := admin.Modify(m); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c := open(t, openLDAP(s))
+	bob := mustSignIn(t, c, "bob", s.Password)
+	for n := range 12 {
+		mail(userNumber(n), "bob")
+		if a := find(t, c, "bob"); a.Key() != "user:"+bob.UserID {
+			t.Fatalf("got the account %q with %d mail addresses of that name, want bob's", a.Key(), n)
+		}
+	}
+	if id := mustSignIn(t, c, userNumber(1), s.Password); id.UserID == bob.UserID || id.Email != "bob" {
+		t.Errorf("got %+v, want u01 with the mail address", id)
+	}
+	mail(userNumber(1), "twin@example.com")
+	mail(userNumber(2), "twin@example.com")
+	if a := find(t, c, "twin@example.com"); a.entry != nil {
+		t.Errorf("an address of two got the account %q", a.Key())
+	}
+}
+
 // A base that cannot be read is no reason to end every session.
 func TestSlapdNoBase(t *testing.T) {
 	t.Parallel()

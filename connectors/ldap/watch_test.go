@@ -153,6 +153,21 @@ func TestNoWatch(t *testing.T) {
 	}
 }
 
+// While the service account may not bind, nothing is known: neither that the directory tells of no changes, nor that it locks no accounts.
+func TestServiceAccountRefused(t *testing.T) {
+	dir := peers.Slapd(t, peers.SlapdOptions{})
+	c := open(t, openLDAP(dir).with(block{"bindPW": "old-secret"}))
+	if err := c.Watch(waiting(t), func(connectors.Change) {}); err == nil || errors.Is(err, ErrNoWatch) {
+		t.Errorf("the watch ends with %v, want one that is tried again", err)
+	}
+	if f, err := c.learn(waiting(t)); err == nil {
+		t.Errorf("learned %+v, want an error", f)
+	}
+	if c.facts.Load() != nil {
+		t.Error("it is kept that nothing is known")
+	}
+}
+
 func TestWatchActiveDirectory(t *testing.T) {
 	s := peers.Samba(t, peers.SambaOptions{})
 	config := block{"preset": "activedirectory", "host": s.Host, "rootCA": s.CA, "domain": "ad.example.test", "bindDN": s.ServiceDN, "bindPW": s.ServicePassword}

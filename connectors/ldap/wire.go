@@ -24,6 +24,7 @@ const (
 var (
 	errFlood   = errors.New("ldap: the directory sends more than was asked for")
 	errGarbage = errors.New("ldap: the directory does not speak LDAP")
+	errLarge   = errors.New("ldap: a message that is larger than is read") // an entry may be, by the doing of whoever writes to it
 )
 
 // A wire is a connection as go-ldap reads it. Only whole messages that look like LDAP come through, none larger than go-ldap takes well, and for each request
@@ -84,7 +85,7 @@ func (w *wire) Read(b []byte) (int, error) {
 			err = errFlood
 		}
 		if err != nil {
-			if errors.Is(err, errFlood) || errors.Is(err, errGarbage) {
+			if errors.Is(err, errFlood) || errors.Is(err, errGarbage) || errors.Is(err, errLarge) {
 				w.mu.Lock()
 				w.fault = err
 				w.mu.Unlock()
@@ -121,8 +122,10 @@ func readMessage(r io.Reader, most func() int64) ([]byte, error) {
 	switch {
 	case !ok:
 		return nil, fmt.Errorf("%w: the length of a message begins with %#x", errGarbage, head[1])
+	case length > maxBytes:
+		return nil, fmt.Errorf("%w: a message of %d bytes", errGarbage, length)
 	case length > maxMessage:
-		return nil, fmt.Errorf("%w: a message of %d bytes, at most %d are read", errGarbage, length, maxMessage)
+		return nil, fmt.Errorf("%w: %d bytes, at most %d are read", errLarge, length, maxMessage)
 	case int64(length) > most():
 		return nil, errFlood
 	}
@@ -162,7 +165,7 @@ func checkElements(b []byte, left, depth int) (int, error) {
 	}
 	for len(b) > 0 {
 		if left--; left < 0 {
-			return 0, fmt.Errorf("%w: a message of more than %d elements", errGarbage, maxElements)
+			return 0, fmt.Errorf("%w: more than %d elements", errLarge, maxElements)
 		}
 		e, rest, err := element(b)
 		if err != nil {

@@ -51,7 +51,10 @@ func (r *Refusal) Unwrap() error { return r.Err }
 var errNTLM = errors.New("the browser sent NTLM, since it got no Kerberos ticket for this host: look at its SPN, DNS name and policy")
 
 // A Principal is a user of a realm.
-type Principal struct{ Name, Realm string }
+type Principal struct {
+	Name, Realm string
+	SID         string // of the account, such as S-1-5-21-1-2-3-1104; "" if the KDC does not tell, as those other than Active Directory
+}
 
 func (p Principal) String() string { return p.Name + "@" + p.Realm }
 
@@ -196,12 +199,17 @@ func (a *Acceptor) who(req *apReq) (Principal, error) {
 	}
 	name := t.CName.NameString[0]
 	switch {
-	case name == "" || len(name) > maxName || strings.ContainsRune(name, '@') || !printable(name):
+	case name == "" || len(name) > maxName || strings.ContainsAny(name, `@\`) || !printable(name), strings.Join(strings.Fields(name), " ") != name:
+		// A directory would take what is before a backslash for a domain, and does not see blanks: the name would be another one's.
 		return Principal{}, &Refusal{NotAUser, errors.New("the ticket's user has a name that no directory knows")}
 	case strings.HasSuffix(name, "$"):
 		return Principal{}, &Refusal{NotAUser, fmt.Errorf("the ticket is of a computer: %q", name)}
 	}
-	return Principal{Name: name, Realm: t.CRealm}, nil
+	sid, err := accountOf(t.AuthorizationData)
+	if err != nil {
+		return Principal{}, &Refusal{Malformed, err}
+	}
+	return Principal{Name: name, Realm: t.CRealm, SID: sid}, nil
 }
 
 // ofOurs reports whether users of a realm are accepted: those of expectedRealm, else those of the keytab's realms. A realm that one of them trusts

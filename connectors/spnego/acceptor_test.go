@@ -66,7 +66,7 @@ func TestTicketIsAccepted(t *testing.T) {
 				tt.change(&r)
 			}
 			p, _, err := a.Accept(k.Token(r).Bytes)
-			if want := (Principal{"alice", r.Realm}); err != nil || p != want {
+			if want := (Principal{"alice", r.Realm, ""}); err != nil || p != want {
 				t.Fatalf("got %v, %v, want %v", p, err, want)
 			}
 		})
@@ -96,6 +96,10 @@ func TestTicketIsRefused(t *testing.T) {
 		"of a service":                                {service, func(r *spnegotest.Request) { r.User = "HTTP/evil.test" }, NotAUser},
 		"of a computer":                               {service, func(r *spnegotest.Request) { r.User = "PC1$" }, NotAUser},
 		"of a user with a realm in the name":          {service, func(r *spnegotest.Request) { r.User = "alice@corp.test" }, NotAUser},
+		"of a user with a domain in the name":         {service, func(r *spnegotest.Request) { r.User = `CORP\alice` }, NotAUser},
+		"of a user with a blank before the name":      {service, func(r *spnegotest.Request) { r.User = " alice" }, NotAUser},
+		"of a user with a blank after the name":       {service, func(r *spnegotest.Request) { r.User = "alice " }, NotAUser},
+		"of a user with two blanks in the name":       {service, func(r *spnegotest.Request) { r.User = "al  ice" }, NotAUser},
 		"of a user with a line break":                 {service, func(r *spnegotest.Request) { r.User = "alice\r\nkubeflow-userid: root" }, NotAUser},
 		"of a user with a NUL":                        {service, func(r *spnegotest.Request) { r.User = "alice\x00" }, NotAUser},
 		"of a user without a name":                    {service, func(r *spnegotest.Request) { r.User = "" }, NotAUser},
@@ -164,7 +168,7 @@ func TestTamperedTokenIsRefused(t *testing.T) {
 		bad[i] ^= 0x55
 		p, _, err := a.Accept(bad)
 		// What is not signed may change as long as the user does not: the numbers of protocols that nobody needs.
-		if err == nil && p != (Principal{"alice", spnegotest.Realm}) {
+		if err == nil && p != (Principal{"alice", spnegotest.Realm, ""}) {
 			t.Fatalf("byte %d changed: accepted as %v", i, p)
 		}
 		if err == nil {
@@ -313,7 +317,7 @@ func TestUsername(t *testing.T) {
 		"": "alice", "localpart": "alice", "sAMAccountName": "alice", "userPrincipalName": "alice@AD.EXAMPLE.TEST", "USERPRINCIPALNAME": "alice@AD.EXAMPLE.TEST",
 	} {
 		a, _ := accepting(t, k, Config{UsernameFromPrincipal: mapping})
-		if got := a.Username(Principal{"alice", spnegotest.Realm}); got != want {
+		if got := a.Username(Principal{"alice", spnegotest.Realm, ""}); got != want {
 			t.Errorf("%q: %q, want %q", mapping, got, want)
 		}
 	}
@@ -339,7 +343,7 @@ func FuzzAccept(f *testing.F) {
 		a.replays.current, a.replays.last = nil, nil
 		p, reply, err := a.Accept(token)
 		if err == nil {
-			if p != (Principal{"alice", spnegotest.Realm}) {
+			if p != (Principal{"alice", spnegotest.Realm, ""}) {
 				t.Fatalf("accepted as %v", p)
 			}
 			return

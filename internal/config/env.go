@@ -117,7 +117,7 @@ func (w *jsonWriter) write(n *yaml.Node, path string, secret bool) {
 		for key, value := range pairs(n) {
 			w.WriteString(sep)
 			w.key(key, secret)
-			w.write(value, child(path, key), secret || secretKey.MatchString(key))
+			w.write(value, child(path, key), secret || secretKey.MatchString(key) && key != "keytabPath") // which is the path alone
 			sep = ","
 		}
 		w.WriteByte('}')
@@ -164,7 +164,7 @@ func (w *jsonWriter) scalar(n *yaml.Node, path string, secret bool) {
 	default:
 		w.errorf(path, "want text, a number, or true or false, got %s", kindOf(n))
 	}
-	if secret && tag != "!!null" && tag != "!!bool" {
+	if secret && tag != "!!null" && tag != "!!bool" && text != "true" && text != "false" { // in quotes by mistake: fallbackToPassword
 		w.secrets.add(text, redacted)
 	}
 }

@@ -3,6 +3,7 @@ package config
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"strings"
@@ -167,5 +168,25 @@ func TestKeySpellings(t *testing.T) {
 	}
 	if _, problems = parseKeys(bytes.Repeat([]byte("#"), maxKeyFile+1)); len(problems) != 1 {
 		t.Errorf("got %v, want that the file is too large", problems)
+	}
+}
+
+// The path of a keytab is told: whoever reads the message looks for the file.
+func TestKeytabPathIsTold(t *testing.T) {
+	opts := testOptions()
+	opts.Connector = func(_ string, config []byte) error { return fmt.Errorf("no file: %s", config) }
+	_, _, err := Parse("g.yaml", []byte(head+"connectors:\n- {type: ldap, id: a, name: A, config: {kerberos: {keytabPath: /etc/http.keytab}, clientKey: hunter22}}\n"), opts)
+	if err == nil || !strings.Contains(err.Error(), "/etc/http.keytab") || strings.Contains(err.Error(), "hunter22") {
+		t.Errorf("got %v, want the path of the keytab, and nothing else that may be secret", err)
+	}
+}
+
+// A truth value in quotes is no secret, though the key has a password in its name: the message says what to write.
+func TestTruthIsNoSecret(t *testing.T) {
+	opts := testOptions()
+	opts.Connector = func(string, []byte) error { return errors.New("write true or false without quotes") }
+	_, _, err := Parse("g.yaml", []byte(head+"connectors:\n- {type: ldap, id: a, name: A, config: {kerberos: {fallbackToPassword: \"true\"}}}\n"), opts)
+	if err == nil || !strings.Contains(err.Error(), "write true or false without quotes") {
+		t.Errorf("got %v, want what to write", err)
 	}
 }

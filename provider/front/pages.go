@@ -29,6 +29,8 @@ func (f *Front) page(w http.ResponseWriter, r *http.Request, q *request, door *i
 		v.Action, v.Prompt = f.loginPath(door.ID, q), door.Prompt()
 		if door.Type == dexconnectors.LocalConnector { // its prompt is English
 			v.Prompt, v.Email = "", true
+		} else if severalForms(doors) {
+			v.Way = door.Name
 		}
 		v.OfferRemember, v.Remember = f.RememberMe, st.remember
 		if target := f.target(q); target != "" {
@@ -38,6 +40,17 @@ func (f *Front) page(w http.ResponseWriter, r *http.Request, q *request, door *i
 	p := f.Pages.SignIn(f.Pages.Language(r.Header.Get("Accept-Language")), v)
 	p.Status = st.status
 	p.ServeHTTP(w, r)
+}
+
+// severalForms reports whether a form alone does not say whose passwords it takes.
+func severalForms(doors []*identity.Door) bool {
+	forms := 0
+	for _, d := range doors {
+		if d.Kind == identity.Password {
+			forms++
+		}
+	}
+	return forms > 1
 }
 
 // failureOf is what the page says about a refusal: no more than its reason, and of an account nothing before its password was right.

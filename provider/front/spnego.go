@@ -8,7 +8,6 @@ import (
 	"net/http"
 	"slices"
 	"strings"
-	"time"
 
 	"gatehouse/connectors"
 	"gatehouse/connectors/spnego"
@@ -135,12 +134,14 @@ func (f *Front) refuseTicket(w http.ResponseWriter, r *http.Request, q *request,
 	}
 	st := pageState{status: http.StatusOK, reason: no.Reason, remember: f.Remembered}
 	switch {
+	case no.Reason == connectors.NegotiateRefused:
 	case no.Reason.Untold(): // nobody has typed anything that could be wrong
 		st.reason = ""
-	case no.Reason == connectors.Busy, no.Reason == connectors.Unavailable:
-		st.status, st.wait = http.StatusServiceUnavailable, max(no.RetryAfter, time.Second)
-		w.Header().Set("Retry-After", seconds(st.wait))
-	case door.NeedsTicket():
+	default:
+		st.status, st.wait = answerTo(no)
+		retryAfter(w, st.wait)
+	}
+	if st.status == http.StatusOK && door.NeedsTicket() {
 		st.status = http.StatusForbidden
 	}
 	f.withoutTicket(w, r, q, door, st)

@@ -211,6 +211,9 @@ func (s *source) note(err error) {
 	}
 	s.retry = s.live.nowMilli() + backOff(s.failures, firstRetry, lastRetry).Milliseconds()
 	s.failures++
+	if no, ok := errors.AsType[*connectors.Refusal](err); ok && no.Err != nil {
+		err = no.Err // nobody signs in here
+	}
 	if !was && s.live.ctx.Err() == nil {
 		s.live.Log.Warn("connector cannot be asked who its users are now: what it said last serves for a while", "connector", s.connector, "error", err)
 	}

@@ -422,7 +422,7 @@ func TestOutage(t *testing.T) {
 		all := []client{d.signIn("ldap", "ada"), d.signIn("ldap", "eve"), d.signIn("ldap", "bob")}
 		late, idle := d.signIn("other", "zoe"), d.signIn("ldap", "idle")
 		start := time.Now()
-		b.err = errors.New("connection refused")
+		b.err = &connectors.Refusal{Reason: connectors.Unavailable, Err: errors.New("connection refused")}
 		for time.Since(start) < 15*time.Minute {
 			for _, c := range all {
 				c.wantServed(t, fmt.Sprint("the last answer is good at ", time.Since(start)))
@@ -434,6 +434,9 @@ func TestOutage(t *testing.T) {
 		late.wantWaited(t, "a user of another connector")
 		if got := strings.Count(d.logged(), "cannot be asked"); got != 1 {
 			t.Errorf("the log has it %d times, want once:\n%s", got, d.logged())
+		}
+		if strings.Contains(d.logged(), "sign-in") {
+			t.Errorf("nobody signs in here: %s", d.logged())
 		}
 		if got := b.count(); got < 20 || got > 120 {
 			t.Errorf("got %d Lookups in a quarter of an hour, want them with a pause between", got)

@@ -18,7 +18,8 @@ const (
 	lookForDoors   = 5 * time.Second // connectors open whenever they can
 	firstRewatch   = time.Second
 	lastRewatch    = time.Minute
-	watchedMeansUp = 2 * time.Second // a watch that has lasted so long, or has told something, works
+	watchedMeansUp = 2 * time.Second  // a watch that has lasted so long, or has told something, works
+	watchedIsNews  = 10 * time.Second // one that has lasted so long is in the log, after one that failed
 )
 
 // Watch watches the connectors of the current doors that tell of changes, until ctx ends. It looks at the doors again when
@@ -79,20 +80,26 @@ func (l *Live) watch(ctx context.Context, connector string, w Watcher) {
 	state := &watchState{}
 	l.metrics.watch(connector, state)
 	defer l.metrics.unwatch(connector, state)
-	said := false
+	var said atomic.Bool // that it does not work
 	for failures := 0; ; failures++ {
 		start := time.Now()
 		state.begin(start)
+		again := time.AfterFunc(watchedIsNews, func() {
+			if state.told.Load() && said.CompareAndSwap(true, false) {
+				l.Log.InfoContext(ctx, "connector tells of changes again", "connector", connector)
+			}
+		})
 		err := l.watchOnce(ctx, connector, w, state)
+		again.Stop()
 		up := state.end(time.Now())
 		if ctx.Err() != nil || errors.Is(err, ldap.ErrNoWatch) {
 			return
 		}
 		if time.Since(start) > lastRewatch {
-			failures, said = 0, false
+			failures = 0
+			said.Store(false)
 		}
-		if !said {
-			said = true
+		if said.CompareAndSwap(false, true) {
 			l.Log.WarnContext(ctx, "connector does not tell of changes now: they are seen when users are asked about", "connector", connector, "worked", up, "error", err)
 		}
 		if !sleep(ctx, backOff(failures, firstRewatch, lastRewatch)) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -219,6 +220,31 @@ func TestWatchThatBreaks(t *testing.T) {
 		time.Sleep(time.Hour)
 		if n := w.watches.Load(); n != 1 || d.logged() != "" {
 			t.Errorf("a directory that does not tell of changes was asked %d times to, and the log says %q", n, d.logged())
+		}
+	})
+}
+
+// The log has a line when a watch fails, and one when it works again.
+func TestWatchThatComesBack(t *testing.T) {
+	watched(t, func(w *watching) func(context.Context, func(connectors.Change)) error {
+		return func(ctx context.Context, f func(connectors.Change)) error {
+			n := w.watches.Load()
+			if n > 1 && n < 5 {
+				return errors.New("connection refused")
+			}
+			f(connectors.Change{})
+			if n == 5 {
+				return errors.New("connection reset")
+			}
+			ctx, cancel := context.WithTimeout(ctx, map[bool]time.Duration{true: 20 * time.Second, false: time.Hour}[n == 1])
+			defer cancel()
+			<-ctx.Done()
+			return ctx.Err()
+		}
+	}, func(t *testing.T, d *desk, w *watching, _ func(*Doors)) {
+		time.Sleep(30 * time.Minute)
+		if fails, works := strings.Count(d.logged(), "does not tell of changes now"), strings.Count(d.logged(), "tells of changes again"); fails != 1 || works != 1 {
+			t.Errorf("the log has %d lines of the failure and %d of its end, want one of each:\n%s", fails, works, d.logged())
 		}
 	})
 }
