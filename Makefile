@@ -31,6 +31,7 @@ test:
 	$(MAKE) lint
 	$(MAKE) build
 	$(static) go build -o bin/gotest ./test/tools/gotest
+	cd test/deploy/render && $(product) ../../../bin/gotest -pgo=off ./... # a module of its own: kustomize and Helm
 	CGO_ENABLED=1 $(product) bin/gotest $(race) -shuffle=on ./... \
 		$(if $(benchmarks),-- $(race) -run '^$$' -bench . -benchtime 1x $(benchmarks))
 

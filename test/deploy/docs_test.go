@@ -60,7 +60,7 @@ func shell(t *testing.T, dir, bin, script string) {
 
 func program(t *testing.T, bin, name, script string) {
 	t.Helper()
-	if err := os.WriteFile(filepath.Join(bin, name), []byte("#!/bin/sh\n"+script), 0o700); err != nil { // #nosec G306 -- a program
+	if err := os.WriteFile(filepath.Join(bin, name), []byte("#!/bin/bash\n"+script), 0o700); err != nil { // #nosec G306 -- a program
 		t.Fatal(err)
 	}
 }
@@ -69,6 +69,7 @@ func program(t *testing.T, bin, name, script string) {
 func TestInstallNames(t *testing.T) {
 	dir, bin := copyOfDeploy(t)
 	shell(t, dir, bin, block(t, "sed -i 's#istio-system/gateway#"))
+	noNamesLeft(t, filepath.Join(dir, "deploy"))
 	list := objects(t, filepath.Join(dir, "deploy", "overlays", "istio"))
 	file := parse(t, find(t, list, "ConfigMap").text("data.gatehouse~1yaml"))
 	for _, tc := range []struct {
@@ -91,7 +92,7 @@ func TestInstallNames(t *testing.T) {
 	}
 }
 
-// TestInstallCheckConfig runs the commands that take the file out of the ConfigMap to check it.
+// TestInstallCheckConfig runs the command that checks the file of the ConfigMap.
 func TestInstallCheckConfig(t *testing.T) {
 	dir, bin := copyOfDeploy(t)
 	if !strings.Contains(block(t, "check-config /gatehouse.yaml"), "mkdir -p files") { // docker would make the folder as root
@@ -99,12 +100,25 @@ func TestInstallCheckConfig(t *testing.T) {
 	}
 	program(t, bin, "docker", `echo "$@" > docker.args`)
 	shell(t, dir, bin, block(t, "check-config /gatehouse.yaml"))
-	if got, want := string(read(t, filepath.Join(dir, "gatehouse.yaml"))), shippedConfigText(t); got != want {
-		t.Errorf("got the file\n%s\nwant\n%s", got, want)
-	}
-	want := fmt.Sprintf("run --rm --user %d:%d -v ", os.Getuid(), os.Getgid()) + dir + "/gatehouse.yaml:/gatehouse.yaml:ro -v " + dir + "/files:/etc/gatehouse:ro image check-config /gatehouse.yaml\n"
+	want := fmt.Sprintf("run --rm --user %d:%d -v ", os.Getuid(), os.Getgid()) + dir + "/deploy/base/gatehouse.yaml:/gatehouse.yaml:ro -v " + dir + "/files:/etc/gatehouse:ro image check-config /gatehouse.yaml\n"
 	if got := string(read(t, filepath.Join(dir, "docker.args"))); got != want {
 		t.Errorf("got docker %s, want %s", got, want)
+	}
+}
+
+// noNamesLeft fails for names of the shipped files that the documents' commands did not replace.
+func noNamesLeft(t *testing.T, deploy string) {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(deploy, "overlays", "*", "*.yaml"))
+	if err != nil || len(files) < 20 {
+		t.Fatalf("found %d files, %v", len(files), err)
+	}
+	for _, file := range append(files, filepath.Join(deploy, "base", "gatehouse.yaml")) {
+		for _, name := range []string{"auth.example.com", "app.example.com", "registry.example.com", "istio-system/gateway", "admin@example.com"} {
+			if strings.Contains(string(read(t, file)), name) {
+				t.Errorf("%s still has %s", file, name)
+			}
+		}
 	}
 }
 
@@ -126,7 +140,7 @@ func TestInstallSecretSource(t *testing.T) {
 	}
 }
 
-// TestInstallMeshProvider runs the commands for the mesh config against a kubectl that keeps what it is told.
+// TestInstallMeshProvider runs the command for the mesh config against a kubectl that keeps what it is told.
 func TestInstallMeshProvider(t *testing.T) {
 	provider := parse(t, string(read(t, repo(t, "deploy", "overlays", "istio", "mesh-provider.yaml"))))
 	shown := parse(t, block(t, "envoyExtAuthzGrpc:\n"))
@@ -143,16 +157,27 @@ func TestInstallMeshProvider(t *testing.T) {
 		t.Errorf("the Helm command has %v, mesh-provider.yaml has %v", helm, want)
 	}
 
+	ours := provider.at("extensionProviders.0")
 	for _, tc := range []struct {
 		name, mesh string
-		want       map[string]any
+		want       map[string]any // nil: nothing is patched
+		fails      bool
 	}{
 		{"no provider yet", "trustDomain: cluster.local\naccessLogFile: /dev/stdout", map[string]any{
-			"trustDomain": "cluster.local", "accessLogFile": "/dev/stdout", "extensionProviders": provider["extensionProviders"],
-		}},
-		{"others are kept", "extensionProviders:\n- name: other", map[string]any{
-			"extensionProviders": []any{map[string]any{"name": "other"}},
-		}},
+			"trustDomain": "cluster.local", "accessLogFile": "/dev/stdout", "extensionProviders": []any{ours},
+		}, false},
+		{"an empty mesh config", "", map[string]any{"extensionProviders": []any{ours}}, false},
+		{"an empty list", "extensionProviders: []\nrootNamespace: istio-system", map[string]any{
+			"extensionProviders": []any{ours}, "rootNamespace": "istio-system",
+		}, false},
+		{"others are kept", "a: 1\nextensionProviders:\n- name: other\n  opentelemetry: {port: 1}\nb: 2", map[string]any{
+			"a": 1, "extensionProviders": []any{ours, map[string]any{"name": "other", "opentelemetry": map[string]any{"port": 1}}}, "b": 2,
+		}, false},
+		{"indented ones too", "extensionProviders:\n  - name: other\n    opentelemetry: {port: 1}\nb: 2", map[string]any{
+			"extensionProviders": []any{ours, map[string]any{"name": "other", "opentelemetry": map[string]any{"port": 1}}}, "b": 2,
+		}, false},
+		{"a second time", "extensionProviders:\n- name: gatehouse", nil, false},
+		{"a list on one line", "extensionProviders: [{name: other}]", nil, true},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			dir, bin := copyOfDeploy(t)
@@ -161,11 +186,21 @@ func TestInstallMeshProvider(t *testing.T) {
 			}
 			program(t, bin, "kubectl", `case "$*" in
 "-n istio-system get configmap istio -o jsonpath={.data.mesh}") cat cluster;;
-"-n istio-system patch configmap istio --type merge --patch-file patch.yaml") cp patch.yaml told;;
+"-n istio-system patch configmap istio --type merge --patch-file "*) cp "${@: -1}" told;;
 *) echo "unknown: $*" >&2; exit 1;;
 esac
 `)
-			shell(t, dir, bin, block(t, "get configmap istio"))
+			script := block(t, "istio/mesh-provider.sh")
+			if tc.fails {
+				script = "if " + strings.TrimSpace(script) + "; then exit 1; fi"
+			}
+			shell(t, dir, bin, script)
+			if tc.want == nil {
+				if _, err := os.Stat(filepath.Join(dir, "told")); err == nil {
+					t.Error("the mesh config was patched")
+				}
+				return
+			}
 			patch := parse(t, string(read(t, filepath.Join(dir, "told"))))
 			if got := map[string]any(parse(t, patch.text("data.mesh"))); !reflect.DeepEqual(got, tc.want) {
 				t.Errorf("the mesh config became %v, want %v", got, tc.want)
@@ -211,6 +246,52 @@ func TestReadme(t *testing.T) {
 	})
 	if err != nil || len(warnings) > 0 {
 		t.Errorf("got %v, warnings %v, want neither", err, warnings)
+	}
+}
+
+// TestReadmeInstall runs the commands of "Install", with stand-ins for what builds and talks to the cluster.
+func TestReadmeInstall(t *testing.T) {
+	_, script, ok := strings.Cut(string(read(t, repo(t, "README.md"))), "## Install on Istio")
+	if !ok {
+		t.Fatal("README.md has no heading Install on Istio")
+	}
+	_, script, _ = strings.Cut(script, "```sh\n")
+	script, _, _ = strings.Cut(script, "```")
+	dir, bin := copyOfDeploy(t)
+	const hash = "$2a$12$3xq5/Qj8UlV7H267Lt4AYuy/ff1Yp8Wh5qSoctbJJXJV74yLI11c." // of a password that nobody knows
+	if err := os.WriteFile(filepath.Join(dir, "hash"), []byte(hash), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	program(t, bin, "make", `mkdir bin && printf '#!/bin/sh\ncat hash' > bin/gatehouse && chmod +x bin/gatehouse`)
+	program(t, bin, "docker", `echo "docker $*" >> told`)
+	program(t, bin, "kubectl", `case "$*" in *"get configmap"*) echo "a: 1";; *patch*) echo provider >> told;; *) echo "kubectl $*" >> told;; esac`)
+	shell(t, dir, bin, script)
+	list := objects(t, filepath.Join(dir, "deploy", "overlays", "istio"))
+	file := parse(t, find(t, list, "ConfigMap").text("data.gatehouse~1yaml"))
+	for _, tc := range []struct {
+		what      string
+		got, want any
+	}{
+		{"issuer", file.at("issuer"), "https://auth.corp.test/dex"},
+		{"hosts", file.at("gateway.hosts"), []any{"app.corp.test"}},
+		{"hash", file.at("staticPasswords.0.hash"), hash},
+		{"user", file.at("staticPasswords.0.email"), "you@corp.test"},
+		{"gateway", find(t, list, "VirtualService").at("spec.gateways"), []any{"istio-ingress/main"}},
+		{"route", find(t, list, "VirtualService").at("spec.hosts"), []any{"auth.corp.test"}},
+		{"image", find(t, list, "Deployment").at("spec.template.spec.containers.0.image"), "registry.corp.test/gatehouse:1.0.0"},
+	} {
+		if !reflect.DeepEqual(tc.got, tc.want) {
+			t.Errorf("%s: got %v, want %v", tc.what, tc.got, tc.want)
+		}
+	}
+	want := `docker build -t registry.corp.test/gatehouse:1.0.0 .
+docker push registry.corp.test/gatehouse:1.0.0
+provider
+kubectl apply -k deploy/overlays/istio
+kubectl -n istio-system rollout status deployment/gatehouse
+`
+	if got := string(read(t, filepath.Join(dir, "told"))); got != want {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
 	}
 }
 
@@ -288,7 +369,7 @@ func TestDocumentLinks(t *testing.T) {
 func hasHeading(text, anchor string) bool {
 	for line := range strings.Lines(text) {
 		if title, ok := strings.CutPrefix(strings.TrimLeft(line, "#"), " "); ok && strings.HasPrefix(line, "#") {
-			if "#"+strings.NewReplacer(" ", "-", "'", "").Replace(strings.ToLower(strings.TrimSpace(title))) == anchor {
+			if "#"+strings.NewReplacer(" ", "-", ".", "", "'", "", ",", "", ":", "").Replace(strings.ToLower(strings.TrimSpace(title))) == anchor {
 				return true
 			}
 		}

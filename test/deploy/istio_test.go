@@ -98,7 +98,9 @@ func TestOverlay(t *testing.T) {
 			podSelector: {matchLabels: {app.kubernetes.io/name: gatehouse}}
 			policyTypes: [Ingress]
 			ingress:
-			- from: [{namespaceSelector: {}, podSelector: {matchLabels: {istio: ingressgateway}}}]
+			- from:
+			  - namespaceSelector: {matchExpressions: [{key: kubernetes.io/metadata.name, operator: In, values: [istio-system, istio-ingress]}]}
+			    podSelector: {matchLabels: {istio: ingressgateway}}
 			  ports: [{protocol: TCP, port: 5556}, {protocol: TCP, port: 9001}]
 			- from: [{namespaceSelector: {}}]
 			  ports: [{protocol: TCP, port: 5558}]`},

@@ -18,14 +18,22 @@ import (
 	"gatehouse/test/peers"
 )
 
-// A kustomization is all that ours use of kustomize: decoding is strict, so whatever else one of them came to use
-// would fail the tests rather than be missed by them.
+// A kustomization is all that the overlay istio uses of kustomize: decoding is strict, so whatever else it came to use
+// would fail the tests rather than be missed by them. The package render has kustomize itself, and every overlay.
 type kustomization struct {
 	APIVersion string   `yaml:"apiVersion"`
 	Kind       string   `yaml:"kind"`
 	Namespace  string   `yaml:"namespace"`
 	Resources  []string `yaml:"resources"`
-	Images     []struct {
+	ConfigMaps []struct {
+		Name  string   `yaml:"name"`
+		Files []string `yaml:"files"`
+	} `yaml:"configMapGenerator"`
+	Options struct {
+		SameName bool           `yaml:"disableNameSuffixHash"`
+		Labels   map[string]any `yaml:"labels"`
+	} `yaml:"generatorOptions"`
+	Images []struct {
 		Name    string `yaml:"name"`
 		NewName string `yaml:"newName"`
 		NewTag  string `yaml:"newTag"`
@@ -56,6 +64,16 @@ func objects(t *testing.T, dir string) []object {
 			continue
 		}
 		list = append(list, documents(t, path)...)
+	}
+	for _, m := range k.ConfigMaps {
+		if !k.Options.SameName {
+			t.Fatalf("%s/kustomization.yaml: ConfigMap %s changes its name with its content, so the pod would have to be restarted", dir, m.Name)
+		}
+		data := map[string]any{}
+		for _, name := range m.Files {
+			data[name] = string(read(t, filepath.Join(dir, name)))
+		}
+		list = append(list, object{"apiVersion": "v1", "kind": "ConfigMap", "metadata": map[string]any{"name": m.Name, "labels": k.Options.Labels}, "data": data})
 	}
 	for _, o := range list {
 		if k.Namespace != "" {

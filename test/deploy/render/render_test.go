@@ -1,0 +1,329 @@
+// Package render renders what is shipped for Kubernetes by kustomize and Helm themselves, and holds it to its promises:
+// every overlay and every variant of the chart, and that the two say the same.
+package render
+
+import (
+	"bytes"
+	"maps"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+
+	"helm.sh/helm/v3/pkg/chart/loader"
+	"helm.sh/helm/v3/pkg/chartutil"
+	"helm.sh/helm/v3/pkg/engine"
+	"k8s.io/apimachinery/pkg/runtime/serializer"
+	"k8s.io/client-go/kubernetes/scheme"
+	"sigs.k8s.io/kustomize/api/krusty"
+	"sigs.k8s.io/kustomize/kyaml/filesys"
+	"sigs.k8s.io/yaml"
+)
+
+// A variant is an overlay, and the values by which the chart renders the same.
+type variant struct {
+	overlay, namespace, values string
+	files                      []string // of deploy/chart
+	objects                    int
+}
+
+var variants = []variant{
+	{overlay: "istio", namespace: "istio-system", values: "provider: istio", objects: 8},
+	{overlay: "istio-envoyfilter", namespace: "istio-system", values: "provider: istio-envoyfilter", objects: 8},
+	{overlay: "gateway-api", namespace: "istio-system", values: "provider: gateway-api", objects: 10},
+	{overlay: "envoy-gateway", namespace: "gatehouse", values: "provider: envoy-gateway", objects: 10},
+	{overlay: "ldap", namespace: "istio-system", values: "provider: istio", files: []string{"values-ldap.yaml"}, objects: 8},
+}
+
+type object = map[string]any
+
+// TestEveryOverlayIsHere: a new overlay is a new variant.
+func TestEveryOverlayIsHere(t *testing.T) {
+	folders, err := os.ReadDir(deploy("overlays"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got, want []string
+	for _, f := range folders {
+		got = append(got, f.Name())
+	}
+	for _, v := range variants {
+		want = append(want, v.overlay)
+	}
+	slices.Sort(want)
+	if !slices.Equal(got, want) {
+		t.Errorf("got overlays %v, want %v", got, want)
+	}
+}
+
+func TestChartIsKustomize(t *testing.T) {
+	for _, v := range variants {
+		t.Run(v.overlay, func(t *testing.T) {
+			fromKustomize := byName(t, kustomize(t, v.overlay))
+			fromChart := byName(t, helm(t, v))
+			if len(fromKustomize) != v.objects {
+				t.Errorf("the overlay has %d objects, want %d", len(fromKustomize), v.objects)
+			}
+			compare(t, fromChart, fromKustomize)
+		})
+	}
+	t.Run("hardened gateway", func(t *testing.T) {
+		v := variants[0]
+		v.values += "\nistio: {hardenedGateway: true}"
+		want := append(kustomize(t, v.overlay), documents(t, read(t, deploy("overlays", "istio", "hardened-gateway.yaml")))...)
+		compare(t, byName(t, helm(t, v)), byName(t, want))
+	})
+}
+
+func compare(t *testing.T, chart, overlay map[string]object) {
+	t.Helper()
+	if got, want := slices.Sorted(maps.Keys(chart)), slices.Sorted(maps.Keys(overlay)); !slices.Equal(got, want) {
+		t.Fatalf("the chart has %v, the overlay %v", got, want)
+	}
+	for name, want := range overlay {
+		if got := chart[name]; !reflect.DeepEqual(withConfig(t, got), withConfig(t, want)) {
+			t.Errorf("%s: the chart has\n%s\nthe overlay has\n%s", name, text(t, got), text(t, want))
+		}
+	}
+}
+
+// withConfig is an object with the file in a ConfigMap parsed: comments and order are no difference.
+func withConfig(t *testing.T, o object) object {
+	t.Helper()
+	if o["kind"] != "ConfigMap" {
+		return o
+	}
+	out := maps.Clone(o)
+	out["data"] = object{"gatehouse.yaml": documents(t, []byte(at(o, "data", "gatehouse.yaml").(string)))[0]}
+	return out
+}
+
+// TestSchema: what would be open, or never run, is refused before anything is applied, and the message names it.
+func TestSchema(t *testing.T) {
+	for _, tc := range []struct{ rule, values, want string }{
+		{"no provider", "{}", "missing property 'provider'"},
+		{"an unknown provider", "provider: nginx", "at '/provider': value must be one of 'istio', 'istio-envoyfilter', 'gateway-api', 'envoy-gateway'"},
+		{"no name of the mesh's provider", "provider: istio\nistio: {extensionProvider: ''}", "at '/istio/extensionProvider': minLength"},
+		{"two replicas on SQLite", "provider: istio\nreplicas: 2", "at '/replicas': value must be 1"},
+		{"another port of the check", "provider: istio\nconfig: {gateway: {grpc: '0.0.0.0:9002'}}", "at '/config/gateway/grpc': value must be '0.0.0.0:9001'"},
+		{"another port of the issuer", "provider: istio\nconfig: {web: {http: '0.0.0.0:8080'}}", "at '/config/web/http': value must be '0.0.0.0:5556'"},
+		{"another port of the probes", "provider: istio\nconfig: {telemetry: {http: '0.0.0.0:5559'}}", "at '/config/telemetry/http': value must be '0.0.0.0:5558'"},
+		{"listeners out of the gateway's reach", "provider: istio\nconfig: {gateway: {grpc: '127.0.0.1:9001'}}", "at '/config/gateway/grpc': value must be '0.0.0.0:9001'"},
+		{"no gateway in the config", "provider: istio\nconfig: {gateway: null}", "at '/config': missing property 'gateway'"},
+		{"an issuer on http", "provider: istio\nconfig: {issuer: 'http://auth.example.com/dex'}", "at '/config/issuer'"},
+		{"an issuer without a path", "provider: istio\nconfig: {issuer: 'https://auth.example.com'}", "at '/config/issuer'"},
+		{"sessions in memory", "provider: istio\nconfig: {storage: {type: memory}}", "at '/config/storage/type': value must be 'sqlite'"},
+		{"a database outside of the volume", "provider: istio\nconfig: {storage: {config: {file: /tmp/x.db}}}", "at '/config/storage/config/file'"},
+		{"a typing error", "provider: istio\nreplica: 1", "additional properties 'replica' not allowed"},
+		{"an image that changes by itself", "provider: istio\nimage: {tag: latest}", "at '/image/tag'"},
+		{"no host", "provider: istio\nconfig: {gateway: {hosts: []}}", "at '/config/gateway/hosts': minItems"},
+	} {
+		t.Run(tc.rule, func(t *testing.T) {
+			_, err := render(t, tc.values, nil, "istio-system")
+			if err == nil || !strings.Contains(err.Error(), tc.want) {
+				t.Errorf("got %v, want an error with %q", err, tc.want)
+			}
+		})
+	}
+	t.Run("a namespace where the policy finds no gateway", func(t *testing.T) {
+		_, err := render(t, "provider: istio", nil, "default")
+		if err == nil || !strings.Contains(err.Error(), `the release is in namespace "default", want "istio-system"`) {
+			t.Errorf("got %v, want an error that names both namespaces", err)
+		}
+	})
+}
+
+// TestChartValues: what an operator changes arrives where it belongs.
+func TestChartValues(t *testing.T) {
+	v := variant{namespace: "gatehouse", values: `
+provider: envoy-gateway
+image: {repository: "registry.corp.test:5000/gatehouse", tag: 1.2.3}
+volume: {storageClassName: fast}
+config:
+  issuer: https://login.corp.test:8443/auth
+  gateway: {hosts: [a.corp.test, "https://*.b.corp.test:8443"]}
+`}
+	list := byName(t, helm(t, v))
+	for _, tc := range []struct {
+		what, object string
+		path         []any
+		want         any
+	}{
+		{"image", "Deployment gatehouse", []any{"spec", "template", "spec", "containers", 0, "image"}, "registry.corp.test:5000/gatehouse:1.2.3"},
+		{"class of the volume", "PersistentVolumeClaim gatehouse", []any{"spec", "storageClassName"}, "fast"},
+		{"issuer's listener", "Gateway gatehouse", []any{"spec", "listeners", 0, "hostname"}, "login.corp.test"},
+		{"first app", "Gateway gatehouse", []any{"spec", "listeners", 1, "hostname"}, "a.corp.test"},
+		{"second app", "Gateway gatehouse", []any{"spec", "listeners", 2, "hostname"}, "*.b.corp.test"},
+		{"names of listeners differ", "Gateway gatehouse", []any{"spec", "listeners", 2, "name"}, "apps-1"},
+		{"issuer's route", "HTTPRoute gatehouse", []any{"spec", "rules", 0, "matches", 0, "path", "value"}, "/auth"},
+	} {
+		if got := at(list[tc.object], tc.path...); got != tc.want {
+			t.Errorf("%s: got %v, want %v", tc.what, got, tc.want)
+		}
+	}
+}
+
+// TestKnownTypes: no field of Kubernetes' own objects is misspelt or given twice.
+func TestKnownTypes(t *testing.T) {
+	decoder := serializer.NewCodecFactory(scheme.Scheme, serializer.EnableStrict).UniversalDeserializer()
+	for _, v := range variants {
+		known := 0
+		for _, o := range kustomize(t, v.overlay) {
+			switch group, _, _ := strings.Cut(o["apiVersion"].(string), "/"); group {
+			case "networking.istio.io", "security.istio.io", "gateway.networking.k8s.io", "gateway.envoyproxy.io":
+				continue
+			}
+			if _, _, err := decoder.Decode([]byte(text(t, o)), nil, nil); err != nil {
+				t.Errorf("%s: %s: %v", v.overlay, name(o), err)
+			}
+			known++
+		}
+		if known != 6 {
+			t.Errorf("%s: %d objects of known types, want 6", v.overlay, known)
+		}
+	}
+}
+
+// TestPlainInstallIsSmall counts what a reader has to understand. For scale: Kubeflow's Dex with oauth2-proxy is 27 objects
+// in 648 lines.
+func TestPlainInstallIsSmall(t *testing.T) {
+	for _, v := range variants {
+		list := kustomize(t, v.overlay)
+		var b bytes.Buffer
+		for _, o := range list {
+			b.WriteString("---\n" + text(t, o))
+		}
+		lines := bytes.Count(b.Bytes(), []byte("\n")) - 1 // none before the first object
+		t.Logf("%s: %d objects, %d lines of YAML", v.overlay, len(list), lines)
+		if v.overlay == "istio" && (len(list) > 8 || lines > 324) {
+			t.Errorf("got %d objects in %d lines, want at most 8 in 324: half of 648", len(list), lines)
+		}
+	}
+}
+
+// kustomize returns what `kubectl kustomize` prints.
+func kustomize(t *testing.T, overlay string) []object {
+	t.Helper()
+	m, err := krusty.MakeKustomizer(krusty.MakeDefaultOptions()).Run(filesys.MakeFsOnDisk(), deploy("overlays", overlay))
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := m.AsYaml()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return documents(t, out)
+}
+
+// helm returns what `helm template` prints.
+func helm(t *testing.T, v variant) []object {
+	t.Helper()
+	list, err := render(t, v.values, v.files, v.namespace)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return list
+}
+
+// render takes values as `helm install -f files --set values` does: checked by the schema, after the chart's defaults.
+func render(t *testing.T, text string, files []string, namespace string) ([]object, error) {
+	t.Helper()
+	c, err := loader.Load(deploy("chart"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	values := object{}
+	for _, file := range files {
+		values = chartutil.MergeTables(documents(t, read(t, deploy("chart", file)))[0], values)
+	}
+	var set object
+	if err := yaml.Unmarshal([]byte(text), &set); err != nil {
+		t.Fatal(err)
+	}
+	values = chartutil.MergeTables(set, values)
+	all, err := chartutil.ToRenderValues(c, values, chartutil.ReleaseOptions{Name: "gatehouse", Namespace: namespace, IsInstall: true}, nil)
+	if err != nil {
+		return nil, err
+	}
+	out, err := engine.Engine{Strict: true}.Render(c, all)
+	if err != nil {
+		return nil, err
+	}
+	var list []object
+	for _, file := range slices.Sorted(maps.Keys(out)) {
+		list = append(list, documents(t, []byte(out[file]))...)
+	}
+	return list, nil
+}
+
+func documents(t *testing.T, text []byte) []object {
+	t.Helper()
+	var list []object
+	for part := range strings.SplitSeq(string(text), "\n---\n") {
+		var o object
+		if err := yaml.Unmarshal([]byte(part), &o); err != nil {
+			t.Fatalf("%v in:\n%s", err, part)
+		}
+		if len(o) > 0 {
+			list = append(list, o)
+		}
+	}
+	return list
+}
+
+func byName(t *testing.T, list []object) map[string]object {
+	t.Helper()
+	out := map[string]object{}
+	for _, o := range list {
+		if out[name(o)] != nil {
+			t.Errorf("%s is there twice", name(o))
+		}
+		out[name(o)] = o
+	}
+	return out
+}
+
+func name(o object) string { return o["kind"].(string) + " " + at(o, "metadata", "name").(string) }
+
+// at follows keys and indexes into v; what is not there is nil.
+func at(v any, path ...any) any {
+	for _, step := range path {
+		switch step := step.(type) {
+		case string:
+			m, _ := v.(map[string]any)
+			v = m[step]
+		case int:
+			list, _ := v.([]any)
+			if step >= len(list) {
+				return nil
+			}
+			v = list[step]
+		}
+	}
+	return v
+}
+
+func text(t *testing.T, v any) string {
+	t.Helper()
+	b, err := yaml.Marshal(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+func read(t *testing.T, path string) []byte {
+	t.Helper()
+	b, err := os.ReadFile(path) // #nosec G304 -- a path of this source tree
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// deploy is a path below deploy/; tests run in the folder of their package.
+func deploy(elem ...string) string {
+	return filepath.Join(append([]string{"..", "..", "..", "deploy"}, elem...)...)
+}
