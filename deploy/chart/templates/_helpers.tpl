@@ -12,6 +12,11 @@ labels: {app.kubernetes.io/name: gatehouse}
 {{ (urlParse .Values.config.issuer).path }}
 {{- end }}
 
+{{- /* No default in values.yaml: Helm would add it to the operator's labels, no gateway has both, and nothing would be checked. */ -}}
+{{- define "gatehouse.gatewayLabels" -}}
+{{ toYaml (default (dict "istio" "ingressgateway") .Values.istio.gatewayLabels) }}
+{{- end }}
+
 {{- define "gatehouse.target" -}}
 - {group: gateway.networking.k8s.io, kind: Gateway, name: gatehouse}
 {{- end }}

@@ -165,6 +165,31 @@ config:
 	}
 }
 
+// TestGatewayLabels: whoever names the gateway's pods names them alone. Helm adds the defaults of a table to what an operator writes, and
+// a policy for labels that no pod has checks nothing.
+func TestGatewayLabels(t *testing.T) {
+	own := any(object{"app": "edge"})
+	for _, provider := range []string{"istio", "istio-envoyfilter"} {
+		list := byName(t, helm(t, variant{namespace: "istio-system", values: "provider: " + provider + "\nistio: {gatewayLabels: {app: edge}, hardenedGateway: true}"}))
+		for name, path := range map[string][]any{
+			"AuthorizationPolicy gatehouse":          {"spec", "selector", "matchLabels"},
+			"EnvoyFilter gatehouse":                  {"spec", "workloadSelector", "labels"},
+			"EnvoyFilter gatehouse-hardened-gateway": {"spec", "workloadSelector", "labels"},
+			"NetworkPolicy gatehouse":                {"spec", "ingress", 0, "from", 0, "podSelector", "matchLabels"},
+		} {
+			if list[name] == nil {
+				continue // of the other provider
+			}
+			if got := at(list[name], path...); !reflect.DeepEqual(got, own) {
+				t.Errorf("%s: %s is for pods with %v, want %v", provider, name, got, own)
+			}
+		}
+	}
+	if _, err := render(t, "provider: istio\nistio: {gatewayLabels: {app: ''}}", nil, "istio-system"); err == nil {
+		t.Error("an empty label is taken")
+	}
+}
+
 // TestKnownTypes: no field of Kubernetes' own objects is misspelt or given twice.
 func TestKnownTypes(t *testing.T) {
 	decoder := serializer.NewCodecFactory(scheme.Scheme, serializer.EnableStrict).UniversalDeserializer()
