@@ -35,7 +35,7 @@ func jwtFilter(t *testing.T, audience string) string {
 			t.Fatalf("docs/apps.md has no filter with %s", part)
 		}
 	}
-	text = strings.NewReplacer("https://auth.example.com/dex", issuer, "gatehouse-issuer", "upstream-1", "[kubeflow-apps]", "["+audience+"]").Replace(text)
+	text = strings.NewReplacer("https://auth.example.com/dex", issuer, "auth.example.com", issuerHost, "gatehouse-issuer", "upstream-1", "[kubeflow-apps]", "["+audience+"]").Replace(text)
 	const indent = "          "
 	return indent + strings.ReplaceAll(strings.TrimSuffix(text, "\n"), "\n", "\n"+indent) + "\n"
 }
@@ -50,6 +50,12 @@ func tokenWorld(t *testing.T, audience string) *world {
 		}
 		return strings.Replace(text, headers, headers+", token: {audience: "+appAudience+"}", 1)
 	})
+	// As in deploy/envoy/envoy.yaml, and not as in the demo: the issuer's path is the issuer's on its own host alone.
+	all := e.Hosts[0]
+	e.Hosts = []demo.VirtualHost{
+		{Name: "issuer", Domains: []string{issuerHost}, Routes: all.Routes},
+		{Name: "apps", Domains: all.Domains, Routes: all.Routes[len(all.Routes)-1:]},
+	}
 	w.hardened = verifying(t, e, audience)
 	return w
 }
@@ -100,6 +106,14 @@ func TestAppToken(t *testing.T) {
 	if id, _ := tok.Get("email"); id != user {
 		t.Errorf("jwx: email %v", id)
 	}
+	t.Run("the issuer's path on an app's host", func(t *testing.T) {
+		w.app.take()
+		must(t)(b.step(t.Context(), http.MethodGet, "http://"+appHost+"/dex/headers", nil, "X-Jwt-Payload: bWFkZSB1cA"))
+		seen := w.app.take()
+		if len(seen) != 1 || strings.TrimRight(seen[0].header.Get("X-Jwt-Payload"), "=") != strings.Split(raw, ".")[1] {
+			t.Errorf("got %+v at the app, want the payload of the token", seen)
+		}
+	})
 	t.Run("open to anyone", func(t *testing.T) { anyoneWithoutToken(t, w, b) })
 	for _, e := range []*edge{w.hardened, w.direct, w.issuer} {
 		t.Run("not taken back, "+e.name, func(t *testing.T) {
