@@ -219,6 +219,20 @@ func TestAppTokenOfANewKey(t *testing.T) {
 	}
 }
 
+// TestAppTokenLength pins that a token is no longer than what it says.
+func TestAppTokenLength(t *testing.T) {
+	w, _ := memoryWorld(t)
+	groups := []string{"R&D", "<all>"}
+	raw, err := w.provider.SignAppToken(&AppToken{ConnectorID: "local", UserID: "u1", Groups: groups, Audience: "apps", IssuedAt: w.now(), Expiry: w.now().Add(time.Minute)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := base64.RawURLEncoding.DecodeString(strings.Split(raw, ".")[1])
+	if err != nil || !strings.HasSuffix(string(b), `"groups":["R&D","<all>"]}`) {
+		t.Errorf("got %s (%v)", b, err)
+	}
+}
+
 // TestAppTokenClaimNames pins the claims: no more than documented, and no secret.
 func TestAppTokenClaimNames(t *testing.T) {
 	w, _ := memoryWorld(t)
