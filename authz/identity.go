@@ -286,17 +286,49 @@ func userName(id *policy.Identity) string {
 }
 
 // How principals are remembered: those with few headers for as long as the session is in memory, longer ones in a
-// cache of fixed size, so that the memory stays bounded (large 48 KiB each at most).
+// cache, so that the memory stays bounded.
 const (
-	maxMemo    = 2 << 10 // bytes of headers, with a token
-	largeSlots = 256
+	maxMemo    = 2 << 10  // bytes of headers, with a token
+	maxLarge   = 64 << 20 // bytes of headers in the cache, with all tokens
+	largeSlots = 16 << 10 // even
 )
 
-// A largeCache remembers principals with long headers. Sessions share its slots: a miss costs the making of a principal, nothing
-// else. It needs a seed.
+// A largeCache remembers principals with long headers: users of a directory have dozens of groups, and where apps get tokens a miss costs a
+// signature. Each session has two slots, which it shares with others. It needs a seed.
 type largeCache struct {
 	seed  maphash.Seed
 	slots [largeSlots]atomic.Pointer[principal]
+	bytes atomic.Int64  // of all that are in slots
+	hand  atomic.Uint32 // where room was made last
+}
+
+// find returns the principal of a session, or nil and the slot for it.
+func (l *largeCache) find(s *session.Session) (p *principal, slot uint64) {
+	slot = maphash.Comparable(l.seed, s) % largeSlots
+	first, second := l.slots[slot].Load(), l.slots[slot^1].Load()
+	switch {
+	case first != nil && first.session == s:
+		return first, slot
+	case second != nil && second.session == s:
+		return second, slot ^ 1
+	case first != nil && second == nil:
+		slot ^= 1
+	}
+	return nil, slot
+}
+
+// put remembers a principal, and forgets others where there is no room. Whoever takes one out of a slot counts it out.
+func (l *largeCache) put(slot uint64, p *principal) {
+	size := p.held()
+	if old := l.slots[slot].Swap(p); old != nil {
+		size -= old.held()
+	}
+	full := l.bytes.Add(size) > maxLarge
+	for i := 0; full && i < largeSlots; i++ {
+		if old := l.slots[l.hand.Add(1)%largeSlots].Swap(nil); old != nil {
+			full = l.bytes.Add(-old.held()) > maxLarge
+		}
+	}
 }
 
 // weight is how many bytes of headers a principal keeps, at one host.
@@ -307,21 +339,33 @@ func (p *principal) weight() int {
 	return len(p.headers) + p.tokens.weight
 }
 
+// held is how many bytes of headers a principal keeps at most.
+func (p *principal) held() int64 {
+	if p.tokens == nil {
+		return int64(len(p.headers))
+	}
+	n := 1
+	if p.tokens.plan.perHost {
+		n = maxTokenHosts
+	}
+	return int64(len(p.headers) + n*p.tokens.weight)
+}
+
 // principal returns what is made of s in this generation.
 func (g *generation) principal(s *session.Session) *principal {
 	memo, _ := s.Memo.Load().(*principal)
 	if memo != nil && memo.of == g.headers.number && memo.session == s {
 		return memo
 	}
-	slot := &g.large.slots[maphash.Comparable(g.large.seed, s)%largeSlots]
-	if p := slot.Load(); p != nil && p.session == s {
+	p, slot := g.large.find(s)
+	if p != nil {
 		return p
 	}
-	p := g.headers.principal(s, memo)
+	p = g.headers.principal(s, memo)
 	if p.weight() <= maxMemo {
 		s.Memo.Store(p)
 	} else {
-		slot.Store(p)
+		g.large.put(slot, p)
 	}
 	return p
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"maps"
 	"slices"
 	"strings"
@@ -221,6 +222,58 @@ func TestTokenRenewal(t *testing.T) {
 			t.Errorf("got %v signed and %v failed, want 4 and 2", signed, failed)
 		}
 	})
+}
+
+// TestTokensOfManyGroups pins that a token is kept where users have as many groups as a directory gives them, and many are there at once:
+// else each check would sign.
+func TestTokensOfManyGroups(t *testing.T) {
+	f, n := newTokenFixture(t)
+	const users = 1000
+	var groups []string
+	for i := range 60 {
+		groups = append(groups, fmt.Sprintf("department-%d-members", i))
+	}
+	for i := range users {
+		f.signIn(fmt.Sprint("user", i), func(s *session.Session) { s.Identity.Groups = groups })
+	}
+	for range 3 {
+		for i := range users {
+			f.do(get("/x", "", "cookie", f.cookie(appHost, fmt.Sprint("user", i))))
+		}
+	}
+	if got := n.count(); got < users || got > users+users/10 { // three sessions may share two slots
+		t.Errorf("got %d tokens for %d users, want about one each", got, users)
+	}
+}
+
+// TestLargeCacheIsBounded pins that the cache of long headers holds so many bytes and no more, and counts them right.
+func TestLargeCacheIsBounded(t *testing.T) {
+	l := &largeCache{seed: maphash.MakeSeed()}
+	long := &principal{headers: make([]byte, 1<<20)}
+	tokens := &appTokens{plan: tokenPlan{perHost: true}, weight: 1 << 20}
+	for i := range 200 {
+		p := &principal{session: &session.Session{}, headers: long.headers}
+		if i%10 == 0 {
+			p.tokens = tokens
+		}
+		_, slot := l.find(p.session)
+		l.put(slot, p)
+		if got := l.bytes.Load(); got > maxLarge {
+			t.Fatalf("got %d bytes, want at most %d", got, maxLarge)
+		}
+	}
+	var sum int64
+	for i := range l.slots {
+		if p := l.slots[i].Load(); p != nil {
+			sum += p.held()
+			if found, _ := l.find(p.session); found != p {
+				t.Error("one that is there is not found")
+			}
+		}
+	}
+	if got := l.bytes.Load(); got != sum || sum < maxLarge/2 {
+		t.Errorf("got %d bytes counted and %d there, want the same, and half of %d at least", got, sum, maxLarge)
+	}
 }
 
 // TestTokenRenewalBlocksNoCheck pins that a signer that takes its time holds up nobody who has a token.
