@@ -52,6 +52,9 @@ const (
 	lastAfter  = 4 // life - life/4
 )
 
+// clockSlack is how far in the future a token may have been made: the clock may be set back, and apps allow a minute.
+const clockSlack = 30 * time.Second
+
 // maxTokenHosts bounds the tokens that are kept of one session, where each host has its own.
 const maxTokenHosts = 8
 
@@ -124,8 +127,9 @@ type appTokens struct {
 
 // A signedToken is immutable.
 type signedToken struct {
-	host   string // "" where all hosts have the same
-	option []byte // a part of an OkHttpResponse: sets the header
+	host   string    // "" where all hosts have the same
+	option []byte    // a part of an OkHttpResponse: sets the header
+	from   time.Time // before it is not given away
 	renew  time.Time
 	last   time.Time // from then on it is not given away
 }
@@ -167,7 +171,7 @@ func (c *check) token() ([]byte, error) {
 	}
 	s := t.find(host)
 	switch {
-	case s == nil || !c.now.Before(s.last):
+	case s == nil || !c.now.Before(s.last) || c.now.Before(s.from):
 		return t.sign(c.server, host, c.now)
 	case !c.now.Before(s.renew):
 		c.server.renewSoon(t, host)
@@ -179,7 +183,7 @@ func (c *check) token() ([]byte, error) {
 func (t *appTokens) sign(srv *Server, host string, now time.Time) ([]byte, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if s := t.find(host); s != nil && now.Before(s.renew) {
+	if s := t.find(host); s != nil && now.Before(s.renew) && !now.Before(s.from) {
 		return s.option, nil
 	}
 	claims := t.claims(host, now, &srv.metrics.drops)
@@ -196,6 +200,7 @@ func (t *appTokens) sign(srv *Server, host string, now time.Time) ([]byte, error
 	value := t.plan.scheme + raw
 	s := signedToken{
 		host:  strings.Clone(host), // it is a part of the request
+		from:  claims.IssuedAt.Add(-clockSlack),
 		renew: claims.IssuedAt.Add(life / renewAfter), last: claims.Expiry.Add(-life / lastAfter),
 		option: make(encoder, 0, optionSize(t.plan.header, value)).option(t.plan.header, value),
 	}
@@ -239,7 +244,7 @@ func (t *appTokens) claims(host string, now time.Time, drops *dropCounters) *Tok
 	}
 	left := t.plan.groups
 	for _, g := range id.Groups {
-		switch size := len(g) + len(`"",`); {
+		switch size := quoted(g) + len(","); {
 		case g == "":
 		case !utf8.ValidString(g):
 			drops.separator.Inc()
@@ -251,6 +256,20 @@ func (t *appTokens) claims(host string, now time.Time, drops *dropCounters) *Tok
 		}
 	}
 	return c
+}
+
+// quoted is about how long a text is in JSON (RFC 8259 section 7).
+func quoted(s string) int {
+	n := len(s) + len(`""`)
+	for i := 0; i < len(s); i++ {
+		switch c := s[i]; {
+		case c < ' ':
+			n += len(`\u0000`) - 1
+		case c == '"' || c == '\\':
+			n++
+		}
+	}
+	return n
 }
 
 // tokens returns the tokens of a session: those of the former principal where this generation would make the same.

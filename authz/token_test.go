@@ -132,7 +132,8 @@ func TestTokenClaims(t *testing.T) {
 	f.now = epoch.Add(700 * time.Millisecond)
 	f.signIn("eve", func(s *session.Session) {
 		s.Identity.Name, s.Identity.PreferredUsername = "e\xff", strings.Repeat("n", maxTokenText+1)
-		s.Identity.Groups = []string{"a,b", "", long, "bad\xff", "é\n"}
+		control := strings.Repeat("\x01", maxTokenGroups/4) // six times as long in JSON
+		s.Identity.Groups = []string{"a,b", "", long, control, "bad\xff", "é\n"}
 	})
 	f.do(get("/x", "", "cookie", f.cookie(appHost, "eve")))
 	if n.count() != 1 {
@@ -222,6 +223,20 @@ func TestTokenRenewal(t *testing.T) {
 			t.Errorf("got %v signed and %v failed, want 4 and 2", signed, failed)
 		}
 	})
+}
+
+// TestTokenAfterTheClockWasSetBack pins that no token goes on that was made in the future: apps refuse it.
+func TestTokenAfterTheClockWasSetBack(t *testing.T) {
+	f, n := newTokenFixture(t)
+	for _, tt := range []struct {
+		at   time.Duration
+		made int
+	}{{0, 1}, {-clockSlack, 1}, {-10 * time.Minute, 2}, {-10*time.Minute + time.Second, 2}, {0, 3}} {
+		f.now = epoch.Add(tt.at)
+		if got := f.do(get("/x", "", "cookie", f.cookie(appHost, "alice"))); got.code != 200 || n.count() != tt.made || n.made[tt.made-1].IssuedAt.After(f.now.Add(clockSlack)) {
+			t.Errorf("at %v: got %d and %d made, want 200 and %d", tt.at, got.code, n.count(), tt.made)
+		}
+	}
 }
 
 // TestTokensOfManyGroups pins that a token is kept where users have as many groups as a directory gives them, and many are there at once:
