@@ -2,6 +2,7 @@ package authz
 
 import (
 	"fmt"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -12,6 +13,7 @@ import (
 	"golang.org/x/net/http/httpguts"
 
 	"gatehouse/authz/policy"
+	"gatehouse/authz/session"
 )
 
 // An AppToken says how an app gets a signed token that tells who the user is.
@@ -275,7 +277,8 @@ func quoted(s string) int {
 // tokens returns the tokens of a session: those of the former principal where this generation would make the same.
 func (h *hygiene) tokensOf(p *principal, former *principal) *appTokens {
 	id := &p.session.Identity
-	if former != nil && former.session == p.session && former.tokens != nil && former.tokens.plan == *h.token {
+	kept := former != nil && former.tokens != nil && former.tokens.plan == *h.token
+	if kept && former.session == p.session {
 		return former.tokens
 	}
 	size := 3 * len(id.Groups)
@@ -283,7 +286,18 @@ func (h *hygiene) tokensOf(p *principal, former *principal) *appTokens {
 		size += len(g)
 	}
 	size = min(size, h.token.groups) + len(id.Email) + len(id.Name) + len(id.PreferredUsername) + len(id.UserID)
-	return &appTokens{plan: *h.token, identity: id, weight: tokenFrame + size*4/3}
+	t := &appTokens{plan: *h.token, identity: id, weight: tokenFrame + size*4/3}
+	if kept && sameUser(former.session, p.session) {
+		t.list.Store(former.tokens.list.Load())
+	}
+	return t
+}
+
+// sameUser reports whether nothing but activity lies between two sessions.
+func sameUser(a, b *session.Session) bool {
+	i, j := a.Identity, b.Identity
+	i.Expiry, j.Expiry = time.Time{}, time.Time{}
+	return a.ID == b.ID && reflect.DeepEqual(i, j)
 }
 
 // tokenFrame is about what a token has besides what it tells of a user, in bytes: header, times and a signature of RS256.

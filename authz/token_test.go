@@ -381,6 +381,33 @@ func TestTokenOfAnotherIdentity(t *testing.T) {
 	}
 }
 
+// TestTokenAfterActivity pins that activity alone, after which a session is another one in memory, costs no signature, and that a token is
+// never that of another session or of the user as they were.
+func TestTokenAfterActivity(t *testing.T) {
+	f, n := newTokenFixture(t)
+	f.do(get("/x", "", "cookie", f.cookie(appHost, "alice")))
+	memo, first := f.sessions.live["alice"].Memo.Load(), f.sessions.live["alice"].Identity
+	for _, tt := range []struct {
+		rule   string
+		id     string
+		change func(*session.Session)
+		made   int
+	}{
+		{"activity", "alice", func(s *session.Session) { s.LastActivity = epoch.Add(time.Minute) }, 1},
+		{"other groups", "alice", func(s *session.Session) { s.Identity.Groups = []string{"team-a"} }, 2},
+		{"another user", "alice", func(s *session.Session) { s.Identity.UserID = "u-bob" }, 3},
+		{"another session", "second", func(s *session.Session) { s.Identity = first }, 4},
+	} {
+		f.signIn(tt.id, func(s *session.Session) {
+			tt.change(s)
+			s.Memo.Store(memo)
+		})
+		if f.do(get("/x", "", "cookie", f.cookie(appHost, tt.id))); n.count() != tt.made {
+			t.Errorf("%s: got %d tokens, want %d", tt.rule, n.count(), tt.made)
+		}
+	}
+}
+
 // TestTokenOfLongHeaders pins that the memory of tokens is bounded as that of headers.
 func TestTokenOfLongHeaders(t *testing.T) {
 	f, _ := newTokenFixture(t)

@@ -56,7 +56,8 @@ type Session struct {
 	BlockedUntil   time.Time // the user is refused before this time
 	Voucher        Voucher   // nil: nobody is asked about the user after the sign-in
 
-	// Memo is for whoever looks sessions up: what it has made of this one, kept as long as the session is in memory.
+	// Memo is for whoever looks sessions up: what it has made of this one, kept as long as the session is in memory. After activity it is what was
+	// made of the session before that.
 	Memo atomic.Value
 }
 

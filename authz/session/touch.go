@@ -77,6 +77,9 @@ func (sh *shard) touched(t touch, s *Session, err error) {
 	case err != nil:
 		e.touched = t.at.Add(min(touchEvery, sh.view.every) - sh.view.every).UnixMilli() // try again in a minute
 	case !s.LastActivity.Before(e.session.LastActivity): // results may overtake each other
+		if m := e.session.Memo.Load(); m != nil {
+			s.Memo.Store(m)
+		}
 		e.session = s
 		sh.entries[s.ID] = e // its key has been part of the former session's memory, as has the user's
 		if sh.users[s.User] == e {

@@ -72,6 +72,19 @@ func TestActivityIsWrittenAfterTheClockWasSetBack(t *testing.T) {
 	})
 }
 
+func TestActivityKeepsTheMemo(t *testing.T) {
+	inBubble(t, "a", func(t *testing.T, _ *fake, v *View) {
+		before := wantLive(t, v, "a")
+		before.Memo.Store("made")
+		time.Sleep(every)
+		wantLive(t, v, "a")
+		synctest.Wait()
+		if after := wantLive(t, v, "a"); after == before || after.Memo.Load() != "made" {
+			t.Errorf("another session %v, with %v, want one with what was made before", after != before, after.Memo.Load())
+		}
+	})
+}
+
 func TestRefusedRequestIsNoActivity(t *testing.T) {
 	inBubble(t, "a", func(t *testing.T, store *fake, v *View) {
 		store.sessions["a"].BlockedUntil = time.Now().Add(absolute)
