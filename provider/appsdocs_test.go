@@ -11,6 +11,7 @@ import (
 
 	"gatehouse/internal/seal"
 	"gatehouse/provider/store"
+	"gatehouse/test/peers"
 )
 
 // snippet is the only block of a language in docs/apps.md.
@@ -130,6 +131,6 @@ func pythonWithJWT(ctx context.Context, t *testing.T) string {
 			return name
 		}
 	}
-	t.Skip("no Python with PyJWT and cryptography here: pip install 'PyJWT[crypto]'") //nolint:forbidigo // the toolchain of an example: nothing of ours needs it
+	t.Fatalf("there is no Python with PyJWT and cryptography: run `make tools` in %s", peers.Root(t))
 	return ""
 }

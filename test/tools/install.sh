@@ -3,7 +3,7 @@
 #
 #   test/tools/install.sh envoy           Envoy, into .tools/bin/envoy
 #   test/tools/install.sh demo            the same, unless an Envoy 1.37 or later is on PATH
-#   test/tools/install.sh test            Envoy, Node with oidc-provider, axe-core, Chromium, gcc, OpenLDAP, Samba, Kerberos
+#   test/tools/install.sh test            Envoy, Node with oidc-provider, axe-core, Chromium, gcc, OpenLDAP, Samba, Kerberos, PyJWT
 #
 # What is not in .tools/ comes from Debian's packages (12 or later), as root or through sudo.
 set -euo pipefail
@@ -149,6 +149,15 @@ need_compiler() {
 	fi
 }
 
+# need_jwt makes sure of the library that the Python example of docs/apps.md uses.
+need_jwt() {
+	local python
+	for python in python3 /usr/bin/python3; do
+		"$python" -c 'import jwt, cryptography; jwt.PyJWKClient' >/dev/null 2>&1 && return
+	done
+	apt_install python3 python3-jwt python3-cryptography
+}
+
 case ${1:-} in
 envoy) need_envoy ;;
 demo) recent_envoy || need_envoy ;;
@@ -161,6 +170,7 @@ test)
 	npm_ci axe-core
 	need_chromium
 	need_directories
+	need_jwt
 	;;
 *) die "usage: $0 envoy | demo | test" ;;
 esac
