@@ -149,6 +149,9 @@ need_compiler() {
 	fi
 }
 
+# need_curl is for a sign-in with a Kerberos ticket, as scripts do it.
+need_curl() { command -v curl >/dev/null || apt_install curl; }
+
 # need_jwt makes sure of the library that the Python example of docs/apps.md uses.
 need_jwt() {
 	local python
@@ -170,6 +173,7 @@ test)
 	npm_ci axe-core
 	need_chromium
 	need_directories
+	need_curl
 	need_jwt
 	;;
 *) die "usage: $0 envoy | demo | test" ;;
