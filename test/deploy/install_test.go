@@ -186,6 +186,9 @@ exit 1
 	if info, err := os.Stat(filepath.Join(dir, "data", "gatehouse.db")); err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("the database: %v, %v, want one for its owner only", info, err)
 	}
+	if info, err := os.Stat(filepath.Join(dir, "data")); err != nil || info.Mode().Perm() != 0o700 {
+		t.Errorf("the folder of the database: %v, %v, want one for its owner only", info, err)
+	}
 	if !slices.ContainsFunc(strings.Split(out, "\n"), bcryptHash.MatchString) {
 		t.Errorf("no hash reached the file by its variable:\n%s", out)
 	}

@@ -13,8 +13,8 @@ import (
 	"github.com/prometheus/prometheus/promql/parser"
 )
 
-// TestAlerts has Prometheus' own reader read the rules, and looks for each metric, label and value that they name in the program: a rule
-// about what does not exist is silent for ever.
+// TestAlerts has Prometheus' own reader read the rules, and looks for each metric, label and value that they name in the program, for values
+// in docs/operations.md too: a rule about what does not exist is silent for ever.
 func TestAlerts(t *testing.T) {
 	promql := parser.NewParser(parser.Options{})
 	file, errs := rulefmt.ParseFile(deploy("alerts.yaml"), false, model.UTF8Validation, promql)
@@ -75,8 +75,12 @@ func known(t *testing.T, program, alert string, m *labels.Matcher) {
 	if m.Name != labels.MetricName {
 		values = append(values, m.Name)
 	}
+	document := string(read(t, deploy("..", "docs", "operations.md")))
 	for _, v := range values {
 		literal(t, program, alert, v)
+		if m.Name != labels.MetricName && v != m.Name && !strings.Contains(document, "`"+v+"`") {
+			t.Errorf("%s: docs/operations.md does not have `%s`", alert, v)
+		}
 	}
 }
 
