@@ -111,18 +111,17 @@ func testBody(sources, name string) (body string, ok bool) {
 	return body, ok && end
 }
 
-// record puts a stand-in of a program on the path that notes what it is told, and its input where it is asked for, then does what
-// script says.
+// record puts a stand-in of a program on the path that notes what it is told, then does what script says.
 func record(t *testing.T, bin, name, script string) {
 	t.Helper()
 	program(t, bin, name, `{ printf '%s\037' "${0##*/}" "$@"; printf '\036'; } >> "$TOLD"`+"\n"+script)
 }
 
 // recorded runs commands with stand-ins of record and returns the calls, each a program with its arguments.
-func recorded(t *testing.T, dir, bin, input, script string, env ...string) (calls [][]string) {
+func recorded(t *testing.T, dir, bin, script string, env ...string) (calls [][]string) {
 	t.Helper()
 	told := filepath.Join(t.TempDir(), "told")
-	shellWith(t, dir, bin, input, script, append(env, "TOLD="+told)...)
+	shellWith(t, dir, bin, "", script, append(env, "TOLD="+told)...)
 	text, err := os.ReadFile(told) // #nosec G304 -- of this test
 	if err != nil {
 		t.Fatalf("no program was called: %v\n%s", err, script)

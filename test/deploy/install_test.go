@@ -18,7 +18,7 @@ import (
 func TestInstallImage(t *testing.T) {
 	dir, bin := copyOfDeploy(t)
 	record(t, bin, "docker", "")
-	calls := recorded(t, dir, bin, "", block(t, "docker push"))
+	calls := recorded(t, dir, bin, block(t, "docker push"))
 	want := [][]string{
 		{"docker", "build", "-t", "registry.corp.test/gatehouse:1.0.0", "."},
 		{"docker", "push", "registry.corp.test/gatehouse:1.0.0"},
@@ -69,7 +69,7 @@ func TestInstallDirectorySecrets(t *testing.T) {
 		}
 	}
 	var made []string
-	for _, call := range recorded(t, dir, bin, "", script) {
+	for _, call := range recorded(t, dir, bin, script) {
 		if len(call) != 8 || !slices.Equal(call[:6], []string{"kubectl", "-n", namespace, "create", "secret", "generic"}) {
 			t.Fatalf("got %q, want a generic Secret from one file", call)
 		}
@@ -102,7 +102,7 @@ func TestInstallApply(t *testing.T) {
 		record(t, bin, "kubectl", "")
 		c := clusterOf(t, tc.overlay)
 		var secrets []string
-		for _, call := range recorded(t, dir, bin, "", tc.script) {
+		for _, call := range recorded(t, dir, bin, tc.script) {
 			c.holds(t, call)
 			if strings.Contains(strings.Join(call, " "), " secret tls ") {
 				secrets = append(secrets, call[6])
@@ -122,8 +122,8 @@ func TestInstallHelm(t *testing.T) {
 	dir, bin := copyOfDeploy(t)
 	record(t, bin, "helm", "")
 	record(t, bin, "kubectl", "")
-	calls := recorded(t, dir, bin, "", block(t, "helm install gatehouse"))
-	calls = append(calls, recorded(t, dir, bin, "", block(t, "helm uninstall gatehouse"))...)
+	calls := recorded(t, dir, bin, block(t, "helm install gatehouse"))
+	calls = append(calls, recorded(t, dir, bin, block(t, "helm uninstall gatehouse"))...)
 	want := [][]string{
 		{"helm", "install", "gatehouse", "deploy/chart", "-n", namespace, "-f", "my-values.yaml"},
 		{"helm", "uninstall", "gatehouse", "-n", namespace},
@@ -212,7 +212,7 @@ func TestInstallSystemd(t *testing.T) {
 		}
 	}
 	record(t, bin, "sudo", sudoIn)
-	calls := recorded(t, dir, bin, "", block(t, "systemctl enable --now gatehouse"), "ROOT="+root, "YOUR_HASH=$2a$12$x'y")
+	calls := recorded(t, dir, bin, block(t, "systemctl enable --now gatehouse"), "ROOT="+root, "YOUR_HASH=$2a$12$x'y")
 	unit := string(read(t, repo(t, "deploy", "systemd", "gatehouse.service")))
 	for _, tc := range []struct {
 		path, names string // in the unit

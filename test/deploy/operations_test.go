@@ -64,16 +64,17 @@ func (i *installation) signIn(t *testing.T) {
 		}
 		return nil
 	}}
-	page := i.answer(t, browser, http.MethodGet, i.issuer+"/auth?"+url.Values{
+	page, _ := i.ask(t, browser, http.MethodGet, i.issuer+"/auth?"+url.Values{
 		"client_id": {"app"}, "redirect_uri": {"http://client.corp.test/cb"}, "response_type": {"code"}, "scope": {"openid"}, "state": {"of-this-test"},
 	}.Encode(), "")
-	done := i.answer(t, browser, http.MethodPost, page.Request.URL.String(), url.Values{"login": {operator}, "password": {operatorPassword}}.Encode())
-	if back := done.Header.Get("Location"); !strings.HasPrefix(back, "http://client.corp.test/cb?code=") {
-		t.Fatalf("sign-in: got %d to %q, want a code for the client", done.StatusCode, back)
+	at, back := i.ask(t, browser, http.MethodPost, page, url.Values{"login": {operator}, "password": {operatorPassword}}.Encode())
+	if !strings.HasPrefix(back, "http://client.corp.test/cb?code=") {
+		t.Fatalf("sign-in: %s leads to %q, want a code for the client", at, back)
 	}
 }
 
-func (i *installation) answer(t *testing.T, browser *http.Client, method, target, form string) *http.Response {
+// ask returns the address of the page that answers, and where that leads to.
+func (i *installation) ask(t *testing.T, browser *http.Client, method, target, form string) (page, location string) {
 	t.Helper()
 	r, err := http.NewRequestWithContext(t.Context(), method, target, strings.NewReader(form))
 	if err != nil {
@@ -90,7 +91,7 @@ func (i *installation) answer(t *testing.T, browser *http.Client, method, target
 	if err := res.Body.Close(); err != nil {
 		t.Fatal(err)
 	}
-	return res
+	return res.Request.URL.String(), res.Header.Get("Location")
 }
 
 // sessions are the ids of the user's sessions, as the document's command lists them.
@@ -156,7 +157,7 @@ func TestOperationsAlerts(t *testing.T) {
 	dir, bin := copyOfDeploy(t)
 	record(t, bin, "kubectl", "cat > applied")
 	script := blockOf(t, "operations.md", "kind: PrometheusRule")
-	calls := recorded(t, dir, bin, "", script)
+	calls := recorded(t, dir, bin, script)
 	if want := []string{"kubectl", "-n", "monitoring", "apply", "-f", "-"}; len(calls) != 1 || !slices.Equal(calls[0], want) {
 		t.Errorf("got %q, want %q", calls, want)
 	}
@@ -205,7 +206,7 @@ func TestOperationsBackupInKubernetes(t *testing.T) {
 	record(t, bin, "kubectl", copyPod)
 	env := []string{"PID=" + strconv.Itoa(i.Pid()), "DATA=" + i.data}
 	backup, restore := blockOf(t, "operations.md", "name: gatehouse-copy"), blockOf(t, "operations.md", "tar xf -")
-	calls := recorded(t, dir, bin, "", backup, env...)
+	calls := recorded(t, dir, bin, backup, env...)
 	if last := strings.Join(calls[len(calls)-1], " "); last != "kubectl -n istio-system scale deployment/gatehouse --replicas=1" {
 		t.Errorf("the last command is %s, want the pod to run again", last)
 	}
@@ -218,7 +219,7 @@ func TestOperationsBackupInKubernetes(t *testing.T) {
 	i.revoke(t, id)
 	i.Stop(t)
 	// "In place of the line with tar": the commands around it are those above.
-	recorded(t, dir, bin, "", restore, env...)
+	recorded(t, dir, bin, restore, env...)
 	i.Restart(t)
 	if got := i.oneSession(t, "after the restore"); got != id {
 		t.Errorf("got session %s, want %s", got, id)
@@ -230,7 +231,7 @@ func checkCopyPod(t *testing.T, pod object) {
 	t.Helper()
 	deployment := find(t, overlay(t), "Deployment")
 	const spec = "spec.template.spec."
-	container, want := deployment.at(spec + "containers.0.securityContext").(map[string]any), pod.at("spec.containers.0.securityContext").(map[string]any)
+	container, want := deployment.at(spec+"containers.0.securityContext").(map[string]any), pod.at("spec.containers.0.securityContext").(map[string]any)
 	for key, v := range want {
 		if !reflect.DeepEqual(v, container[key]) {
 			t.Errorf("the pod's container has %s %v, the Deployment's %v", key, v, container[key])
@@ -314,7 +315,7 @@ func TestOperationsUpgrade(t *testing.T) {
 		dir, bin := copyOfDeploy(t)
 		record(t, bin, "docker", "")
 		record(t, bin, "kubectl", "")
-		calls, c := recorded(t, dir, bin, "", blockOf(t, "operations.md", "newTag")), clusterOf(t, "istio")
+		calls, c := recorded(t, dir, bin, blockOf(t, "operations.md", "newTag")), clusterOf(t, "istio")
 		var programs []string
 		for _, call := range calls {
 			programs = append(programs, call[0]+" "+call[1])
@@ -340,7 +341,7 @@ func TestOperationsUpgrade(t *testing.T) {
 		dir, bin := copyOfDeploy(t)
 		record(t, bin, "helm", "")
 		record(t, bin, "kubectl", "")
-		calls := recorded(t, dir, bin, "", blockOf(t, "operations.md", "helm upgrade gatehouse"))
+		calls := recorded(t, dir, bin, blockOf(t, "operations.md", "helm upgrade gatehouse"))
 		if want := []string{"helm", "upgrade", "gatehouse", "deploy/chart", "-n", namespace, "-f", "my-values.yaml", "--set", "image.tag=1.1.0"}; !slices.Equal(calls[0], want) {
 			t.Errorf("got %q, want %q", calls[0], want)
 		}
@@ -356,7 +357,7 @@ func TestOperationsUpgrade(t *testing.T) {
 		}
 		program(t, filepath.Join(dir, "bin"), "gatehouse", `exec "$PRODUCT" "$@"`)
 		record(t, bin, "sudo", sudoIn)
-		calls := recorded(t, dir, bin, "", blockOf(t, "operations.md", "bin/gatehouse version"), "PRODUCT="+peers.Binary(t), "ROOT="+root)
+		calls := recorded(t, dir, bin, blockOf(t, "operations.md", "bin/gatehouse version"), "PRODUCT="+peers.Binary(t), "ROOT="+root)
 		if info, err := os.Stat(filepath.Join(root, "usr/local/bin/gatehouse")); err != nil || info.Mode().Perm() != 0o755 {
 			t.Errorf("the new version: %v, %v, want a program", info, err)
 		}

@@ -6,7 +6,7 @@ labels: {app.kubernetes.io/name: gatehouse}
 
 {{- /* The name of a URL or of an entry of gateway.hosts, without scheme, path and port; and the port, 443 without one. */ -}}
 {{- define "gatehouse.host" -}}
-{{ . | regexFind "^(https?://)?[^/:]+" | trimPrefix "https://" | trimPrefix "http://" }}
+{{ . | lower | regexFind "^(https?://)?[^/:]+" | trimPrefix "https://" | trimPrefix "http://" }}
 {{- end }}
 
 {{- define "gatehouse.port" -}}

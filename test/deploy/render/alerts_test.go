@@ -72,13 +72,13 @@ func known(t *testing.T, program, alert string, m *labels.Matcher) {
 	if m.Type == labels.MatchRegexp || m.Type == labels.MatchNotRegexp {
 		values = strings.Split(m.Value, "|")
 	}
-	if m.Name != labels.MetricName {
+	if m.Name != model.MetricNameLabel {
 		values = append(values, m.Name)
 	}
 	document := string(read(t, deploy("..", "docs", "operations.md")))
 	for _, v := range values {
 		literal(t, program, alert, v)
-		if m.Name != labels.MetricName && v != m.Name && !strings.Contains(document, "`"+v+"`") {
+		if m.Name != model.MetricNameLabel && v != m.Name && !strings.Contains(document, "`"+v+"`") {
 			t.Errorf("%s: docs/operations.md does not have `%s`", alert, v)
 		}
 	}

@@ -159,6 +159,7 @@ func TestChartRefuses(t *testing.T) {
 		{"an empty list of users", "istio-system", "provider: istio\nconfig: {staticPasswords: [], connectors: []}", "nobody could sign in"},
 		{"a wildcard over the issuer's host", "istio-system", "provider: gateway-api\n" + issuer + `, gateway: {hosts: [app.corp.test, "*.corp.test"]}}`, covers(1, "*.corp.test")},
 		{"with scheme and port", "gatehouse", "provider: envoy-gateway\n" + issuer + `, gateway: {hosts: ["https://*.corp.test:8443"]}}`, covers(0, "*.corp.test")},
+		{"in another case", "istio-system", "provider: gateway-api\n" + strings.Replace(issuer, "auth.corp", "Auth.Corp", 1) + `, gateway: {hosts: ["*.corp.test"]}}`, covers(0, "*.corp.test")},
 		{"where the Gateway is the operator's too", "istio-system", "provider: istio\n" + issuer + `, gateway: {hosts: ["*.corp.test"]}}`, covers(0, "*.corp.test")},
 		{"two listeners for one host", "istio-system", "provider: gateway-api\n" + issuer + ", gateway: {hosts: [auth.corp.test]}}", "config.gateway.hosts[0]: auth.corp.test is the issuer's host, whose listener is for the sign-in pages alone: give the issuer a host of its own"},
 		{"a host on http at a listener for https", "istio-system", "provider: gateway-api\n" + issuer + `, gateway: {hosts: ["http://app.corp.test"]}}`, "config.gateway.hosts[0]: http://app.corp.test: the Gateway of this chart serves https: take http:// away"},
