@@ -76,7 +76,8 @@ func (c *cluster) helm(t *testing.T) {
 	})
 	s.common(t)
 	t.Run("removed", func(t *testing.T) {
-		s.work.run(t, "helm uninstall gatehouse -n istio-system; kubectl -n istio-system delete secret gatehouse-env")
+		s.work.run(t, block(t, "docs/install.md", "## Helm", "helm uninstall")) // which fails unless the volume was left
+		s.work.run(t, "kubectl -n istio-system delete secret gatehouse-env")
 		s.waitOpen(t)
 	})
 }
@@ -116,6 +117,7 @@ func (c *cluster) everyManifest(t *testing.T) {
 			}
 		})
 	}
+	write(t, filepath.Join(w.dir, "my-values.yaml"), block(t, "docs/install.md", "## Helm", "provider: istio")) // the chart has no users
 	for _, provider := range []string{"istio", "istio-envoyfilter", "gateway-api", "envoy-gateway"} {
 		for variant, more := range map[string]string{"": "", " with LDAP": "-f deploy/chart/values-ldap.yaml", " hardened": "--set istio.hardenedGateway=true"} {
 			t.Run("chart, "+provider+variant, func(t *testing.T) {
@@ -124,7 +126,7 @@ func (c *cluster) everyManifest(t *testing.T) {
 				if namespace == "" {
 					namespace = "istio-system"
 				}
-				out := w.run(t, "helm template gatehouse deploy/chart --kube-version 1.36.1 -n "+namespace+" --set provider="+provider+" "+more+
+				out := w.run(t, "helm template gatehouse deploy/chart --kube-version 1.36.1 -n "+namespace+" "+more+" -f my-values.yaml --set provider="+provider+
 					" | kubectl -n "+namespace+" apply --dry-run=server -f -")
 				if !strings.Contains(out, "deployment.apps/gatehouse created (server dry run)") {
 					t.Errorf("got\n%s", out)
