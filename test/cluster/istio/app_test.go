@@ -58,7 +58,7 @@ spec:
 apiVersion: v1
 kind: Service
 metadata: {name: istio-ingressgateway, namespace: istio-ingress}
-spec: {selector: {istio: ingressgateway}, ports: [{name: https, port: 443}]}
+spec: {selector: {istio: ingressgateway}, ports: [{name: https, port: 443}, {name: http-attacked, port: 8081}]}
 ---
 apiVersion: networking.istio.io/v1
 kind: VirtualService

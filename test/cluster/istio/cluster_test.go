@@ -5,6 +5,7 @@ import (
 	"crypto"
 	"crypto/rand"
 	"crypto/rsa"
+	"crypto/sha256"
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/pem"
@@ -53,6 +54,7 @@ type cluster struct {
 	apiProc  *process.Process
 	password string
 	hash     string
+	pins     []string // hashes of the certificates' keys, as Chromium takes them
 }
 
 // newCluster starts the control plane with Istio's and the Gateway API's resources, and the namespaces that an operator has.
@@ -207,10 +209,16 @@ metadata: {name: no-provider, namespace: istio-system}
 spec: {action: CUSTOM, rules: [{}]}
 `
 
-// certificate makes the Secret text of a certificate for names.
+// certificate makes a certificate for names, as PEM.
 func (c *cluster) certificate(t *testing.T, names ...string) (cert, key string) {
 	t.Helper()
 	k := peers.NewKey(t)
+	public, err := x509.MarshalPKIXPublicKey(k.Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	pin := sha256.Sum256(public)
+	c.pins = append(c.pins, base64.StdEncoding.EncodeToString(pin[:]))
 	return string(c.ca.Sign(t, peers.Template(names...), k.Public())), keyPEM(t, k)
 }
 

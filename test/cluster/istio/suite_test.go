@@ -19,6 +19,7 @@ func TestIstio(t *testing.T) {
 	t.Run("EnvoyFilter", c.envoyFilter)
 	t.Run("Gateway API", c.gatewayAPI)
 	t.Run("Helm", c.helm)
+	t.Run("attacks", c.attacks)
 	t.Run("no NACK", c.noNACK)
 }
 

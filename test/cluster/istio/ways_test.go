@@ -15,6 +15,12 @@ func (w *checkout) names(t *testing.T) {
 	w.edit(t, "deploy/base/gatehouse.yaml", "hash: $2a$12$3xq5/Qj8UlV7H267Lt4AYuy/ff1Yp8Wh5qSoctbJJXJV74yLI11c.", "hash: "+w.c.hash)
 }
 
+// provider tells the mesh, by the document's command.
+func (w *checkout) provider(t *testing.T) {
+	t.Helper()
+	w.run(t, block(t, "docs/install.md", "### 2. Tell the mesh about the provider", "mesh-provider.sh"))
+}
+
 // envoyFilter is the way of an operator who may not touch the mesh config.
 func (c *cluster) envoyFilter(t *testing.T) {
 	s := c.install(t, c.ingressGateway(t), func(w *checkout) {
@@ -45,6 +51,7 @@ func (c *cluster) gatewayAPI(t *testing.T) {
 		write(t, filepath.Join(s.work.dir, name+".crt"), cert)
 		write(t, filepath.Join(s.work.dir, name+".key"), key)
 	}
+	s.work.provider(t)
 	s.work.run(t, block(t, "docs/install.md", "## Gateway API", "kubectl apply"))
 	c.kubectl(t, `
 apiVersion: gateway.networking.k8s.io/v1
@@ -55,6 +62,13 @@ spec:
   hostnames: [app.corp.test]
   rules: [{backendRefs: [{name: app, port: 8080}]}]
 `, "apply", "-f", "-")
+	// istiod makes the gateway's Deployment and Service itself where it injects proxies, which it does not here.
+	c.kubectl(t, `
+apiVersion: v1
+kind: Service
+metadata: {name: gatehouse-istio, namespace: istio-system}
+spec: {selector: {gateway.networking.k8s.io/gateway-name: gatehouse}, ports: [{name: https, port: 443}]}
+`, "apply", "-f", "-")
 	s.gateway = c.newGateway(t, "istio-system", "gatehouse-istio", map[string]string{"gateway.networking.k8s.io/gateway-name": "gatehouse"})
 	s.waitSignIn(t)
 	s.isYou(t, s.you.signIn(t, "https://"+appHost+"/", c.password))
@@ -62,7 +76,7 @@ spec:
 	t.Run("a browser", s.chromium)
 	t.Run("hardened", func(t *testing.T) { s.isHardened(t) })
 	t.Run("removed", func(t *testing.T) {
-		s.work.run(t, "kubectl delete -k deploy/overlays/gateway-api; kubectl -n apps delete httproute app")
+		s.work.run(t, "kubectl delete -k deploy/overlays/gateway-api; kubectl -n apps delete httproute app; kubectl -n istio-system delete service gatehouse-istio")
 	})
 }
 
@@ -72,6 +86,7 @@ func (c *cluster) helm(t *testing.T) {
 		write(t, filepath.Join(w.dir, "my-values.yaml"), block(t, "docs/install.md", "## Helm", "provider: istio"))
 		write(t, filepath.Join(w.dir, "hash"), c.hash)
 		w.run(t, "kubectl -n istio-system create secret generic gatehouse-env --from-file=YOUR_HASH=hash")
+		w.provider(t)
 		w.run(t, block(t, "docs/install.md", "## Helm", "helm install"))
 	})
 	s.common(t)
