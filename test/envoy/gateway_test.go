@@ -38,9 +38,12 @@ func tableWorld(t testing.TB) *world {
 	if _, err := netip.ParseAddrPort(addr); err != nil {
 		t.Fatalf("%s: %v", gatewayVariable, err)
 	}
-	w, _ := newWorldAt(t, at, "sqlite")
+	w, _ := newWorldAt(t, at, "sqlite", func(text string) string { // as docs/install.md has it
+		return strings.Replace(text, "{header: X-Real-IP, trustedProxies: [127.0.0.1/32]}", "{header: X-Forwarded-For, trustedProxies: [127.0.0.1/32, 10.0.0.0/8]}", 1)
+	})
 	w.hardened = newEdge(t, gatewayEdge, addr, nil)
 	w.hardened.checked = true
+	w.hardened.from = "127.0.0.2" // none of the trusted proxies
 	w.only = w.hardened
 	peers.Eventually(t, within, "the gateway asks Gatehouse, and leads to the app", func() bool {
 		p, err := fetch(t.Context(), w.hardened.http, http.MethodGet, "http://"+appHost+"/public/headers", "")

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -24,8 +23,7 @@ import (
 func (e *edge) sendHTTP2(ctx context.Context, m message) (*page, error) {
 	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
-	var d net.Dialer
-	conn, err := d.DialContext(ctx, "tcp", e.addr)
+	conn, err := e.dial(ctx)
 	if err != nil {
 		return nil, err
 	}

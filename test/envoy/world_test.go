@@ -110,19 +110,30 @@ type edge struct {
 	http    http.RoundTripper
 	proxy   *peers.EnvoyServer // nil where there is none
 	direct  *checker           // nil where requests are sent over HTTP
+	from    string             // IP address that requests are sent from; 127.0.0.1 if empty
 }
 
 func newEdge(t testing.TB, name, addr string, proxy *peers.EnvoyServer) *edge {
+	e := &edge{name: name, addr: addr, checked: proxy != nil, proxy: proxy}
 	tr := &http.Transport{
 		MaxIdleConnsPerHost: 64,
-		DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
-			var d net.Dialer
-			return d.DialContext(ctx, network, addr)
-		},
+		DialContext:         func(ctx context.Context, _, _ string) (net.Conn, error) { return e.dial(ctx) },
 	}
 	t.Cleanup(tr.CloseIdleConnections)
-	return &edge{name: name, addr: addr, checked: proxy != nil, http: tr, proxy: proxy}
+	e.http = tr
+	return e
 }
+
+func (e *edge) dial(ctx context.Context) (net.Conn, error) {
+	var d net.Dialer
+	if e.from != "" {
+		d.LocalAddr = &net.TCPAddr{IP: net.ParseIP(e.from)}
+	}
+	return d.DialContext(ctx, "tcp", e.addr)
+}
+
+// clientAddress is where the requests come from.
+func (e *edge) clientAddress() string { return or(e.from, "127.0.0.1") }
 
 // newWorld starts Gatehouse with a storage, "sqlite" or "memory", behind a hardened Envoy and, if asked for, one with
 // Envoy's default connection manager too.
