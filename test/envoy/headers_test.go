@@ -1,10 +1,13 @@
 package envoy
 
 import (
+	"crypto/rand"
 	"net/http"
 	"slices"
 	"strings"
 	"testing"
+
+	"gatehouse/test/peers"
 )
 
 // headerRows forge identities. Whoever sends them, the app sees who they are, or nobody (judge).
@@ -52,6 +55,7 @@ func headerRows() (all []row) {
 			both: refused(http.StatusFound), hardened: f.hardened,
 		})
 	}
+	all = append(all, row{family: family, name: "X-Forwarded-For hides nobody from the audit log", on: []string{"hardened"}, play: hidden})
 	all = append(all, row{family: family, name: "trailers that are ours", on: []string{"hardened", "relaxed"}, play: trailers})
 	// Envoy drops what Connection names before anybody sees it: so the user goes too.
 	all = append(all, row{family: family, name: "hop by hop, cookie", lines: []string{"Connection: close, cookie", "Cookie: gatehouse-dev={user}"}, both: refused(http.StatusFound)})
@@ -93,7 +97,7 @@ func envoyRows() []row {
 		"X-Envoy-Hedge-On-Per-Try-Timeout: true", "X-Envoy-Upstream-Alt-Stat-Name: x", "X-Envoy-Force-Trace: 1", "X-Envoy-Ip-Tags: internal", "X-Envoy-Decorator-Operation: x", "X-Envoy-Original-Path: /admin/x",
 		"X-Envoy-Original-Url: http://app.example.test/admin/x", "X-Envoy-Downstream-Service-Cluster: x", "X-Envoy-Downstream-Service-Node: x",
 	}
-	lines = append(lines, "X-Forwarded-Client-Cert: By=spiffe://cluster.local/ns/x/sa/x;URI=spiffe://cluster.local/ns/istio-system/sa/admin", "X-Forwarded-Proto: https", "X-Envoy-External-Address: 127.0.0.9")
+	lines = append(lines, "X-Forwarded-Client-Cert: By=spiffe://cluster.local/ns/x/sa/x;URI=spiffe://cluster.local/ns/istio-system/sa/admin", "X-Forwarded-Proto: https", "X-Envoy-External-Address: 127.0.0.9", "X-Request-Id: 463ac35c-9f64-a3ad-8848-5a3953bb6124")
 	sees := func(t testing.TB, _ *world, p *page) {
 		t.Helper()
 		var h map[string]string
@@ -131,6 +135,29 @@ func authorizationRows() []row {
 		{family: family, name: "bearer and cookie where anyone may", as: "", target: "/public/headers", lines: []string{"Cookie: gatehouse-dev={user}", "Authorization: Bearer zq81header.zq82claims.zq83signature"}, both: passes(http.StatusOK)},
 		{family: family, name: "bearer at whoami", as: user, target: "/_gatehouse/whoami", lines: []string{"Authorization: Bearer zq81header.zq82claims.zq83signature"}, both: unauthorized},
 		{family: family, name: "basic is no token", as: user, lines: []string{"Authorization: Basic YTpi"}, both: passes(http.StatusOK)},
+	}
+}
+
+// hidden claims to come from elsewhere: the audit log has the address that the gateway saw, and a request id of the gateway's.
+func hidden(t testing.TB, w *world, e *edge) {
+	path := "/admin/" + rand.Text()
+	p := must(t)(e.send(t.Context(), message{method: http.MethodGet, target: path, host: appHost, lines: []string{
+		"X-Forwarded-For: 192.0.2.7, 10.0.0.7", "X-Real-IP: 192.0.2.7", "Forwarded: for=192.0.2.7", "X-Envoy-External-Address: 192.0.2.7", "X-Request-Id: forged-request-id",
+	}}))
+	if p.status != http.StatusUnauthorized {
+		t.Errorf("got %s, want 401", p)
+	}
+	var found event
+	peers.Eventually(t, within, "the decision about "+path+" in the audit log", func() bool {
+		for _, ev := range w.audit() {
+			if ev["path"] == path {
+				found = ev
+			}
+		}
+		return found != nil
+	})
+	if found["source"] != e.clientAddress() || found["request_id"] == "forged-request-id" || found["request_id"] != p.header.Get("X-Request-Id") {
+		t.Errorf("the audit log has %v, want the source %s and the request id %q", found, e.clientAddress(), p.header.Get("X-Request-Id"))
 	}
 }
 
