@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 )
 
 // A summary counts how requests of the table ended, by family.
@@ -58,13 +59,9 @@ func (s *summary) add(r row, at run, ok bool) {
 // lines is a table, with all families last.
 func (s *summary) lines() []string {
 	const endings = " | %8v %7v %7v %7v %6v %6v"
-	head := fmt.Sprintf("%-10s %5s", "family", "rows")
-	for _, e := range s.edges {
-		head += " " + e
-	}
 	out := []string{
 		"runs at each kind of edge, and how they ended as they must: refused (byEnvoy: of these, by Envoy itself), let through, scenes of several requests; holes that are known",
-		head + fmt.Sprintf(endings, "refused", "byEnvoy", "through", "scenes", "holes", "failed"),
+		fmt.Sprintf("%-10s %5s ", "family", "rows") + strings.Join(s.edges, " ") + fmt.Sprintf(endings, "refused", "byEnvoy", "through", "scenes", "holes", "failed"),
 	}
 	names := slices.DeleteFunc(slices.Sorted(maps.Keys(s.families)), func(n string) bool { return n == "all" })
 	for _, name := range append(names, "all") {
@@ -72,11 +69,11 @@ func (s *summary) lines() []string {
 		if n == nil {
 			continue
 		}
-		line := fmt.Sprintf("%-10s %5d", name, len(n.rows))
+		var at []string
 		for _, e := range s.edges {
-			line += fmt.Sprintf(" %*d", len(e), n.at[e])
+			at = append(at, fmt.Sprintf("%*d", len(e), n.at[e]))
 		}
-		out = append(out, line+fmt.Sprintf(endings, n.refused, n.byEnvoy, n.allowed, n.scenes, n.holes, n.failed))
+		out = append(out, fmt.Sprintf("%-10s %5d ", name, len(n.rows))+strings.Join(at, " ")+fmt.Sprintf(endings, n.refused, n.byEnvoy, n.allowed, n.scenes, n.holes, n.failed))
 	}
 	return out
 }
