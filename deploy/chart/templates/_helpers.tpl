@@ -44,6 +44,7 @@ labels: {app.kubernetes.io/name: gatehouse}
         normalize_path: true
         merge_slashes: true
         path_with_escaped_slashes_action: REJECT_REQUEST
+        internal_address_config: {}
         max_request_headers_kb: 60
         request_headers_timeout: 10s
         common_http_protocol_options:

@@ -94,7 +94,7 @@ func TestHardening(t *testing.T) {
 			edge = m
 		}
 	})
-	want := []string{"@type", "common_http_protocol_options", "http2_protocol_options", "max_request_headers_kb", "merge_slashes", "normalize_path", "path_with_escaped_slashes_action", "request_headers_timeout"}
+	want := []string{"@type", "common_http_protocol_options", "http2_protocol_options", "internal_address_config", "max_request_headers_kb", "merge_slashes", "normalize_path", "path_with_escaped_slashes_action", "request_headers_timeout"}
 	found := 0
 	files(t, func(path string, doc any) {
 		if at(doc, "kind") != "EnvoyFilter" {
