@@ -31,7 +31,7 @@ test:
 	$(MAKE) lint
 	$(MAKE) build
 	$(static) go build -o bin/gotest ./test/tools/gotest
-	cd test/deploy/render && $(product) ../../../bin/gotest -pgo=off ./... # a module of its own: kustomize and Helm
+	cd test/deploy/render && $(product) ../../../bin/gotest -pgo=off -count=1 ./... # a module of its own: kustomize and Helm. Its cache would not see deploy/
 	CGO_ENABLED=1 $(product) bin/gotest $(race) -shuffle=on ./... \
 		$(if $(benchmarks),-- $(race) -run '^$$' -bench . -benchtime 1x $(benchmarks))
 
@@ -42,7 +42,7 @@ e2e-istio:
 	$(static) go build -o bin/gotest ./test/tools/gotest
 	$(static) go test -pgo=off -c -o bin/attacks.test ./test/envoy
 	cluster=$$(test/cluster/install.sh istio) && cd test/cluster && \
-		GATEHOUSE_CLUSTER=$$cluster GATEHOUSE_ATTACKS=$(CURDIR)/bin/attacks.test $(product) ../../bin/gotest -pgo=off -timeout 20m ./netns ./istio
+		GATEHOUSE_CLUSTER=$$cluster GATEHOUSE_ATTACKS=$(CURDIR)/bin/attacks.test $(product) ../../bin/gotest -pgo=off -count=1 -timeout 20m ./netns ./istio
 
 lint:
 	@test -z "$$(gofmt -l */)" || { echo "gofmt -w these files:"; gofmt -l */; exit 1; }

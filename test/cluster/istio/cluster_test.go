@@ -153,6 +153,7 @@ func (c *cluster) startAPI(t *testing.T) {
 	write(t, config, fmt.Sprintf(`{apiVersion: v1, kind: Config, current-context: c, clusters: [{name: c, cluster: {server: "https://127.0.0.1:6443",
  certificate-authority: %s}}], users: [{name: u, user: {token: %s}}], contexts: [{name: c, context: {cluster: c, user: u}}]}`, path("ca.crt"), token))
 	t.Setenv("KUBECONFIG", config)
+	t.Setenv("KUBECACHEDIR", path("kubectl")) // what it knows of the server's resources is of this server only
 }
 
 // startIstiod starts istiod on the mesh config in the API server, and waits until it is ready.
