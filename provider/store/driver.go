@@ -109,6 +109,14 @@ type Log interface {
 	Changes(ctx context.Context, after int64, limit int) ([]Change, error)
 }
 
+// A Waker is a Driver that hears of other processes' writes without asking. Being woken only makes Store.Follow read the change log
+// at once: a wake-up that is lost delays changes by Options.FeedInterval, and one too many costs a read.
+type Waker interface {
+	// Wake calls woken whenever the change log may have grown, until ctx is done, and then returns. It connects again by itself, with
+	// pauses, and calls woken after each time that it could not hear. woken returns at once.
+	Wake(ctx context.Context, woken func())
+}
+
 // A Sweeper deletes what is out of date, at most limit per call, and returns how many.
 type Sweeper interface {
 	// Sweep deletes records whose expiry is before the given time, by an index, checking and deleting in one

@@ -127,7 +127,7 @@ func (f *feed) isTold(c Change) bool {
 }
 
 // Follow delivers the changes that other processes make until ctx is done, and then returns ctx's error. It
-// reads the change log at once and then every Options.FeedInterval. One call may run at a time; a later one
+// reads the change log at once, then every Options.FeedInterval and whenever a Waker says so. One call may run at a time; a later one
 // goes on where it ended.
 //
 // Each change is delivered exactly once: the log shows commits in their order (see Log), so that none can
@@ -141,6 +141,8 @@ func (s *Store) Follow(ctx context.Context) error {
 	defer s.feed.following.Store(false)
 	tick := time.NewTicker(s.opts.FeedInterval)
 	defer tick.Stop()
+	woken, stop := s.wake(ctx)
+	defer stop()
 	silent := false
 	for {
 		err := s.poll(ctx)
@@ -158,8 +160,29 @@ func (s *Store) Follow(ctx context.Context) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-tick.C:
+		case <-woken:
 		}
 	}
+}
+
+// wake returns a channel that says when to read the change log before its time. stop waits until nobody sends on it any more.
+func (s *Store) wake(ctx context.Context) (woken <-chan struct{}, stop func()) {
+	w, ok := s.driver.(Waker)
+	if !ok {
+		return nil, func() {}
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	c, over := make(chan struct{}, 1), make(chan struct{})
+	go func() {
+		defer close(over)
+		w.Wake(ctx, func() {
+			select {
+			case c <- struct{}{}:
+			default: // one is waiting already
+			}
+		})
+	}()
+	return c, func() { cancel(); <-over }
 }
 
 // FeedAge returns how long ago the change log was last read to its end: what happened elsewhere
