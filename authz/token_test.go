@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"hash/maphash"
 	"maps"
 	"slices"
 	"strings"
@@ -150,7 +149,7 @@ func TestTokenClaims(t *testing.T) {
 	}
 }
 
-// TestTokenPerHost pins that {host} binds a token to the host, and that a session keeps so many tokens and no more.
+// TestTokenPerHost pins that {host} binds a token to the host.
 func TestTokenPerHost(t *testing.T) {
 	f, n := newTokenFixture(t, func(a *AppToken) { a.Audience = "https://{host}/" })
 	ask := func(host string) string {
@@ -164,15 +163,32 @@ func TestTokenPerHost(t *testing.T) {
 	if ask("APP.example.com") != "" && n.count() != 2 || ask(appHost) != a {
 		t.Errorf("got %d tokens, want the first again", n.count())
 	}
-	for i := range 3 * maxTokenHosts {
-		ask(fmt.Sprintf("h%d.apps.example.com", i))
+}
+
+// TestTokensOfHostsAreBounded pins that tokens of which each host has its own are kept in a cache of fixed size, whatever users and hosts there are,
+// and nothing of them with the session.
+func TestTokensOfHostsAreBounded(t *testing.T) {
+	f, _ := newTokenFixture(t, func(a *AppToken) { a.Audience = "https://{host}/" })
+	f.Signer = fixed(strings.Repeat("t", 100<<10)) // one that is far too long: 1,300 fill the cache
+	hosts := f.tokens.hosts()
+	for i := range 2000 {
+		id, host := fmt.Sprint("user", i/20), fmt.Sprintf("h%d.apps.example.com", i%20)
+		if i%20 == 0 {
+			f.signIn(id, func(*session.Session) {})
+		}
+		if got := f.do(get("/x", "", "cookie", f.cookie(host, id)).on(host)); got.code != 200 {
+			t.Fatalf("got %d", got.code)
+		}
+		if got := hosts.bytes.Load(); got > maxHostTokens {
+			t.Fatalf("got %d bytes, want at most %d", got, maxHostTokens)
+		}
 	}
-	p, _ := f.sessions.live["alice"].Memo.Load().(*principal)
-	if got := len(*p.tokens.list.Load()); got != maxTokenHosts {
-		t.Errorf("got %d tokens kept, want %d", got, maxTokenHosts)
+	if got := hosts.bytes.Load(); got < maxHostTokens/2 {
+		t.Errorf("got %d bytes, want the cache in use", got)
 	}
-	if ask(appHost) == a {
-		t.Error("the oldest is kept")
+	p, _ := f.sessions.live["user99"].Memo.Load().(*principal)
+	if p == nil || p.weight() > maxMemo || p.tokens.one.Load() != nil {
+		t.Error("a token is kept with the session")
 	}
 }
 
@@ -258,36 +274,6 @@ func TestTokensOfManyGroups(t *testing.T) {
 	}
 	if got := n.count(); got < users || got > users+users/10 { // three sessions may share two slots
 		t.Errorf("got %d tokens for %d users, want about one each", got, users)
-	}
-}
-
-// TestLargeCacheIsBounded pins that the cache of long headers holds so many bytes and no more, and counts them right.
-func TestLargeCacheIsBounded(t *testing.T) {
-	l := &largeCache{seed: maphash.MakeSeed()}
-	long := &principal{headers: make([]byte, 1<<20)}
-	tokens := &appTokens{plan: tokenPlan{perHost: true}, weight: 1 << 20}
-	for i := range 200 {
-		p := &principal{session: &session.Session{}, headers: long.headers}
-		if i%10 == 0 {
-			p.tokens = tokens
-		}
-		_, slot := l.find(p.session)
-		l.put(slot, p)
-		if got := l.bytes.Load(); got > maxLarge {
-			t.Fatalf("got %d bytes, want at most %d", got, maxLarge)
-		}
-	}
-	var sum int64
-	for i := range l.slots {
-		if p := l.slots[i].Load(); p != nil {
-			sum += p.held()
-			if found, _ := l.find(p.session); found != p {
-				t.Error("one that is there is not found")
-			}
-		}
-	}
-	if got := l.bytes.Load(); got != sum || sum < maxLarge/2 {
-		t.Errorf("got %d bytes counted and %d there, want the same, and half of %d at least", got, sum, maxLarge)
 	}
 }
 
@@ -504,5 +490,71 @@ func BenchmarkCheckToken(b *testing.B) {
 				}
 			}
 		})
+	}
+}
+
+// TestTokenHostsAreCycled pins that a user who asks for one host after the other costs so many signatures and no more, that the others go
+// on meanwhile, and that hosts which are in use cost none.
+func TestTokenHostsAreCycled(t *testing.T) {
+	f, n := newTokenFixture(t, func(a *AppToken) { a.Audience = "https://{host}" })
+	f.signIn("bob", func(*session.Session) {})
+	ask := func(id string, host int) result {
+		t.Helper()
+		name := fmt.Sprintf("h%d.apps.example.com", host)
+		return f.do(get("/x", script, "cookie", f.cookie(name, id)).on(name))
+	}
+	for range 3 {
+		for i := range 50 { // more than anybody has open
+			if got := ask("alice", i); got.code != 200 {
+				t.Fatalf("host %d: got %d", i, got.code)
+			}
+		}
+	}
+	if got := n.count(); got != 50 {
+		t.Errorf("got %d tokens for 50 hosts that were asked for three times, want 50", got)
+	}
+	var refused result
+	for i := range 1000 {
+		if got := ask("alice", 100+i); got.code != 200 {
+			refused = got
+		}
+	}
+	if got := n.count(); got > 128 {
+		t.Errorf("got %d tokens for one session, want a limit", got)
+	}
+	if refused.code != 503 || refused.problem(t) != ProblemUnavailable || len(refused.headers["retry-after"]) == 0 {
+		t.Errorf("beyond it: got %d %v, want 503", refused.code, refused.headers)
+	}
+	before := n.count()
+	if got := ask("alice", 49); got.code != 200 || n.count() != before {
+		t.Errorf("a host with a token: got %d", got.code)
+	}
+	if got := ask("bob", 1); got.code != 200 {
+		t.Errorf("somebody else: got %d, want 200", got.code)
+	}
+	f.now = f.now.Add(151 * time.Second)
+	if got := ask("alice", 5000); got.code != 200 {
+		t.Errorf("half of a token's life later: got %d, want 200", got.code)
+	}
+}
+
+// TestTokenEndsWithTheSession pins that no token outlives its session, and that one at its end costs no more signatures.
+func TestTokenEndsWithTheSession(t *testing.T) {
+	f, n := newTokenFixture(t)
+	end := epoch.Add(400*time.Second + 500*time.Millisecond)
+	f.signIn("short", func(s *session.Session) { s.AbsoluteExpiry, s.Identity.Expiry = end, end })
+	for at := time.Duration(0); at < 400*time.Second+500*time.Millisecond; at += 250 * time.Millisecond {
+		f.now = epoch.Add(at)
+		if got := f.do(get("/x", script, "cookie", f.cookie(appHost, "short"))); got.code != 200 || got.upstream["authorization"] == "" {
+			t.Fatalf("after %v: got %d", at, got.code)
+		}
+	}
+	for _, c := range n.made {
+		if c.Expiry.After(end) || c.Expiry.Nanosecond() != 0 {
+			t.Errorf("made at %v: good until %v, the session until %v", c.IssuedAt.Sub(epoch), c.Expiry.Sub(epoch), end.Sub(epoch))
+		}
+	}
+	if got := n.count(); got > 3 {
+		t.Errorf("got %d tokens, want 3 at most", got)
 	}
 }
