@@ -241,6 +241,34 @@ func TestTokenRenewal(t *testing.T) {
 	})
 }
 
+// TestBudget pins how signatures come back, and what a clock that is set back or forward does.
+func TestBudget(t *testing.T) {
+	const within = 100 * time.Second
+	b, now := &budget{}, epoch
+	burst := func() (n int) {
+		for b.take(now, within) {
+			n++
+		}
+		return n
+	}
+	for _, tt := range []struct {
+		rule string
+		pass time.Duration
+		want int
+	}{
+		{"at first", 0, maxSignatures},
+		{"evenly", 10 * time.Second, maxSignatures / 10},
+		{"all", within, maxSignatures},
+		{"no more than all", time.Hour, maxSignatures},
+		{"set back", -time.Hour, maxSignatures},
+	} {
+		now = now.Add(tt.pass)
+		if got := burst(); got != tt.want {
+			t.Errorf("%s: got %d, want %d", tt.rule, got, tt.want)
+		}
+	}
+}
+
 // TestTokenAfterTheClockWasSetBack pins that no token goes on that was made in the future: apps refuse it.
 func TestTokenAfterTheClockWasSetBack(t *testing.T) {
 	f, n := newTokenFixture(t)
@@ -383,6 +411,7 @@ func TestTokenAfterActivity(t *testing.T) {
 		{"other groups", "alice", func(s *session.Session) { s.Identity.Groups = []string{"team-a"} }, 2},
 		{"another user", "alice", func(s *session.Session) { s.Identity.UserID = "u-bob" }, 3},
 		{"another session", "second", func(s *session.Session) { s.Identity = first }, 4},
+		{"an end that is sooner", "alice", func(s *session.Session) { s.Identity.Expiry = epoch.Add(time.Minute) }, 5},
 	} {
 		f.signIn(tt.id, func(s *session.Session) {
 			tt.change(s)
@@ -540,8 +569,19 @@ func TestTokenHostsAreCycled(t *testing.T) {
 	if got := n.count(); got > 128 {
 		t.Errorf("got %d tokens for one session, want a limit", got)
 	}
-	if refused.code != 503 || refused.problem(t) != ProblemUnavailable || len(refused.headers["retry-after"]) == 0 {
+	if refused.code != 503 || refused.upstream != nil || refused.problem(t) != ProblemUnavailable || len(refused.headers["retry-after"]) == 0 {
 		t.Errorf("beyond it: got %d %v, want 503", refused.code, refused.headers)
+	}
+	if got, want := f.count("gatehouse_app_tokens_total", "result", "refused"), f.count("gatehouse_checks_total", "reason", "token-budget"); got != 950 || want != 950 {
+		t.Errorf("got %v refusals and %v checks counted, want 950", got, want)
+	}
+	memo := f.sessions.live["alice"].Memo.Load()
+	f.signIn("alice", func(s *session.Session) {
+		s.LastActivity = epoch.Add(time.Minute)
+		s.Memo.Store(memo)
+	})
+	if got := ask("alice", 3000); got.code != 503 {
+		t.Errorf("after activity: got %d, want 503 still", got.code)
 	}
 	before := n.count()
 	if got := ask("alice", 49); got.code != 200 || n.count() != before {

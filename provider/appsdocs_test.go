@@ -3,6 +3,7 @@ package provider
 import (
 	"context"
 	"encoding/base64"
+	"fmt"
 	"net/http/httptest"
 	"os"
 	"os/exec"
@@ -99,8 +100,8 @@ class App {
 `
 )
 
-// TestAppExamples runs the examples of docs/apps.md with tokens of a real issuer, and others that it signed. That in Java is skipped where there is no
-// JDK with Maven: `make tools` does not install them.
+// TestAppExamples runs the examples of docs/apps.md with tokens of a real issuer, and others that it signed. That in Java is left out, and the log says so,
+// where there is no JDK, or no Maven that fetches its library: `make tools` does not install them.
 func TestAppExamples(t *testing.T) {
 	server := httptest.NewUnstartedServer(nil)
 	url := "http://" + server.Listener.Addr().String() + "/dex"
@@ -137,15 +138,18 @@ func TestAppExamples(t *testing.T) {
 			t.Helper()
 			return []string{pythonWithJWT(t.Context(), t), write("app.py", snippet(t, "python")+pythonMain)}
 		},
-		"java": func(t *testing.T) []string {
+	}
+	if jar, missing := javaLibrary(t.Context(), t.TempDir()); missing != "" {
+		t.Log("the example in Java is not run:", missing)
+	} else {
+		examples["java"] = func(t *testing.T) []string {
 			t.Helper()
-			jar := javaLibrary(t.Context(), t)
 			file := write("App.java", strings.Replace(javaMain, "// the example", snippet(t, "java"), 1))
 			if out, err := exec.CommandContext(t.Context(), "javac", "-cp", jar, "-d", dir, file).CombinedOutput(); err != nil {
 				t.Fatalf("%v: %s", err, out)
 			}
 			return []string{"java", "-cp", jar + string(os.PathListSeparator) + dir, "App"}
-		},
+		}
 	}
 	for language, prepare := range examples {
 		t.Run(language, func(t *testing.T) {
@@ -197,23 +201,20 @@ func (w *world) resigned(raw, typ string) string {
 	return out
 }
 
-// javaLibrary is the library of the example in Java, which Maven fetches. It skips the test where it cannot.
-func javaLibrary(ctx context.Context, t *testing.T) string {
-	t.Helper()
+// javaLibrary is the library of the example in Java, which Maven fetches into a folder, or says what is missing.
+func javaLibrary(ctx context.Context, dir string) (jar, missing string) {
 	for _, name := range []string{"java", "javac", "mvn"} {
 		if _, err := exec.LookPath(name); err != nil {
-			t.Skipf("the example in Java is not run: there is no %s", name)
+			return "", "there is no " + name
 		}
 	}
-	const artifact = "nimbus-jose-jwt"
-	const version = "10.10"
-	dir := t.TempDir()
+	const artifact, version = "nimbus-jose-jwt", "10.10"
 	cmd := exec.CommandContext(ctx, "mvn", "-q", "-B", "dependency:copy", "-Dartifact=com.nimbusds:"+artifact+":"+version, "-DoutputDirectory="+dir)
 	cmd.Dir = dir
 	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Skipf("the example in Java is not run: Maven fetches no %s: %v: %.500s", artifact, err, out)
+		return "", fmt.Sprintf("Maven fetches no %s: %v: %.500s", artifact, err, out)
 	}
-	return filepath.Join(dir, artifact+"-"+version+".jar")
+	return filepath.Join(dir, artifact+"-"+version+".jar"), ""
 }
 
 // pythonWithJWT is a Python that has PyJWT with its cryptography.

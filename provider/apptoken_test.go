@@ -17,7 +17,10 @@ import (
 	"github.com/lestrrat-go/jwx/v2/jws"
 	"github.com/lestrrat-go/jwx/v2/jwt"
 
+	"github.com/go-jose/go-jose/v4"
+
 	"gatehouse/provider/front"
+	"gatehouse/provider/store"
 
 	"github.com/dexidp/dex/storage"
 )
@@ -312,6 +315,9 @@ func TestAppTokenOfManyNewKeys(t *testing.T) {
 					clk.add(-at)
 				}
 			}
+			if k, err := w.store.SigningKeys(t.Context()); err != nil || len(k.Former) > maxFormerKeys {
+				t.Errorf("every %s: got %d former keys (%v), want %d at most", tt.every, len(k.Former), err, maxFormerKeys)
+			}
 			if t.Failed() {
 				break
 			}
@@ -377,12 +383,47 @@ func TestAppTokenOfAWithdrawnKey(t *testing.T) {
 	if got := headOf(t, w.appToken()).KeyID(); got == first {
 		t.Error("the withdrawn key signs")
 	}
+	if k, err := w.store.SigningKeys(t.Context()); err != nil || len(k.Former) != 0 {
+		t.Errorf("got %d former keys (%v) in the storage, want none", len(k.Former), err)
+	}
 	if _, err := other.read(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	for who, c := range map[string]*keyCache{"another process": other, "a fresh one": w.otherReplica()} {
 		if key, err := c.forApps(clk.now().Add(time.Minute)); err != nil || key.KeyID == first {
 			t.Errorf("%s: got %v, want the key that is left", who, err)
+		}
+	}
+}
+
+// TestAppTokenOutlivesNoKey pins that no key signs that is published no longer than the token is good, and what signs in its place.
+func TestAppTokenOutlivesNoKey(t *testing.T) {
+	now := time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)
+	key := func(id string) *jose.JSONWebKey { return &jose.JSONWebKey{KeyID: id, Algorithm: "ES256"} }
+	ago := func(d time.Duration) time.Time { return now.Add(-d) }
+	for _, tt := range []struct {
+		rule                     string
+		oldest, former, current  time.Time     // since when they are published
+		oldestStays, formerStays time.Duration // how long they stay
+		want                     string
+	}{
+		{"the current, once it is known", ago(90 * time.Minute), ago(time.Hour), ago(publishedFirst), time.Hour, time.Hour, "current"},
+		{"the former, before that", ago(90 * time.Minute), ago(time.Hour), ago(publishedFirst - 1), time.Hour, time.Hour, "former"},
+		{"the oldest, where that is new as well", ago(90 * time.Minute), ago(time.Minute), ago(0), time.Hour, time.Hour, "oldest"},
+		{"a new one, where the known one ends", ago(90 * time.Minute), ago(time.Minute), ago(0), time.Minute, time.Hour, "former"},
+		{"the newest, where all others end", ago(90 * time.Minute), ago(time.Hour), ago(0), time.Minute, time.Minute, "current"},
+		{"one of before times were noted", time.Time{}, time.Time{}, ago(0), time.Hour, time.Hour, "former"},
+		{"to the second", ago(90 * time.Minute), ago(time.Hour), ago(0), time.Hour, 5 * time.Minute, "former"},
+	} {
+		c := &keyCache{now: func() time.Time { return now }}
+		c.current.Store(&store.Keys{
+			Keys: storage.Keys{SigningKey: key("current"), VerificationKeys: []storage.VerificationKey{
+				{PublicKey: key("oldest"), Expiry: now.Add(tt.oldestStays)}, {PublicKey: key("former"), Expiry: now.Add(tt.formerStays)},
+			}},
+			Published: tt.current, Former: []store.FormerKey{{Key: key("oldest"), Published: tt.oldest}, {Key: key("former"), Published: tt.former}},
+		})
+		if got, err := c.forApps(now.Add(5 * time.Minute)); err != nil || got.KeyID != tt.want {
+			t.Errorf("%s: got %v (%v), want %s", tt.rule, got, err, tt.want)
 		}
 	}
 }
