@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc"
 
 	"gatehouse/internal/admin"
+	"gatehouse/authz"
 	"gatehouse/internal/config"
 	"gatehouse/internal/listen"
 )
@@ -138,7 +139,8 @@ func (s *service) listeners(ctx context.Context) (all []listener, err error) {
 	if err != nil {
 		return all, err
 	}
-	return append(all, listener{"gateway.grpc", l, s.grpc.Serve, s.stopGRPC}), nil
+	serve := func(l net.Listener) error { return s.grpc.Serve(authz.Gather(l)) }
+	return append(all, listener{"gateway.grpc", l, serve, s.stopGRPC}), nil
 }
 
 // socketTimeout is how long a unix socket may take to let somebody in before it counts as alive.
