@@ -200,7 +200,7 @@ func (b *budget) take(now time.Time, within time.Duration) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	full := b.full
-	if full.Before(now) || full.After(now.Add(within)) { // the latter: the clock was set back
+	if full.Before(now) || full.After(now.Add(within+clockSlack)) { // the latter: the clock was set back, and not that somebody waited with an earlier now
 		full = now
 	}
 	full = full.Add(within / maxSignatures)

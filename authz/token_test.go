@@ -260,6 +260,7 @@ func TestBudget(t *testing.T) {
 		{"evenly", 10 * time.Second, maxSignatures / 10},
 		{"all", within, maxSignatures},
 		{"no more than all", time.Hour, maxSignatures},
+		{"a check that has waited", -time.Millisecond, 0},
 		{"set back", -time.Hour, maxSignatures},
 	} {
 		now = now.Add(tt.pass)

@@ -13,8 +13,8 @@ import (
 
 	"google.golang.org/grpc"
 
-	"gatehouse/internal/admin"
 	"gatehouse/authz"
+	"gatehouse/internal/admin"
 	"gatehouse/internal/config"
 	"gatehouse/internal/listen"
 )
