@@ -599,21 +599,24 @@ func TestTokenHostsAreCycled(t *testing.T) {
 
 // TestTokenEndsWithTheSession pins that no token outlives its session, and that one at its end costs no more signatures.
 func TestTokenEndsWithTheSession(t *testing.T) {
-	f, n := newTokenFixture(t)
-	end := epoch.Add(400*time.Second + 500*time.Millisecond)
-	f.signIn("short", func(s *session.Session) { s.AbsoluteExpiry, s.Identity.Expiry = end, end })
-	for at := time.Duration(0); at < 400*time.Second+500*time.Millisecond; at += 250 * time.Millisecond {
-		f.now = epoch.Add(at)
-		if got := f.do(get("/x", script, "cookie", f.cookie(appHost, "short"))); got.code != 200 || got.upstream["authorization"] == "" {
-			t.Fatalf("after %v: got %d", at, got.code)
+	synctest.Test(t, func(t *testing.T) {
+		f, n := newTokenFixture(t)
+		end := epoch.Add(400*time.Second + 500*time.Millisecond)
+		f.signIn("short", func(s *session.Session) { s.AbsoluteExpiry, s.Identity.Expiry = end, end })
+		for at := time.Duration(0); at < 400*time.Second+500*time.Millisecond; at += 250 * time.Millisecond {
+			f.now = epoch.Add(at)
+			if got := f.do(get("/x", script, "cookie", f.cookie(appHost, "short"))); got.code != 200 || got.upstream["authorization"] == "" {
+				t.Fatalf("after %v: got %d", at, got.code)
+			}
+			synctest.Wait() // for what is renewed
 		}
-	}
-	for _, c := range n.made {
-		if c.Expiry.After(end) || c.Expiry.Nanosecond() != 0 {
-			t.Errorf("made at %v: good until %v, the session until %v", c.IssuedAt.Sub(epoch), c.Expiry.Sub(epoch), end.Sub(epoch))
+		for _, c := range n.made {
+			if c.Expiry.After(end) || c.Expiry.Nanosecond() != 0 {
+				t.Errorf("made at %v: good until %v, the session until %v", c.IssuedAt.Sub(epoch), c.Expiry.Sub(epoch), end.Sub(epoch))
+			}
 		}
-	}
-	if got := n.count(); got > 3 {
-		t.Errorf("got %d tokens, want 3 at most", got)
-	}
+		if got := n.count(); got > 3 {
+			t.Errorf("got %d tokens, want 3 at most", got)
+		}
+	})
 }
