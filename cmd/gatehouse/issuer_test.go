@@ -77,22 +77,41 @@ func checkLine(t *testing.T, logged string, want []string) {
 	}
 }
 
-// TestTryIssuerEndsWithTheProcess: neither a server that never answers nor the second try holds up the end.
+// TestTryIssuerEndsWithTheProcess: neither a server that never answers nor the second try holds up the end, and nothing is
+// said of a try that the end has cut off.
 func TestTryIssuerEndsWithTheProcess(t *testing.T) {
-	for name, h := range map[string]func(end func(), r *http.Request){
-		"while it waits for an answer": func(end func(), r *http.Request) { end(); <-r.Context().Done() },
-		"before the second try":        func(end func(), _ *http.Request) { time.AfterFunc(50*time.Millisecond, end) },
+	notYet := func(w http.ResponseWriter) { w.WriteHeader(http.StatusServiceUnavailable) }
+	hang := func(end func(), r *http.Request) {
+		end()
+		<-r.Context().Done()
+	}
+	for name, tc := range map[string]struct {
+		delay time.Duration
+		h     func(end func(), try int64, w http.ResponseWriter, r *http.Request)
+	}{
+		"while it waits for an answer": {24 * time.Hour, func(end func(), _ int64, _ http.ResponseWriter, r *http.Request) { hang(end, r) }},
+		"before the second try": {24 * time.Hour, func(end func(), _ int64, w http.ResponseWriter, _ *http.Request) {
+			notYet(w)
+			time.AfterFunc(50*time.Millisecond, end)
+		}},
+		"within the second try": {0, func(end func(), try int64, w http.ResponseWriter, r *http.Request) {
+			if try == 1 {
+				notYet(w)
+				return
+			}
+			hang(end, r)
+		}},
 	} {
-		ctx, cancel := context.WithCancel(t.Context())
-		s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			h(cancel, r)
-			w.WriteHeader(http.StatusServiceUnavailable)
-		}))
-		var logged bytes.Buffer
-		tryIssuer(ctx, slog.New(slog.NewJSONHandler(&logged, nil)), reach.NewClient(), issuerOf(t, s), 24*time.Hour)
-		if logged.Len() != 0 {
-			t.Errorf("%s: the log says %s", name, logged.String())
-		}
-		s.Close()
+		t.Run(name, func(t *testing.T) {
+			ctx, cancel := context.WithCancel(t.Context())
+			var tries atomic.Int64
+			s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { tc.h(cancel, tries.Add(1), w, r) }))
+			defer s.Close()
+			var logged bytes.Buffer
+			tryIssuer(ctx, slog.New(slog.NewJSONHandler(&logged, nil)), reach.NewClient(), issuerOf(t, s), tc.delay)
+			if logged.Len() != 0 || ctx.Err() == nil {
+				t.Errorf("the log says %q, and the end came: %v", logged.String(), ctx.Err())
+			}
+		})
 	}
 }

@@ -72,6 +72,7 @@ func TestStartDoesNotWait(t *testing.T) {
 	}))
 	defer hangs.Close()
 	s := gatehouse(t, hangs.URL+"/dex", peers.FreeAddr(t))
+	peers.Eventually(t, time.Minute, "ready", func() bool { return strings.Contains(s.Log(), `"msg":"ready"`) })
 	if got := line(s); got != "" {
 		t.Errorf("ready, and the log says already %s", got)
 	}
