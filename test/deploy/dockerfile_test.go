@@ -152,7 +152,7 @@ func TestPlatforms(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "go"), []byte(script), 0o700); err != nil { // #nosec G306 -- in place of the compiler
 		t.Fatal(err)
 	}
-	want := ""
+	var want strings.Builder
 	for _, target := range []struct{ os, arch string }{{"linux", "amd64"}, {"linux", "arm64"}, {"", ""}} { // the last: a builder that sets nothing
 		for _, line := range build.all("RUN") {
 			cmd := exec.CommandContext(t.Context(), "sh", "-c", strings.ReplaceAll(line, "/out/", dir+"/"+target.arch+"/")) // #nosec G204 -- the shipped Dockerfile
@@ -165,10 +165,10 @@ func TestPlatforms(t *testing.T) {
 				t.Fatalf("RUN %s: %v\n%s", line, err, out)
 			}
 		}
-		want += os.Getenv("CGO_ENABLED") + "   mod\n" + "0 " + target.os + " " + target.arch + " build\n"
+		want.WriteString(os.Getenv("CGO_ENABLED") + "   mod\n" + "0 " + target.os + " " + target.arch + " build\n")
 	}
-	if got := string(read(t, called)); got != want {
-		t.Errorf("go was called with CGO_ENABLED, GOOS, GOARCH and as\n%s\nwant\n%s", got, want)
+	if got := string(read(t, called)); got != want.String() {
+		t.Errorf("go was called with CGO_ENABLED, GOOS, GOARCH and as\n%s\nwant\n%s", got, want.String())
 	}
 }
 
