@@ -16,7 +16,7 @@ race := -race -vet=off -pgo=off -timeout 15m
 # The packages with benchmarks: no other test program is linked a second time.
 benchmarks = $(addprefix ./,$(sort $(dir $(shell grep -rl --include='*_test.go' '^func Benchmark' */))))
 
-.PHONY: build release demo test lint bench pgo fuzz tools clean
+.PHONY: build release demo test e2e-istio lint bench pgo fuzz tools clean
 
 build:
 	$(static) go build -o bin/gatehouse ./cmd/gatehouse
@@ -38,6 +38,15 @@ test:
 	cd test/deploy/render && $(product) ../../../bin/gotest -pgo=off ./... # a module of its own: kustomize and Helm
 	CGO_ENABLED=1 $(product) bin/gotest $(race) -shuffle=on ./... \
 		$(if $(benchmarks),-- $(race) -run '^$$' -bench . -benchtime 1x $(benchmarks))
+
+# A module of its own, on a control plane that is built once: etcd, Kubernetes' API server, istiod. See test/cluster/istio.
+e2e-istio:
+	$(MAKE) tools
+	$(MAKE) build
+	$(static) go build -o bin/gotest ./test/tools/gotest
+	$(static) go test -pgo=off -c -o bin/attacks.test ./test/envoy
+	cluster=$$(test/cluster/install.sh istio) && cd test/cluster && \
+		GATEHOUSE_CLUSTER=$$cluster GATEHOUSE_ATTACKS=$(CURDIR)/bin/attacks.test $(product) ../../bin/gotest -pgo=off -timeout 20m ./netns ./istio
 
 lint:
 	@test -z "$$(gofmt -l */)" || { echo "gofmt -w these files:"; gofmt -l */; exit 1; }
