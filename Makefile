@@ -16,10 +16,14 @@ race := -race -vet=off -pgo=off -timeout 15m
 # The packages with benchmarks: no other test program is linked a second time.
 benchmarks = $(addprefix ./,$(sort $(dir $(shell grep -rl --include='*_test.go' '^func Benchmark' */))))
 
-.PHONY: build demo test e2e-istio lint bench pgo fuzz tools clean
+.PHONY: build release demo test e2e-istio lint bench pgo fuzz tools clean
 
 build:
 	$(static) go build -o bin/gatehouse ./cmd/gatehouse
+
+# Static files for both architectures, what is in them, and checksums, into bin/release/: docs/release.md.
+release:
+	go run -pgo=off ./test/tools/release
 
 demo: build
 	test/tools/install.sh demo
