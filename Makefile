@@ -16,7 +16,7 @@ race := -race -vet=off -pgo=off -timeout 15m
 # The packages with benchmarks: no other test program is linked a second time.
 benchmarks = $(addprefix ./,$(sort $(dir $(shell grep -rl --include='*_test.go' '^func Benchmark' */))))
 
-.PHONY: build demo test lint bench pgo fuzz tools clean
+.PHONY: build demo test e2e-eg lint bench pgo fuzz tools clean
 
 build:
 	$(static) go build -o bin/gatehouse ./cmd/gatehouse
@@ -34,6 +34,11 @@ test:
 	cd test/deploy/render && $(product) ../../../bin/gotest -pgo=off ./... # a module of its own: kustomize and Helm
 	CGO_ENABLED=1 $(product) bin/gotest $(race) -shuffle=on ./... \
 		$(if $(benchmarks),-- $(race) -run '^$$' -bench . -benchtime 1x $(benchmarks))
+
+# The Envoy Gateway overlay against a real Envoy Gateway, which is built once into the user's cache.
+e2e-eg: tools build
+	$(static) go build -o bin/gotest ./test/tools/gotest
+	eg=$$(test/cluster/install.sh eg) && cd test/cluster && GATEHOUSE_EG_TOOLS=$$eg $(product) ../../bin/gotest -pgo=off -count=1 -timeout 15m ./netns ./eg
 
 lint:
 	@test -z "$$(gofmt -l */)" || { echo "gofmt -w these files:"; gofmt -l */; exit 1; }

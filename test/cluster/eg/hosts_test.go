@@ -1,0 +1,174 @@
+package eg
+
+import (
+	"bufio"
+	"crypto/tls"
+	"fmt"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/net/http2"
+)
+
+// TestOneCertificate: where two listeners' certificates name the same hosts, as one certificate for all hosts does, Envoy
+// Gateway offers no HTTP/2, so that no browser takes the connection of one host for the other.
+func TestOneCertificate(t *testing.T) {
+	w := start(t, layout{})
+	for _, host := range []string{issuerHost, appHost} {
+		if got := w.protocol(t, host); got != "http/1.1" {
+			t.Errorf("%s: got protocol %q, want http/1.1", host, got)
+		}
+	}
+	for _, tc := range crossings {
+		if status := w.misdirect(t, "http/1.1", tc.from, tc.to); status != tc.want {
+			t.Errorf("to %s on a connection for %s: got %d, want %d", tc.to, tc.from, status, tc.want)
+		}
+	}
+}
+
+// TestCertificatesApart: with certificates of their own HTTP/2 is spoken, and browsers sign in as well.
+func TestCertificatesApart(t *testing.T) {
+	w := start(t, layout{apart: true})
+	for _, host := range []string{issuerHost, appHost} {
+		if got := w.protocol(t, host); got != "h2" {
+			t.Errorf("%s: got protocol %q, want h2", host, got)
+		}
+	}
+	b := w.signedIn(t)
+	if a, err := ask(t.Context(), b.Client, appURL+"/headers"); err != nil || a.proto != "HTTP/2.0" {
+		t.Errorf("the sign-in went by %q, %v, want HTTP/2.0", a.proto, err)
+	}
+	for _, tc := range crossings {
+		if status := w.misdirect(t, "h2", tc.from, tc.to); status != tc.want {
+			t.Errorf("to %s on a connection for %s: got %d, want %d", tc.to, tc.from, status, tc.want)
+		}
+	}
+	w.chromium(t)
+	if n := w.app.reached.Load(); n == 0 {
+		t.Error("nothing reached the app")
+	}
+}
+
+// crossings are requests for a host on another one's connection: each listener knows its own hosts only.
+var crossings = []struct {
+	from, to string
+	want     int
+}{
+	{issuerHost, appHost, http.StatusNotFound},
+	{appHost, issuerHost, http.StatusNotFound},
+	{appHost, appHost, http.StatusOK},
+}
+
+// TestRouteForTheIssuersHost: no route of another namespace takes over the issuer's pages, wherever it asks to be attached.
+func TestRouteForTheIssuersHost(t *testing.T) {
+	var more strings.Builder
+	for name, parent := range map[string]string{
+		"any": "{name: gatehouse, namespace: gatehouse}", "issuer": "{name: gatehouse, namespace: gatehouse, sectionName: issuer}",
+		"apps": "{name: gatehouse, namespace: gatehouse, sectionName: apps}",
+	} {
+		fmt.Fprintf(&more, `---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: hostile-%s, namespace: apps}
+spec:
+  parentRefs: [%s]
+  hostnames: [auth.corp.test]
+  rules:
+  - matches: [{path: {type: PathPrefix, value: /dex/auth}}]
+    backendRefs: [{group: gateway.envoyproxy.io, kind: Backend, name: app}]
+`, name, parent)
+	}
+	w := start(t, layout{more: more.String(), apart: true})
+	w.signedIn(t)
+	before := w.app.reached.Load()
+	if a := w.mustAsk(t, issuerURL+"/dex/auth/local/login", navigation...); w.app.reached.Load() != before || a.status == http.StatusNotFound {
+		t.Errorf("the app got the password form's request: %s", a)
+	}
+	for _, proto := range []string{"h2", "http/1.1"} {
+		if status := w.misdirect(t, proto, appHost, issuerHost+"/dex/auth/local/login"); w.app.reached.Load() != before || status != http.StatusNotFound {
+			t.Errorf("%s: got %d, want 404, and the app nothing", proto, status)
+		}
+	}
+}
+
+// protocol is what Envoy chooses of HTTP/2 and HTTP/1.1 for a host.
+func (w *world) protocol(t *testing.T, host string) string {
+	t.Helper()
+	c := w.dial(t, host, "h2", "http/1.1")
+	defer func() { _ = c.Close() }()
+	return c.ConnectionState().NegotiatedProtocol
+}
+
+func (w *world) dial(t *testing.T, host string, protocols ...string) *tls.Conn {
+	t.Helper()
+	d := tls.Dialer{Config: &tls.Config{RootCAs: w.roots, ServerName: host, NextProtos: protocols, MinVersion: tls.VersionTLS12}}
+	c, err := d.DialContext(t.Context(), "tcp", edge)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.SetDeadline(time.Now().Add(wait)); err != nil {
+		t.Fatal(err)
+	}
+	return c.(*tls.Conn)
+}
+
+// misdirect asks for a host, and /healthz if no path is given, on a connection that was made for another one.
+func (w *world) misdirect(t *testing.T, protocol, from, to string) int {
+	t.Helper()
+	c := w.dial(t, from, protocol)
+	defer func() { _ = c.Close() }()
+	host, path, ok := strings.Cut(to, "/")
+	if !ok {
+		path = "healthz"
+	}
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "https://"+host+"/"+path, http.NoBody)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var res *http.Response
+	if protocol == "h2" {
+		h2, err := new(http2.Transport).NewClientConn(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		res, err = h2.RoundTrip(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+	} else {
+		if err := req.Write(c); err != nil {
+			t.Fatal(err)
+		}
+		if res, err = http.ReadResponse(bufio.NewReader(c), req); err != nil {
+			t.Fatal(err)
+		}
+	}
+	_ = res.Body.Close()
+	return res.StatusCode
+}
+
+// checks is how many checks were decided for a reason.
+func (w *world) checks(t *testing.T, reason string) int {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+w.gatehouse.Telemetry+"/metrics", http.NoBody)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, err := do(http.DefaultClient, req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	for line := range strings.Lines(a.body) {
+		var value int
+		if strings.HasPrefix(line, "gatehouse_checks_total{") && strings.Contains(line, `reason="`+reason+`"`) {
+			if _, err := fmt.Sscan(line[strings.LastIndex(line, " "):], &value); err != nil {
+				t.Fatalf("%q: %v", line, err)
+			}
+			n += value
+		}
+	}
+	return n
+}
