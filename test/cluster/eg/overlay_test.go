@@ -19,7 +19,7 @@ import (
 type object = map[string]any
 
 // install returns what `kubectl apply -k deploy/overlays/envoy-gateway` sends after docs/install.md was followed: its
-// commands for the names, a hash by hash-password, and the two rules that the file has as comments.
+// commands for the names, a hash by hash-password, and what the file has as comments: two rules and clientRemoteIP.
 func install(t *testing.T) []object {
 	t.Helper()
 	dir, root := t.TempDir(), peers.Root(t)
@@ -60,7 +60,7 @@ func block(t *testing.T, path, text string) string {
 	return found[0]
 }
 
-// edit sets the first user's hash and takes the comment signs from the rules.
+// edit sets the first user's hash and takes comment signs away.
 func edit(t *testing.T, path, hash string) {
 	t.Helper()
 	text := read(t, path)
@@ -68,6 +68,7 @@ func edit(t *testing.T, path, hash string) {
 		{`(?m)^  hash: .*$`, "  hash: " + strings.ReplaceAll(hash, "$", "$$")},
 		{`(?m)^  rules: \[\] `, "  rules: "},
 		{`(?m)^  # - \{name: `, "  - {name: "},
+		{`(?m)^  # clientRemoteIP: (.*)10\.244\.0\.0/16`, "  clientRemoteIP: ${1}10.0.0.1/32"}, // Envoy's
 	} {
 		re := regexp.MustCompile(e.old)
 		if !re.MatchString(text) {

@@ -41,10 +41,12 @@ const (
 	user       = "you@corp.test"
 	password   = "open sesame 7"
 
-	edge = "127.0.0.1:443"      // Envoy
-	pod  = "10.244.0.9"         // Gatehouse's
-	app  = "10.244.0.10:8080"   // the app's, in another namespace
-	xds  = "127.0.0.1:18000"    // Envoy Gateway's own
+	edge   = "10.0.0.1:443"     // Envoy. Of an address of 127.0.0.0/8 it would not tell which of them a client has
+	client = "10.99.0.7"        // everybody's
+	pod    = "10.244.0.9"       // Gatehouse's
+	app    = "10.244.0.10:8080" // the app's, in another namespace
+	xds    = "127.0.0.1:18000"  // Envoy Gateway's own
+
 	wait = 2 * time.Minute      // for what takes seconds, on machines that are busy
 	bin  = "GATEHOUSE_EG_TOOLS" // names the folder that test/cluster/install.sh prints
 )
@@ -82,8 +84,11 @@ spec:
 
 // A layout is what differs from the overlay as it is shipped, and from an install by the book.
 type layout struct {
-	// apart: each listener has a certificate of its own, for its host alone.
-	apart bool
+	// appNames are those of the certificate of the apps' listener, the issuer's then names its host alone; nil: one
+	// certificate names both.
+	appNames []string
+	// config is made to Gatehouse's file; nil: nothing.
+	config func(text string) string
 	// change is made to our objects; nil: none.
 	change func(list map[string]object)
 	// more objects of others, as YAML.
@@ -103,9 +108,12 @@ func start(t *testing.T, l layout) *world {
 	t.Helper()
 	list := byName(t, install(t))
 	config := at(list["ConfigMap gatehouse"], "data", "gatehouse.yaml").(string)
-	if l.apart {
+	if l.appNames != nil {
 		listeners := at(list["Gateway gatehouse"], "spec", "listeners").([]any)
 		listeners[1].(object)["tls"].(object)["certificateRefs"].([]any)[0].(object)["name"] = "app-tls"
+	}
+	if l.config != nil {
+		config = l.config(config)
 	}
 	w := &world{app: serveApp(t)}
 	// The volume is the test's folder; the addresses are as shipped.
@@ -114,7 +122,7 @@ func start(t *testing.T, l layout) *world {
 	if l.change != nil {
 		l.change(objects)
 	}
-	text := others + l.more + w.secrets(t, l.apart)
+	text := others + l.more + w.secrets(t, l.appNames)
 	for _, o := range objects {
 		text += "---\n" + marshal(t, o)
 	}
@@ -123,13 +131,13 @@ func start(t *testing.T, l layout) *world {
 }
 
 // secrets are those of docs/install.md: `kubectl -n gatehouse create secret tls gateway-tls`.
-func (w *world) secrets(t *testing.T, apart bool) (text string) {
+func (w *world) secrets(t *testing.T, appNames []string) (text string) {
 	t.Helper()
 	ca := peers.NewCA(t, "the test's CA")
 	w.roots = ca.Pool()
 	names := map[string][]string{"gateway-tls": {issuerHost, appHost}}
-	if apart {
-		names = map[string][]string{"gateway-tls": {issuerHost}, "app-tls": {appHost}}
+	if appNames != nil {
+		names = map[string][]string{"gateway-tls": {issuerHost}, "app-tls": appNames}
 	}
 	for name, hosts := range names {
 		certificate, key := ca.Issue(t, hosts...)
@@ -228,13 +236,15 @@ func envoyGateway(t *testing.T) string {
 	return path
 }
 
+func dialer() *net.Dialer { return &net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(client)}} }
+
 // transport reaches Envoy whatever host a URL names.
 func (w *world) transport(t *testing.T) *http.Transport {
 	tr := &http.Transport{
 		ForceAttemptHTTP2: true,
 		TLSClientConfig:   &tls.Config{RootCAs: w.roots, MinVersion: tls.VersionTLS12},
 		DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, network, edge)
+			return dialer().DialContext(ctx, network, edge)
 		},
 	}
 	t.Cleanup(tr.CloseIdleConnections)
