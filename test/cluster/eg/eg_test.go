@@ -174,10 +174,7 @@ func chromium(t *testing.T, w *world) { w.chromium(t) }
 // chromium signs in and out in a real browser.
 func (w *world) chromium(t *testing.T) {
 	t.Helper()
-	host, _, _ := strings.Cut(edge, ":")
-	pins := chromedp.Flag("ignore-certificate-errors-spki-list", strings.Join(w.pins, ","))
-	tab := peers.Chromium(t, map[string]string{issuerHost: host, appHost: host}, pins)
-	page := appURL + "/?a=b"
+	tab, page := w.tab(t), appURL+"/?a=b"
 	open(t, tab, page)
 	until(t, tab, `location.href.startsWith("`+issuerURL+`/dex/auth/") && document.querySelector("input[name=password]") !== null`)
 	until(t, tab, `document.querySelector("input[name=login]").value = "`+user+`", document.querySelector("input[name=password]").value = "`+password+`", document.querySelector("form").requestSubmit(), true`)
@@ -186,6 +183,13 @@ func (w *world) chromium(t *testing.T) {
 	until(t, tab, `location.href === "`+appURL+`/_gatehouse/sign-out" && document.body.innerText.includes("You are signed out")`)
 	open(t, tab, page)
 	until(t, tab, `location.href.startsWith("`+issuerURL+`/dex/auth/")`)
+}
+
+// tab is Chromium's, which takes the certificates for good.
+func (w *world) tab(t *testing.T) context.Context {
+	t.Helper()
+	host, _, _ := strings.Cut(edge, ":")
+	return peers.Chromium(t, map[string]string{issuerHost: host, appHost: host}, chromedp.Flag("ignore-certificate-errors-spki-list", strings.Join(w.pins, ",")))
 }
 
 func open(t *testing.T, tab context.Context, target string) {

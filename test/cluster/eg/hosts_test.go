@@ -9,39 +9,65 @@ import (
 	"testing"
 	"time"
 
+	"github.com/chromedp/chromedp"
 	"golang.org/x/net/http2"
 )
 
-// TestSharedCertificate: where a certificate of one listener names hosts of the other, Envoy Gateway offers no HTTP/2 to
-// either, so that no browser takes the connection of one host for the other.
-func TestSharedCertificate(t *testing.T) {
-	for name, appNames := range map[string][]string{"one for all": nil, "a wildcard for the apps": {"*.corp.test"}} {
-		t.Run(name, func(t *testing.T) {
-			w := start(t, layout{appNames: appNames})
-			for _, host := range []string{issuerHost, appHost} {
-				if got := w.protocol(t, host); got != "http/1.1" {
-					t.Errorf("%s: got protocol %q, want http/1.1", host, got)
-				}
-			}
-			w.cross(t, "http/1.1")
-		})
-	}
-}
+// Names in certificates.
+var (
+	apart  = map[string][]string{issuerHost: {issuerHost}, appHost: {appHost}}
+	shared = map[string][]string{issuerHost: {issuerHost, appHost}, appHost: {issuerHost, appHost}}
+	wild   = map[string][]string{issuerHost: {issuerHost}, appHost: {"*.corp.test"}}
+)
 
-// TestCertificatesApart: with certificates of their own HTTP/2 is spoken, and browsers sign in as well.
+// TestCertificatesApart: where each listener's certificate names its own host, HTTP/2 is spoken.
 func TestCertificatesApart(t *testing.T) {
-	w := start(t, layout{appNames: []string{appHost}})
-	for _, host := range []string{issuerHost, appHost} {
-		if got := w.protocol(t, host); got != "h2" {
-			t.Errorf("%s: got protocol %q, want h2", host, got)
-		}
-	}
+	w := start(t, layout{names: apart})
+	w.speaks(t, "h2")
 	b := w.signedIn(t)
 	if a, err := ask(t.Context(), b.Client, appURL+"/headers"); err != nil || a.proto != "HTTP/2.0" {
 		t.Errorf("the sign-in went by %q, %v, want HTTP/2.0", a.proto, err)
 	}
 	w.cross(t, "h2")
 	w.chromium(t)
+}
+
+// TestSharedCertificates: where a certificate of one listener names hosts of the other, Envoy Gateway offers no HTTP/2 to
+// either, so that no browser takes the connection of one host for the other.
+func TestSharedCertificates(t *testing.T) {
+	for name, names := range map[string]map[string][]string{"both hosts": shared, "a wildcard for the apps": wild} {
+		t.Run(name, func(t *testing.T) {
+			w := start(t, layout{names: names})
+			w.speaks(t, "http/1.1")
+			w.cross(t, "http/1.1")
+			w.chromium(t)
+		})
+	}
+}
+
+// TestForcedHTTP2 is why nobody must offer HTTP/2 all the same: Chromium asks for the sign-in on the connection that it has
+// for the app, and ends there.
+func TestForcedHTTP2(t *testing.T) {
+	w := start(t, layout{names: shared, change: func(list map[string]object) {
+		list["ClientTrafficPolicy gatehouse"]["spec"].(object)["tls"] = object{"alpnProtocols": []any{"h2", "http/1.1"}}
+	}})
+	w.speaks(t, "h2")
+	w.signedIn(t) // by a client that does not share connections
+	if err := chromedp.Run(w.tab(t), chromedp.Navigate(appURL+"/")); err == nil || !strings.Contains(err.Error(), "ERR_HTTP_RESPONSE_CODE_FAILURE") {
+		t.Errorf("got %v, want a page that is not there", err)
+	}
+}
+
+// speaks tells whether Envoy chooses a protocol for both hosts, if it may be HTTP/2 or HTTP/1.1.
+func (w *world) speaks(t *testing.T, want string) {
+	t.Helper()
+	for _, host := range []string{issuerHost, appHost} {
+		c := w.dial(t, host, "h2", "http/1.1")
+		if got := c.ConnectionState().NegotiatedProtocol; got != want {
+			t.Errorf("%s: got protocol %q, want %s", host, got, want)
+		}
+		_ = c.Close()
+	}
 }
 
 // cross asks for a host on another one's connection: each listener knows its own hosts only. (The answer is 404, not 421
@@ -81,7 +107,7 @@ spec:
     backendRefs: [{group: gateway.envoyproxy.io, kind: Backend, name: app}]
 `, name, parent)
 	}
-	w := start(t, layout{more: more.String(), appNames: []string{appHost}})
+	w := start(t, layout{more: more.String(), names: apart})
 	w.signedIn(t)
 	before := w.app.reached.Load()
 	if a := w.mustAsk(t, issuerURL+"/dex/auth/local/login", navigation...); w.app.reached.Load() != before || a.status == http.StatusNotFound {
@@ -92,14 +118,6 @@ spec:
 			t.Errorf("%s: got %d, want 404, and the app nothing", proto, status)
 		}
 	}
-}
-
-// protocol is what Envoy chooses of HTTP/2 and HTTP/1.1 for a host.
-func (w *world) protocol(t *testing.T, host string) string {
-	t.Helper()
-	c := w.dial(t, host, "h2", "http/1.1")
-	defer func() { _ = c.Close() }()
-	return c.ConnectionState().NegotiatedProtocol
 }
 
 func (w *world) dial(t *testing.T, host string, protocols ...string) *tls.Conn {

@@ -84,9 +84,9 @@ spec:
 
 // A layout is what differs from the overlay as it is shipped, and from an install by the book.
 type layout struct {
-	// appNames are those of the certificate of the apps' listener, the issuer's then names its host alone; nil: one
-	// certificate names both.
-	appNames []string
+	// names are those in the certificate for a listener's host, which is then in a Secret of its own; nil: the Secrets are
+	// as shipped, and each names the hosts that it is for.
+	names map[string][]string
 	// config is made to Gatehouse's file; nil: nothing.
 	config func(text string) string
 	// change is made to our objects; nil: none.
@@ -108,10 +108,6 @@ func start(t *testing.T, l layout) *world {
 	t.Helper()
 	list := byName(t, install(t))
 	config := at(list["ConfigMap gatehouse"], "data", "gatehouse.yaml").(string)
-	if l.appNames != nil {
-		listeners := at(list["Gateway gatehouse"], "spec", "listeners").([]any)
-		listeners[1].(object)["tls"].(object)["certificateRefs"].([]any)[0].(object)["name"] = "app-tls"
-	}
 	if l.config != nil {
 		config = l.config(config)
 	}
@@ -122,7 +118,7 @@ func start(t *testing.T, l layout) *world {
 	if l.change != nil {
 		l.change(objects)
 	}
-	text := others + l.more + w.secrets(t, l.appNames)
+	text := others + l.more + w.secrets(t, list["Gateway gatehouse"], l.names)
 	for _, o := range objects {
 		text += "---\n" + marshal(t, o)
 	}
@@ -130,20 +126,27 @@ func start(t *testing.T, l layout) *world {
 	return w
 }
 
-// secrets are those of docs/install.md: `kubectl -n gatehouse create secret tls gateway-tls`.
-func (w *world) secrets(t *testing.T, appNames []string) (text string) {
+// secrets are those that the Gateway names, as docs/install.md makes them by `kubectl create secret tls`.
+func (w *world) secrets(t *testing.T, gateway object, names map[string][]string) (text string) {
 	t.Helper()
 	ca := peers.NewCA(t, "the test's CA")
 	w.roots = ca.Pool()
-	names := map[string][]string{"gateway-tls": {issuerHost, appHost}}
-	if appNames != nil {
-		names = map[string][]string{"gateway-tls": {issuerHost}, "app-tls": appNames}
+	all := map[string][]string{}
+	listeners, _ := at(gateway, "spec", "listeners").([]any)
+	for _, l := range listeners {
+		host, ref := at(l, "hostname").(string), at(l, "tls", "certificateRefs", 0).(object)
+		if names == nil {
+			all[ref["name"].(string)] = append(all[ref["name"].(string)], host)
+			continue
+		}
+		ref["name"] = "tls-" + at(l, "name").(string)
+		all[ref["name"].(string)] = names[host]
 	}
-	for name, hosts := range names {
+	for name, hosts := range all {
 		certificate, key := ca.Issue(t, hosts...)
 		w.pins = append(w.pins, pin(t, certificate))
 		text += "---\n" + marshal(t, object{
-			"apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/tls", "metadata": object{"name": name, "namespace": "gatehouse"},
+			"apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/tls", "metadata": object{"name": name, "namespace": at(gateway, "metadata", "namespace")},
 			"data": object{"tls.crt": certificate, "tls.key": key},
 		})
 	}
@@ -196,6 +199,9 @@ extensionApis: {enableBackend: true}
 		case <-w.gateway.Done():
 			t.Fatal(w.gateway.Err())
 		default:
+		}
+		if strings.Contains(w.gateway.Log(), "failed to load resources") {
+			t.Fatal("Envoy Gateway does not take the objects")
 		}
 		for _, target := range []string{issuerURL + "/dex/.well-known/openid-configuration", appURL + "/healthz"} {
 			if a, err := w.ask(t, target); err != nil || a.status == http.StatusNotFound {
