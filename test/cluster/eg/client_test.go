@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"html"
 	"io"
-	"maps"
 	"net"
 	"net/http"
 	"net/http/cookiejar"
@@ -222,15 +221,6 @@ func (w *world) signedIn(t *testing.T) *browser {
 		t.Fatalf("the sign-in ended with %v, %s", err, a)
 	}
 	return b
-}
-
-// without returns h without some names, for messages.
-func without(h map[string]string, names ...string) map[string]string {
-	h = maps.Clone(h)
-	for _, name := range names {
-		delete(h, name)
-	}
-	return h
 }
 
 // pin is the hash of a certificate's key as Chromium's ignore-certificate-errors-spki-list takes it.

@@ -1,7 +1,10 @@
 package eg
 
 import (
+	"fmt"
 	"net/http"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -51,13 +54,37 @@ func (w *world) holes(t *testing.T) (found []string) {
 			}, target)
 		}
 	}
-	w.gatehouse.Signal(t, syscall.SIGSTOP)
+	resume := freeze(t, w.gatehouse.Pid())
 	unavailable(hung)
-	w.gatehouse.Signal(t, syscall.SIGCONT)
+	resume()
 	w.gatehouse.Stop(t)
 	unavailable(stopped)
 	w.gatehouse.Restart(t)
 	return found
+}
+
+// freeze stops every thread of a process, as if it hung, until resume is called.
+func freeze(t *testing.T, pid int) (resume func()) {
+	t.Helper()
+	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	peers.Eventually(t, wait, "every thread stands still", func() bool {
+		threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+		if err != nil || len(threads) == 0 {
+			t.Fatalf("threads of %d: %v, %v", pid, threads, err)
+		}
+		return !slices.ContainsFunc(threads, func(path string) bool {
+			b, err := os.ReadFile(path)
+			_, state, ok := strings.Cut(string(b), ") ") // proc_pid_stat(5): the name is in parentheses
+			return err != nil || !ok || !strings.HasPrefix(state, "T")
+		})
+	})
+	return func() {
+		if err := syscall.Kill(pid, syscall.SIGCONT); err != nil {
+			t.Error(err)
+		}
+	}
 }
 
 // TestNothingIsOpen: the overlay keeps its promises, and sessions outlive what happened.

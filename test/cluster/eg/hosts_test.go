@@ -1,16 +1,16 @@
 package eg
 
 import (
-	"bufio"
+	"context"
 	"crypto/tls"
 	"fmt"
+	"net"
 	"net/http"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/chromedp/chromedp"
-	"golang.org/x/net/http2"
 )
 
 // Names in certificates.
@@ -82,7 +82,7 @@ func (w *world) cross(t *testing.T, protocol string) {
 		{appHost, issuerHost, http.StatusNotFound},
 		{appHost, appHost, http.StatusOK},
 	} {
-		if status := w.misdirect(t, protocol, tc.from, tc.to); status != tc.want {
+		if status := w.misdirect(t, protocol, tc.from, "https://"+tc.to+"/healthz"); status != tc.want {
 			t.Errorf("to %s on a connection for %s: got %d, want %d", tc.to, tc.from, status, tc.want)
 		}
 	}
@@ -114,7 +114,7 @@ spec:
 		t.Errorf("the app got the password form's request: %s", a)
 	}
 	for _, proto := range []string{"h2", "http/1.1"} {
-		if status := w.misdirect(t, proto, appHost, issuerHost+"/dex/auth/local/login"); w.app.reached.Load() != before || status != http.StatusNotFound {
+		if status := w.misdirect(t, proto, appHost, issuerURL+"/dex/auth/local/login"); w.app.reached.Load() != before || status != http.StatusNotFound {
 			t.Errorf("%s: got %d, want 404, and the app nothing", proto, status)
 		}
 	}
@@ -133,49 +133,27 @@ func (w *world) dial(t *testing.T, host string, protocols ...string) *tls.Conn {
 	return c.(*tls.Conn)
 }
 
-// misdirect asks for a host, and /healthz if no path is given, on a connection that was made for another one.
-func (w *world) misdirect(t *testing.T, protocol, from, to string) int {
+// misdirect asks for a URL on a connection that was made for a host.
+func (w *world) misdirect(t *testing.T, protocol, from, target string) int {
 	t.Helper()
-	c := w.dial(t, from, protocol)
-	defer func() { _ = c.Close() }()
-	host, path, ok := strings.Cut(to, "/")
-	if !ok {
-		path = "healthz"
-	}
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "https://"+host+"/"+path, http.NoBody)
+	tr := &http.Transport{ForceAttemptHTTP2: true, DialTLSContext: func(context.Context, string, string) (net.Conn, error) {
+		return w.dial(t, from, protocol), nil
+	}}
+	defer tr.CloseIdleConnections()
+	a, err := ask(t.Context(), &http.Client{Transport: tr}, target)
 	if err != nil {
 		t.Fatal(err)
 	}
-	var res *http.Response
-	if protocol == "h2" {
-		h2, err := new(http2.Transport).NewClientConn(c)
-		if err != nil {
-			t.Fatal(err)
-		}
-		res, err = h2.RoundTrip(req)
-		if err != nil {
-			t.Fatal(err)
-		}
-	} else {
-		if err := req.Write(c); err != nil {
-			t.Fatal(err)
-		}
-		if res, err = http.ReadResponse(bufio.NewReader(c), req); err != nil {
-			t.Fatal(err)
-		}
+	if want := map[string]string{"h2": "HTTP/2.0", "http/1.1": "HTTP/1.1"}[protocol]; a.proto != want {
+		t.Errorf("%s was asked for by %s, want %s", target, a.proto, want)
 	}
-	_ = res.Body.Close()
-	return res.StatusCode
+	return a.status
 }
 
 // checks is how many checks were decided for a reason.
 func (w *world) checks(t *testing.T, reason string) int {
 	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+w.gatehouse.Telemetry+"/metrics", http.NoBody)
-	if err != nil {
-		t.Fatal(err)
-	}
-	a, err := do(http.DefaultClient, req)
+	a, err := ask(t.Context(), new(http.Client), "http://"+w.gatehouse.Telemetry+"/metrics")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -118,11 +118,12 @@ func start(t *testing.T, l layout) *world {
 	if l.change != nil {
 		l.change(objects)
 	}
-	text := others + l.more + w.secrets(t, list["Gateway gatehouse"], l.names)
+	var text strings.Builder
+	text.WriteString(others + l.more + w.secrets(t, list["Gateway gatehouse"], l.names))
 	for _, o := range objects {
-		text += "---\n" + marshal(t, o)
+		text.WriteString("---\n" + marshal(t, o))
 	}
-	w.startGateway(t, text)
+	w.startGateway(t, text.String())
 	return w
 }
 
@@ -183,7 +184,7 @@ provider:
     infrastructure: {type: Host, host: {configHome: %[1]s/config, dataHome: %[1]s/data, stateHome: %[1]s/state, runtimeDir: %[1]s/run}}
 extensionApis: {enableBackend: true}
 `, dir))
-	out, err := exec.CommandContext(t.Context(), program, "certgen", "--local", "--config-home", filepath.Join(dir, "config")).CombinedOutput() //nolint:gosec // G204: of this test's tools
+	out, err := exec.CommandContext(t.Context(), program, "certgen", "--local", "--config-home", filepath.Join(dir, "config")).CombinedOutput()
 	if err != nil {
 		t.Fatalf("certgen: %v\n%s", err, out)
 	}
