@@ -16,7 +16,7 @@ race := -race -vet=off -pgo=off -timeout 15m
 # The packages with benchmarks: no other test program is linked a second time.
 benchmarks = $(addprefix ./,$(sort $(dir $(shell grep -rl --include='*_test.go' '^func Benchmark' */))))
 
-.PHONY: build demo test e2e-eg lint bench pgo fuzz tools clean
+.PHONY: build demo test e2e-istio e2e-eg lint bench pgo fuzz tools clean
 
 build:
 	$(static) go build -o bin/gatehouse ./cmd/gatehouse
@@ -35,10 +35,21 @@ test:
 	CGO_ENABLED=1 $(product) bin/gotest $(race) -shuffle=on ./... \
 		$(if $(benchmarks),-- $(race) -run '^$$' -bench . -benchtime 1x $(benchmarks))
 
-# The Envoy Gateway overlay against a real Envoy Gateway, which is built once into the user's cache.
-e2e-eg: tools build
+# A module of its own, on a control plane that is built once: etcd, Kubernetes' API server, istiod. See test/cluster/istio.
+e2e-istio:
+	$(MAKE) tools
+	$(MAKE) build
 	$(static) go build -o bin/gotest ./test/tools/gotest
-	eg=$$(test/cluster/install.sh eg) && cd test/cluster && GATEHOUSE_EG_TOOLS=$$eg $(product) ../../bin/gotest -pgo=off -count=1 -timeout 15m ./netns ./eg
+	cluster=$$(test/cluster/install.sh istio) && cd test/cluster && \
+		GATEHOUSE_CLUSTER=$$cluster $(product) ../../bin/gotest -pgo=off -timeout 20m ./netns ./istio
+
+# Of the same module, on Envoy Gateway without Kubernetes. See test/cluster/eg.
+e2e-eg:
+	$(MAKE) tools
+	$(MAKE) build
+	$(static) go build -o bin/gotest ./test/tools/gotest
+	cluster=$$(test/cluster/install.sh eg) && cd test/cluster && \
+		GATEHOUSE_CLUSTER=$$cluster $(product) ../../bin/gotest -pgo=off -count=1 -timeout 20m ./netns ./eg
 
 lint:
 	@test -z "$$(gofmt -l */)" || { echo "gofmt -w these files:"; gofmt -l */; exit 1; }

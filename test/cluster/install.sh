@@ -13,7 +13,7 @@ istio | eg) ;;
 esac
 cd "$(dirname "$0")/tools-$set_"
 
-module() { go list -m -f '{{.Dir}}' "$1"; }
+module() { go mod download -json "$1" | sed -n 's/^\t"Dir": "\(.*\)",$/\1/p'; } # folder of its sources
 version() { go list -m -f '{{.Version}}' "$1"; }
 
 build() { # name package [ldflags]
@@ -34,7 +34,10 @@ istio() {
 	build pilot-agent istio.io/istio/pilot/cmd/pilot-agent "-X istio.io/istio/pkg/version.buildVersion=1.31.0"
 	cp "$(module istio.io/istio)/manifests/charts/base/files/crd-all.gen.yaml" "$bin/istio-crds.yaml"
 	cp "$(module istio.io/istio)/tools/packaging/common/envoy_bootstrap.json" "$bin/"
-	cat "$(module sigs.k8s.io/gateway-api)"/config/crd/standard/gateway.networking.k8s.io_*.yaml >"$bin/gateway-api-crds.yaml"
+	for f in "$(module sigs.k8s.io/gateway-api)"/config/crd/standard/gateway.networking.k8s.io_*.yaml; do echo ---; cat "$f"; done >"$bin/gateway-api-crds.yaml"
+	# Envoy Gateway's resources are in templates that say no more than "if enabled".
+	(cd ../tools-eg && cat "$(module github.com/envoyproxy/gateway)"/charts/gateway-crds-helm/templates/generated/*.yaml) |
+		sed '/^{{-/d' >"$bin/envoy-gateway-crds.yaml"
 }
 
 eg() { build envoy-gateway github.com/envoyproxy/gateway/cmd/envoy-gateway; }

@@ -47,8 +47,8 @@ const (
 	app    = "10.244.0.10:8080" // the app's, in another namespace
 	xds    = "127.0.0.1:18000"  // Envoy Gateway's own
 
-	wait = 2 * time.Minute      // for what takes seconds, on machines that are busy
-	bin  = "GATEHOUSE_EG_TOOLS" // names the folder that test/cluster/install.sh prints
+	wait = 2 * time.Minute     // for what takes seconds, on machines that are busy
+	bin  = "GATEHOUSE_CLUSTER" // names the folder that test/cluster/install.sh prints
 )
 
 // others are the objects that are not ours: those of Envoy Gateway's operator, and an app in a namespace of its own.

@@ -18,6 +18,9 @@ import (
 // inside is the variable by which the second process knows that it is one.
 const inside = "GATEHOUSE_TEST_NETNS"
 
+// UserNamespace is set in the environment where the tests are root of a user namespace only: there is no other user there.
+const UserNamespace = "GATEHOUSE_TEST_USERNS"
+
 // Main runs the tests of m in a second process of the same program, in new network, process and mount namespaces, and
 // returns the exit code for os.Exit. When that process ends so does everything that it started. Its only interface is
 // loopback, on which 127.0.0.0/8 and 10.0.0.0/8 are this machine: the latter stands for the pods of a cluster, since an API
@@ -51,6 +54,7 @@ func enter() (int, error) {
 		Pdeathsig:  syscall.SIGKILL,
 	}
 	if os.Geteuid() != 0 {
+		cmd.Env = append(cmd.Env, UserNamespace+"=1")
 		cmd.SysProcAttr.Cloneflags |= syscall.CLONE_NEWUSER
 		cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{HostID: os.Geteuid(), Size: 1}}
 		cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{HostID: os.Getegid(), Size: 1}}
