@@ -87,6 +87,11 @@ func (a answer) seen() map[string]string {
 	return h
 }
 
+// rejected tells whether Envoy refused a request's headers: by 400 in HTTP/1.1, in HTTP/2 by a reset of the stream.
+func rejected(a answer, err error) bool {
+	return err == nil && a.status == http.StatusBadRequest || err != nil && strings.Contains(err.Error(), "stream error: ")
+}
+
 // answerTime is how long anybody waits for an answer: longer than the check's 2 s, shorter than Envoy Gateway's default
 // of 10 s for it.
 const answerTime = 8 * time.Second

@@ -26,10 +26,10 @@ const (
 // holes returns the promises that do not hold. Gatehouse hangs, stops and starts again meanwhile.
 func (w *world) holes(t *testing.T) (found []string) {
 	t.Helper()
-	expect := func(promise string, holds func(answer) bool, target string, lines ...string) {
+	expect := func(promise string, holds func(answer, error) bool, target string, lines ...string) {
 		t.Helper()
 		a, err := w.ask(t, target, lines...)
-		if err == nil && holds(a) {
+		if holds(a, err) {
 			return
 		}
 		t.Logf("%s: got %v, %v", promise, a, err)
@@ -37,20 +37,24 @@ func (w *world) holes(t *testing.T) (found []string) {
 			found = append(found, promise)
 		}
 	}
-	status := func(want int) func(answer) bool { return func(a answer) bool { return a.status == want } }
-	leads := func(a answer) bool {
-		return a.status == http.StatusFound && strings.HasPrefix(a.header.Get("Location"), issuerURL+"/dex/auth")
+	status := func(want int) func(answer, error) bool {
+		return func(a answer, err error) bool { return err == nil && a.status == want }
+	}
+	leads := func(a answer, err error) bool {
+		return err == nil && a.status == http.StatusFound && strings.HasPrefix(a.header.Get("Location"), issuerURL+"/dex/auth")
 	}
 	expect(signsIn, leads, appURL+"/", navigation...)
 	expect(signsIn, status(http.StatusUnauthorized), appURL+"/")
-	expect(strips, func(a answer) bool { return a.seen() != nil && !strings.Contains(a.body, "root") }, appURL+"/healthz", "Kubeflow-Userid: root", "Kubeflow.groups: root")
-	expect(underscores, status(http.StatusBadRequest), appURL+"/healthz", "kubeflow_userid: root")
+	expect(strips, func(a answer, err error) bool {
+		return err == nil && a.seen() != nil && !strings.Contains(a.body, "root")
+	}, appURL+"/healthz", "Kubeflow-Userid: root", "Kubeflow.groups: root")
+	expect(underscores, rejected, appURL+"/healthz", "kubeflow_userid: root")
 	expect(slashes, status(http.StatusBadRequest), appURL+"/a%2Fb")
 	unavailable := func(promise string) {
 		before := w.app.reached.Load()
 		for _, target := range []string{appURL + "/healthz", issuerURL + "/dex/.well-known/openid-configuration"} {
-			expect(promise, func(a answer) bool {
-				return a.status == http.StatusServiceUnavailable && w.app.reached.Load() == before
+			expect(promise, func(a answer, err error) bool {
+				return err == nil && a.status == http.StatusServiceUnavailable && w.app.reached.Load() == before
 			}, target)
 		}
 	}

@@ -29,6 +29,7 @@ func TestCertificatesApart(t *testing.T) {
 		t.Errorf("the sign-in went by %q, %v, want HTTP/2.0", a.proto, err)
 	}
 	w.cross(t, "h2")
+	identity(t, w)
 	w.chromium(t)
 }
 
@@ -40,6 +41,7 @@ func TestSharedCertificates(t *testing.T) {
 			w := start(t, layout{names: names})
 			w.speaks(t, "http/1.1")
 			w.cross(t, "http/1.1")
+			identity(t, w)
 			w.chromium(t)
 		})
 	}
