@@ -16,7 +16,7 @@ race := -race -vet=off -pgo=off -timeout 15m
 # The packages with benchmarks: no other test program is linked a second time.
 benchmarks = $(addprefix ./,$(sort $(dir $(shell grep -rl --include='*_test.go' '^func Benchmark' */))))
 
-.PHONY: build release demo test e2e-istio lint bench pgo fuzz tools clean
+.PHONY: build release demo test e2e-istio e2e-eg lint bench pgo fuzz tools clean
 
 build:
 	$(static) go build -o bin/gatehouse ./cmd/gatehouse
@@ -47,6 +47,14 @@ e2e-istio:
 	$(static) go test -pgo=off -c -o bin/attacks.test ./test/envoy
 	cluster=$$(test/cluster/install.sh istio) && cd test/cluster && \
 		GATEHOUSE_CLUSTER=$$cluster GATEHOUSE_ATTACKS=$(CURDIR)/bin/attacks.test $(product) ../../bin/gotest -pgo=off -count=1 -timeout 20m ./netns ./istio
+
+# Of the same module, on Envoy Gateway without Kubernetes. See test/cluster/eg.
+e2e-eg:
+	$(MAKE) tools
+	$(MAKE) build
+	$(static) go build -o bin/gotest ./test/tools/gotest
+	cluster=$$(test/cluster/install.sh eg) && cd test/cluster && \
+		GATEHOUSE_CLUSTER=$$cluster $(product) ../../bin/gotest -pgo=off -count=1 -timeout 20m ./netns ./eg
 
 lint:
 	@test -z "$$(gofmt -l */)" || { echo "gofmt -w these files:"; gofmt -l */; exit 1; }
