@@ -16,10 +16,14 @@ race := -race -vet=off -pgo=off -timeout 15m
 # The packages with benchmarks: no other test program is linked a second time.
 benchmarks = $(addprefix ./,$(sort $(dir $(shell grep -rl --include='*_test.go' '^func Benchmark' */))))
 
-.PHONY: build demo test lint bench pgo fuzz tools clean
+.PHONY: build release demo test e2e-istio e2e-eg lint bench pgo fuzz tools clean
 
 build:
 	$(static) go build -o bin/gatehouse ./cmd/gatehouse
+
+# Static files for both architectures, what is in them, and checksums, into bin/release/: docs/release.md.
+release:
+	go run -pgo=off ./test/tools/release
 
 demo: build
 	test/tools/install.sh demo
@@ -31,9 +35,26 @@ test:
 	$(MAKE) lint
 	$(MAKE) build
 	$(static) go build -o bin/gotest ./test/tools/gotest
-	cd test/deploy/render && $(product) ../../../bin/gotest -pgo=off ./... # a module of its own: kustomize and Helm
+	cd test/deploy/render && $(product) ../../../bin/gotest -pgo=off -count=1 ./... # a module of its own: kustomize and Helm. Its cache would not see deploy/
 	CGO_ENABLED=1 $(product) bin/gotest $(race) -shuffle=on ./... \
 		$(if $(benchmarks),-- $(race) -run '^$$' -bench . -benchtime 1x $(benchmarks))
+
+# A module of its own, on a control plane that is built once: etcd, Kubernetes' API server, istiod. See test/cluster/istio.
+e2e-istio:
+	$(MAKE) tools
+	$(MAKE) build
+	$(static) go build -o bin/gotest ./test/tools/gotest
+	$(static) go test -pgo=off -c -o bin/attacks.test ./test/envoy
+	cluster=$$(test/cluster/install.sh istio) && cd test/cluster && \
+		GATEHOUSE_CLUSTER=$$cluster GATEHOUSE_ATTACKS=$(CURDIR)/bin/attacks.test $(product) ../../bin/gotest -pgo=off -count=1 -timeout 20m ./netns ./istio
+
+# Of the same module, on Envoy Gateway without Kubernetes. See test/cluster/eg.
+e2e-eg:
+	$(MAKE) tools
+	$(MAKE) build
+	$(static) go build -o bin/gotest ./test/tools/gotest
+	cluster=$$(test/cluster/install.sh eg) && cd test/cluster && \
+		GATEHOUSE_CLUSTER=$$cluster $(product) ../../bin/gotest -pgo=off -count=1 -timeout 20m ./netns ./eg
 
 lint:
 	@test -z "$$(gofmt -l */)" || { echo "gofmt -w these files:"; gofmt -l */; exit 1; }

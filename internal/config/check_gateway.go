@@ -125,9 +125,30 @@ func (k *checker) hosts(g *Gateway) {
 	}
 	if name, ok := hosts.Canonical(k.c.IssuerURL.Host); ok {
 		if _, shared := set.Lookup(name); shared {
-			k.warnf(at, "%s is the issuer's host too, where credentials are shown: give the issuer a host of its own", name)
+			k.sharedHost(g.Hosts, name)
 			k.sharedRoot(at, name)
 		}
+	}
+}
+
+// sharedHost warns of apps on the issuer's host. A wildcard may cover it unseen: whoever may make routes then has that host for an app.
+func (k *checker) sharedHost(list []string, issuer string) {
+	const at = "gateway.hosts"
+	wildcard := -1
+	for i, entry := range list {
+		_, name := splitHost(entry, "")
+		if name == issuer {
+			k.warnf(at, "%s is the issuer's host too, where credentials are shown: give the issuer a host of its own", issuer)
+			return
+		}
+		if suffix, ok := strings.CutPrefix(name, "*"); ok && strings.HasSuffix(issuer, suffix) {
+			wildcard = i
+		}
+	}
+	if wildcard >= 0 {
+		_, name := splitHost(list[wildcard], "")
+		k.warnf(element(at, wildcard), "%q covers the issuer's host %s, so that an app could serve pages there, where credentials are shown: "+
+			`list the apps by name, or by a wildcard beside the issuer, such as "*.apps.example.com"`, name, issuer)
 	}
 }
 

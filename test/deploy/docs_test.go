@@ -17,21 +17,42 @@ import (
 	"gatehouse/test/peers"
 )
 
-// block returns the one fenced block of docs/install.md that contains text.
-func block(t *testing.T, text string) string {
+// A fenced block of a document.
+type fenced struct{ language, code string }
+
+// fencedBlocks returns those of docs/NAME.
+func fencedBlocks(t *testing.T, name string) (all []fenced) {
+	t.Helper()
+	parts := strings.Split(string(read(t, repo(t, "docs", name))), "```")
+	if len(parts)%2 == 0 {
+		t.Fatalf("docs/%s has a block without an end", name)
+	}
+	for i := 1; i < len(parts); i += 2 {
+		language, code, _ := strings.Cut(parts[i], "\n")
+		all = append(all, fenced{language, code})
+	}
+	return all
+}
+
+// blockOf returns the one fenced block of docs/NAME that contains text.
+func blockOf(t *testing.T, name, text string) string {
 	t.Helper()
 	var found []string
-	parts := strings.Split(string(read(t, repo(t, "docs", "install.md"))), "```")
-	for i := 1; i < len(parts); i += 2 {
-		if strings.Contains(parts[i], text) {
-			_, code, _ := strings.Cut(parts[i], "\n")
-			found = append(found, code)
+	for _, b := range fencedBlocks(t, name) {
+		if strings.Contains(b.code, text) {
+			found = append(found, b.code)
 		}
 	}
 	if len(found) != 1 {
-		t.Fatalf("docs/install.md has %d blocks with %q, want 1", len(found), text)
+		t.Fatalf("docs/%s has %d blocks with %q, want 1", name, len(found), text)
 	}
 	return found[0]
+}
+
+// block returns the one fenced block of docs/install.md that contains text.
+func block(t *testing.T, text string) string {
+	t.Helper()
+	return blockOf(t, "install.md", text)
 }
 
 // copyOfDeploy returns a folder with a copy of deploy/ in it, and a place for stand-ins of programs.
@@ -50,12 +71,21 @@ func copyOfDeploy(t *testing.T) (dir, bin string) {
 
 func shell(t *testing.T, dir, bin, script string) {
 	t.Helper()
-	cmd := exec.CommandContext(t.Context(), "bash", "-euc", script) // #nosec G204 -- from the shipped documents
+	shellWith(t, dir, bin, "", script)
+}
+
+// shellWith runs the commands of a document as bash does, with an input and more variables, and returns what they print.
+func shellWith(t *testing.T, dir, bin, input, script string, env ...string) (output string) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), "bash", "-euo", "pipefail", "-c", script) // #nosec G204 -- from the shipped documents
 	cmd.Dir = dir
-	cmd.Env = append(os.Environ(), "PATH="+bin+":"+os.Getenv("PATH"), "IMAGE=image")
-	if out, err := cmd.CombinedOutput(); err != nil {
+	cmd.Env = append(append(os.Environ(), "PATH="+bin+":"+os.Getenv("PATH"), "IMAGE=image"), env...)
+	cmd.Stdin = strings.NewReader(input)
+	out, err := cmd.CombinedOutput()
+	if err != nil {
 		t.Fatalf("%s\n%v\n%s", script, err, out)
 	}
+	return string(out)
 }
 
 func program(t *testing.T, bin, name, script string) {

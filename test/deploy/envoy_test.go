@@ -86,14 +86,22 @@ func TestEnvoyWaitsTwoSeconds(t *testing.T) {
 // A shipped is a running Envoy with the shipped config.
 type shipped struct {
 	secure, plain string // listeners
-	check         string // where it looks for Gatehouse
+	check, issuer string // where it looks for Gatehouse
 	reached       *atomic.Int32
 }
 
 func startShipped(t *testing.T) *shipped {
 	t.Helper()
+	e := startShippedFor(t, "example.com")
+	serveApp(t, e.issuer, e.reached)
+	return e
+}
+
+// startShippedFor has the names of another domain, and nobody at the issuer's address.
+func startShippedFor(t *testing.T, domain string) *shipped {
+	t.Helper()
 	dir := peers.Folder(t)
-	e := &shipped{secure: peers.FreeAddr(t), plain: peers.FreeAddr(t), check: peers.FreeAddr(t), reached: new(atomic.Int32)}
+	e := &shipped{secure: peers.FreeAddr(t), plain: peers.FreeAddr(t), check: peers.FreeAddr(t), issuer: peers.FreeAddr(t), reached: new(atomic.Int32)}
 	app := peers.FreeAddr(t)
 	serveApp(t, app, e.reached)
 	certificate(t, dir)
@@ -102,9 +110,10 @@ func startShipped(t *testing.T) *shipped {
 		"{address: 0.0.0.0, port_value: 443}":    address(t, e.secure),
 		"{address: 0.0.0.0, port_value: 80}":     address(t, e.plain),
 		"{address: 127.0.0.1, port_value: 9001}": address(t, e.check),
-		"{address: 127.0.0.1, port_value: 5556}": address(t, app),
+		"{address: 127.0.0.1, port_value: 5556}": address(t, e.issuer),
 		"{address: 127.0.0.1, port_value: 8000}": address(t, app),
 		"/etc/envoy/tls":                         filepath.Join(dir, "tls"),
+		"example.com":                            domain,
 	} {
 		if !strings.Contains(text, old) {
 			t.Fatalf("deploy/envoy/envoy.yaml has no %s", old)

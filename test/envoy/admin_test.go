@@ -67,8 +67,8 @@ func (w *world) sessionOf(t testing.TB, agent string) admin.Session {
 	return all[i]
 }
 
-// signInAs signs a user in with a user agent of its own.
-func (w *world) signInAs(t testing.TB, e *edge, mail, agent string) *browser {
+// signInAs signs a user in with a user agent of its own. The lines are further headers.
+func (w *world) signInAs(t testing.TB, e *edge, mail, agent string, lines ...string) *browser {
 	t.Helper()
 	b := w.browser(e)
 	p := must(t)(b.visit(t.Context(), "http://"+appHost+"/headers"))
@@ -76,7 +76,7 @@ func (w *world) signInAs(t testing.TB, e *edge, mail, agent string) *browser {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p = must(t)(b.step(t.Context(), http.MethodPost, action, w.credentials(mail), "Origin: http://"+issuerHost, "User-Agent: "+agent))
+	p = must(t)(b.step(t.Context(), http.MethodPost, action, w.credentials(mail), append(lines, "Origin: http://"+issuerHost, "User-Agent: "+agent)...))
 	if p = must(t)(b.follow(t.Context(), p)); p.status != http.StatusOK {
 		t.Fatal(p)
 	}
@@ -85,9 +85,9 @@ func (w *world) signInAs(t testing.TB, e *edge, mail, agent string) *browser {
 
 func listAndRevoke(t testing.TB, w *world, e *edge) {
 	const agent = "browser to revoke"
-	b := w.signInAs(t, e, user, agent)
+	b := w.signInAs(t, e, user, agent, "X-Real-IP: 192.0.2.7", "X-Forwarded-For: 192.0.2.7", "Forwarded: for=192.0.2.7", "X-Envoy-External-Address: 192.0.2.7")
 	s := w.sessionOf(t, agent)
-	if s.User != user || s.Connector != "local" || s.UserID != "id-user" || s.Address != "127.0.0.1" || strings.Join(s.Groups, ",") != groupsOf(user) {
+	if s.User != user || s.Connector != "local" || s.UserID != "id-user" || s.Address != e.clientAddress() || strings.Join(s.Groups, ",") != groupsOf(user) {
 		t.Errorf("listed as %+v", s)
 	}
 	if list := gatehouse(t, "sessions", "list", "--admin", w.admin); !strings.Contains(list, s.ID) || !strings.Contains(list, user) {

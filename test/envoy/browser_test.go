@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"html"
 	"io"
-	"net"
 	"net/http"
 	"net/http/cookiejar"
 	"net/url"
@@ -104,8 +103,7 @@ func (e *edge) send(ctx context.Context, m message) (*page, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
-	var d net.Dialer
-	conn, err := d.DialContext(ctx, "tcp", e.addr)
+	conn, err := e.dial(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -35,7 +35,7 @@ var aims = []aim{
 	{"an anonymous request stores nothing", []string{"flood/"}, []string{"provider.TestNothingIsStoredBeforeAPasswordIsAccepted"}},
 	{"a denial is 403, and programs get no redirect", []string{"clients/"}, []string{"authz.TestAnswers"}},
 	{"loops end and are explained", []string{"hand-off/loop is explained", "hand-off/browser without cookies"}, []string{"authz.TestLoops", "authz.TestSkewedClocks"}},
-	{"proxy headers are believed from configured places only", []string{"headers/X-Forwarded-For", "headers/X-Real-IP", "headers/X-Envoy-Internal"}, []string{"provider.TestClientAddressIsTheLastUntrustedHopOfAllLines"}},
+	{"proxy headers are believed from configured places only", []string{"headers/X-Forwarded-For", "headers/X-Forwarded-For hides nobody", "admin/list and revoke", "headers/X-Real-IP", "headers/X-Envoy-Internal", "headers/what is between Envoys", "headers/X-Envoy-Peer-Metadata", "headers/Traceparent"}, []string{"provider.TestClientAddressIsTheLastUntrustedHopOfAllLines"}},
 	{"a panic, a store that is down and a bad file refuse", nil, []string{"authz.TestPanics", "authz.TestSessionFailures", "authz/session.TestStoreDown", "test/envoy.TestFaults", "test/envoy.TestRefusesToStart"}},
 	{"admin and telemetry are reached by operators only", []string{"admin/", "paths/issuer, admin paths", "raw checks/gRPC port"}, []string{"internal/admin.TestGuard"}},
 	{"the gateway's own client is of no use from outside", []string{"provider/refused: "}, []string{"provider.TestInternalClientCannotBeUsedFromOutside"}},

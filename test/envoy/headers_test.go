@@ -1,10 +1,13 @@
 package envoy
 
 import (
+	"crypto/rand"
 	"net/http"
 	"slices"
 	"strings"
 	"testing"
+
+	"gatehouse/test/peers"
 )
 
 // headerRows forge identities. Whoever sends them, the app sees who they are, or nobody (judge).
@@ -52,10 +55,11 @@ func headerRows() (all []row) {
 			both: refused(http.StatusFound), hardened: f.hardened,
 		})
 	}
+	all = append(all, row{family: family, name: "X-Forwarded-For hides nobody from the audit log", on: []string{"hardened"}, play: hidden})
 	all = append(all, row{family: family, name: "trailers that are ours", on: []string{"hardened", "relaxed"}, play: trailers})
 	// Envoy drops what Connection names before anybody sees it: so the user goes too.
 	all = append(all, row{family: family, name: "hop by hop, cookie", lines: []string{"Connection: close, cookie", "Cookie: gatehouse-dev={user}"}, both: refused(http.StatusFound)})
-	return slices.Concat(all, trustRows(), authorizationRows())
+	return slices.Concat(all, trustRows(), envoyRows(), authorizationRows())
 }
 
 // trustRows send what proxies believe each other.
@@ -68,6 +72,12 @@ func trustRows() (all []row) {
 		"X-Real-IP: 127.0.0.1", "X-Envoy-Internal: true", "X-Envoy-External-Address: 127.0.0.1", "X-Forwarded-Client-Cert: By=spiffe://cluster;URI=spiffe://admin",
 		"X-Forwarded-Email: admin@example.com", "X-Forwarded-User: admin", "X-Auth-Request-User: admin", "Remote-User: admin@example.com", "X-Goog-Authenticated-User-Email: admin@example.com",
 		"X-Gatehouse-Admin: 1",
+		// What meshes and tracers say to each other.
+		"X-Envoy-Peer-Metadata: ChoKCkNMVVNURVJfSUQSDBoKS3ViZXJuZXRlcw==", "X-Envoy-Peer-Metadata-Id: sidecar~127.0.0.1~admin.default~cluster.local", "X-Istio-Attributes: Cj8KCnNvdXJjZS51aWQ=",
+		"Baggage: k8s.deployment.name=admin", "X-B3-TraceId: 463ac35c9f6413ad48485a3953bb6124", "X-B3-Sampled: 1", "B3: 463ac35c9f6413ad48485a3953bb6124-a2fb4a1d1a96d312-1",
+		"Traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "Tracestate: admin=1", "X-Ot-Span-Context: 1;2;3;cs", "X-Client-Trace-Id: 1", "X-Request-Id: 463ac35c-9f64-a3ad-8848-5a3953bb6124",
+		"X-Envoy-Original-Host: auth.example.test", "X-Envoy-Original-Url: http://auth.example.test/dex/keys", "X-Envoy-Original-Dst-Host: 127.0.0.1:1", "X-Envoy-Fault-Abort-Request: 200",
+		"X-Envoy-Downstream-Service-Cluster: admin", "X-Jwt-Payload: eyJzdWIiOiJhZG1pbiJ9", "X-Forwarded-Proto: https",
 	} {
 		name, _, _ := strings.Cut(line, ":")
 		all = append(all,
@@ -75,6 +85,36 @@ func trustRows() (all []row) {
 			row{family: family, name: name + " raises nobody", as: user, target: "/admin/x", lines: []string{line}, both: refused(http.StatusForbidden)})
 	}
 	return all
+}
+
+// envoyRows say what Envoys believe of each other only, not of clients: the hardened gateway's clients are nobody's neighbours, wherever
+// they are.
+func envoyRows() []row {
+	const family = "headers"
+	lines := []string{
+		"X-Envoy-Internal: true", "X-Envoy-Retry-On: 5xx,gateway-error,retriable-4xx", "X-Envoy-Retry-Grpc-On: unavailable", "X-Envoy-Max-Retries: 5", "X-Envoy-Retriable-Status-Codes: 404,200",
+		"X-Envoy-Retriable-Header-Names: server", "X-Envoy-Upstream-Rq-Timeout-Ms: 1", "X-Envoy-Upstream-Rq-Per-Try-Timeout-Ms: 1", "X-Envoy-Expected-Rq-Timeout-Ms: 1",
+		"X-Envoy-Hedge-On-Per-Try-Timeout: true", "X-Envoy-Upstream-Alt-Stat-Name: x", "X-Envoy-Force-Trace: 1", "X-Envoy-Ip-Tags: internal", "X-Envoy-Decorator-Operation: x", "X-Envoy-Original-Path: /admin/x",
+		"X-Envoy-Original-Url: http://app.example.test/admin/x", "X-Envoy-Downstream-Service-Cluster: x", "X-Envoy-Downstream-Service-Node: x",
+	}
+	lines = append(lines, "X-Forwarded-Client-Cert: By=spiffe://cluster.local/ns/x/sa/x;URI=spiffe://cluster.local/ns/istio-system/sa/admin", "X-Forwarded-Proto: https", "X-Envoy-External-Address: 127.0.0.9", "X-Request-Id: 463ac35c-9f64-a3ad-8848-5a3953bb6124")
+	sees := func(t testing.TB, _ *world, p *page) {
+		t.Helper()
+		var h map[string]string
+		jsonBody(t, p, &h)
+		for _, l := range lines {
+			name, sent, _ := strings.Cut(l, ": ")
+			if name = strings.ToLower(name); h[name] == sent { // some of them Envoy sets by itself
+				t.Errorf("the app sees the client's %s: %q", name, sent)
+			}
+		}
+	}
+	return []row{
+		{family: family, name: "what is between Envoys, nobody", target: "/public/headers", lines: lines, hardened: passes(http.StatusOK), check: sees},
+		{family: family, name: "what is between Envoys, a user", as: user, lines: lines, hardened: passes(http.StatusOK), check: sees},
+		{family: family, name: "what is between Envoys retries nothing", as: user, target: "/x", lines: lines, hardened: passes(http.StatusNotFound)},
+		{family: family, name: "what is between Envoys opens nothing", as: user, target: "/admin/x", lines: lines, both: refused(http.StatusForbidden)},
+	}
 }
 
 // authorizationRows carry bearer tokens, which nothing accepts: never a silent way back to the cookie.
@@ -95,6 +135,29 @@ func authorizationRows() []row {
 		{family: family, name: "bearer and cookie where anyone may", as: "", target: "/public/headers", lines: []string{"Cookie: gatehouse-dev={user}", "Authorization: Bearer zq81header.zq82claims.zq83signature"}, both: passes(http.StatusOK)},
 		{family: family, name: "bearer at whoami", as: user, target: "/_gatehouse/whoami", lines: []string{"Authorization: Bearer zq81header.zq82claims.zq83signature"}, both: unauthorized},
 		{family: family, name: "basic is no token", as: user, lines: []string{"Authorization: Basic YTpi"}, both: passes(http.StatusOK)},
+	}
+}
+
+// hidden claims to come from elsewhere: the audit log has the address that the gateway saw, and a request id of the gateway's.
+func hidden(t testing.TB, w *world, e *edge) {
+	path := "/admin/" + rand.Text()
+	p := must(t)(e.send(t.Context(), message{method: http.MethodGet, target: path, host: appHost, lines: []string{
+		"X-Forwarded-For: 192.0.2.7, 10.0.0.7", "X-Real-IP: 192.0.2.7", "Forwarded: for=192.0.2.7", "X-Envoy-External-Address: 192.0.2.7", "X-Request-Id: forged-request-id",
+	}}))
+	if p.status != http.StatusUnauthorized {
+		t.Errorf("got %s, want 401", p)
+	}
+	var found event
+	peers.Eventually(t, within, "the decision about "+path+" in the audit log", func() bool {
+		for _, ev := range w.audit() {
+			if ev["path"] == path {
+				found = ev
+			}
+		}
+		return found != nil
+	})
+	if found["source"] != e.clientAddress() || found["request_id"] == "forged-request-id" || found["request_id"] != p.header.Get("X-Request-Id") {
+		t.Errorf("the audit log has %v, want the source %s and the request id %q", found, e.clientAddress(), p.header.Get("X-Request-Id"))
 	}
 }
 

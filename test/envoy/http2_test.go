@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -24,8 +23,7 @@ import (
 func (e *edge) sendHTTP2(ctx context.Context, m message) (*page, error) {
 	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
-	var d net.Dialer
-	conn, err := d.DialContext(ctx, "tcp", e.addr)
+	conn, err := e.dial(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -136,7 +134,7 @@ func http2Rows() (all []row) {
 		{name: "Host beside authority", as: user, lines: []string{"host: unlisted.example.test"}, both: passes(http.StatusOK), check: appSeesHost(appHost)},
 		{name: "unlisted authority, good Host", as: user, host: unlistedHost, lines: []string{"host: app.example.test"}, both: refused(http.StatusForbidden)},
 		{name: "scheme decides nothing", lines: []string{":scheme: https"}, both: refused(http.StatusFound), check: leadsToIssuer},
-		{name: "fragment", target: "/public/x#", both: byEnvoy(http.StatusBadRequest)},
+		{name: "fragment", target: "/public/x#", both: byEnvoy(http.StatusBadRequest), istio: passes(http.StatusNotFound), check: appSeesPath("/public/x")}, // see pathRows
 		{name: "gRPC", method: "POST", target: "/pkg.Service/Method", lines: []string{"content-type: application/grpc", "te: trailers"}, both: refused(http.StatusOK), check: grpcStatus("16")},
 	} {
 		r.family, r.http2 = "http2", true

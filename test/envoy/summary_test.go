@@ -8,9 +8,18 @@ import (
 )
 
 // A summary counts how requests of the table ended, by family.
-type summary struct{ families map[string]*tally }
+type summary struct {
+	edges    []string
+	families map[string]*tally
+}
 
-func newSummary() *summary { return &summary{families: map[string]*tally{}} }
+func newSummary(edges []*edge) *summary {
+	s := &summary{families: map[string]*tally{}}
+	for _, e := range edges {
+		s.edges = append(s.edges, e.name)
+	}
+	return s
+}
 
 // A tally counts rows, and their runs by edge.
 type tally struct {
@@ -49,10 +58,10 @@ func (s *summary) add(r row, at run, ok bool) {
 
 // lines is a table, with all families last.
 func (s *summary) lines() []string {
-	const format = "%-10s %5v %8v %8v %7v %10v %7v | %8v %7v %7v %7v %6v %6v"
+	const endings = " | %8v %7v %7v %7v %6v %6v"
 	out := []string{
 		"runs at each kind of edge, and how they ended as they must: refused (byEnvoy: of these, by Envoy itself), let through, scenes of several requests; holes that are known",
-		fmt.Sprintf(format, "family", "rows", "hardened", "relaxed", "direct", "direct raw", "issuer", "refused", "byEnvoy", "through", "scenes", "holes", "failed"),
+		fmt.Sprintf("%-10s %5s ", "family", "rows") + strings.Join(s.edges, " ") + fmt.Sprintf(endings, "refused", "byEnvoy", "through", "scenes", "holes", "failed"),
 	}
 	names := slices.DeleteFunc(slices.Sorted(maps.Keys(s.families)), func(n string) bool { return n == "all" })
 	for _, name := range append(names, "all") {
@@ -60,8 +69,11 @@ func (s *summary) lines() []string {
 		if n == nil {
 			continue
 		}
-		out = append(out, strings.TrimRight(fmt.Sprintf(format, name, len(n.rows), n.at["hardened"], n.at["relaxed"], n.at["direct"], n.at["direct raw"], n.at["issuer"],
-			n.refused, n.byEnvoy, n.allowed, n.scenes, n.holes, n.failed), " "))
+		var at []string
+		for _, e := range s.edges {
+			at = append(at, fmt.Sprintf("%*d", len(e), n.at[e]))
+		}
+		out = append(out, fmt.Sprintf("%-10s %5d ", name, len(n.rows))+strings.Join(at, " ")+fmt.Sprintf(endings, n.refused, n.byEnvoy, n.allowed, n.scenes, n.holes, n.failed))
 	}
 	return out
 }

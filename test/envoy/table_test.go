@@ -40,6 +40,7 @@ type row struct {
 	both, hardened, relaxed *verdict
 	direct                  *verdict // over gRPC; as relaxed if nil, and 400 where that is Envoy's own answer
 	issuer                  *verdict // at the issuer's own port
+	istio                   *verdict // behind Istio's hardened gateway, where that differs from hardened
 	check                   func(t testing.TB, w *world, p *page)
 
 	// Of rows that are asked directly only: what Envoy would not ask.
@@ -50,7 +51,7 @@ type row struct {
 	hole string
 
 	play func(t testing.TB, w *world, e *edge)
-	on   []string // edges of the scene; hardened and direct if empty
+	on   []string // edges of the scene; hardened and direct if empty. What is hardened is Istio's gateway too
 }
 
 // noHost is the host of a row that sends an empty one.
@@ -166,10 +167,10 @@ func rows() []row {
 // TestTable runs every row against one Gatehouse, one after the other, so that what reaches the app and what Gatehouse
 // was asked belong to one row. Its last lines are the summary.
 func TestTable(t *testing.T) {
-	w := newWorld(t, "sqlite", true)
+	w := tableWorld(t)
 	c := newCast(t, w, w.hardened)
 	w.app.take()
-	sum := newSummary()
+	sum := newSummary(w.edges())
 	for _, r := range rows() {
 		for _, run := range c.runs(t, r) {
 			ok := t.Run(r.family+"/"+r.name+"/"+run.edge.name, func(t *testing.T) { c.runOrHole(t, r, run) })
@@ -207,20 +208,25 @@ func (c *cast) runs(t testing.TB, r row) (all []run) {
 		if len(on) == 0 {
 			on = []string{"hardened", "direct"}
 		}
-		for _, e := range []*edge{w.hardened, w.relaxed, w.direct, w.raw, w.issuer} {
-			if e != nil && slices.Contains(on, e.name) {
+		for _, e := range w.edges() {
+			if slices.Contains(on, e.kind()) {
 				all = append(all, run{edge: e})
 			}
 		}
 		return all
 	}
+	edges := w.edges()
 	add := func(e *edge, v *verdict) {
-		if e != nil && v != nil {
+		if v != nil && slices.Contains(edges, e) {
 			all = append(all, run{e, v})
 		}
 	}
 	soft := cmp.Or(r.relaxed, r.both)
-	add(w.hardened, cmp.Or(r.hardened, r.both))
+	hard := cmp.Or(r.hardened, r.both)
+	if w.hardened != nil && w.hardened.name == gatewayEdge {
+		hard = cmp.Or(r.istio, hard)
+	}
+	add(w.hardened, hard)
 	add(w.relaxed, soft)
 	direct := cmp.Or(r.direct, soft)
 	if direct != nil && direct.byEnvoy {

@@ -86,6 +86,7 @@ type world struct {
 	direct    *edge           // Gatehouse's gRPC port, see checker
 	raw       *edge           // the same with headers in their raw encoding
 	issuer    *edge           // Gatehouse's own port, without Envoy
+	only      *edge           // the one that rows are run at; nil: all of them
 	ports     *http.Transport // to the admin listener and telemetry
 	passwords map[string]string
 	client    client
@@ -109,19 +110,30 @@ type edge struct {
 	http    http.RoundTripper
 	proxy   *peers.EnvoyServer // nil where there is none
 	direct  *checker           // nil where requests are sent over HTTP
+	from    string             // IP address that requests are sent from; 127.0.0.1 if empty
 }
 
 func newEdge(t testing.TB, name, addr string, proxy *peers.EnvoyServer) *edge {
+	e := &edge{name: name, addr: addr, checked: proxy != nil, proxy: proxy}
 	tr := &http.Transport{
 		MaxIdleConnsPerHost: 64,
-		DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
-			var d net.Dialer
-			return d.DialContext(ctx, network, addr)
-		},
+		DialContext:         func(ctx context.Context, _, _ string) (net.Conn, error) { return e.dial(ctx) },
 	}
 	t.Cleanup(tr.CloseIdleConnections)
-	return &edge{name: name, addr: addr, checked: proxy != nil, http: tr, proxy: proxy}
+	e.http = tr
+	return e
 }
+
+func (e *edge) dial(ctx context.Context) (net.Conn, error) {
+	var d net.Dialer
+	if e.from != "" {
+		d.LocalAddr = &net.TCPAddr{IP: net.ParseIP(e.from)}
+	}
+	return d.DialContext(ctx, "tcp", e.addr)
+}
+
+// clientAddress is where the requests come from.
+func (e *edge) clientAddress() string { return or(e.from, "127.0.0.1") }
 
 // newWorld starts Gatehouse with a storage, "sqlite" or "memory", behind a hardened Envoy and, if asked for, one with
 // Envoy's default connection manager too.
@@ -138,11 +150,25 @@ func newWorld(t testing.TB, storage string, relaxed bool) *world {
 	return w
 }
 
+// places are the addresses that a gateway knows: of the issuer, of Gatehouse's gRPC port and of the app.
+type places struct{ web, grpc, app string }
+
+func freePlaces(t testing.TB) places {
+	t.Helper()
+	return places{web: peers.FreeAddr(t), grpc: peers.FreeAddr(t), app: peers.FreeAddr(t)}
+}
+
 // newBareWorld is newWorld without an Envoy; it returns what one would be started with. Each change is made to the configuration.
 func newBareWorld(t testing.TB, storage string, change ...func(text string) string) (*world, demo.Edge) {
 	t.Helper()
+	return newWorldAt(t, freePlaces(t), storage, change...)
+}
+
+// newWorldAt is newBareWorld at given addresses.
+func newWorldAt(t testing.TB, at places, storage string, change ...func(text string) string) (*world, demo.Edge) {
+	t.Helper()
 	w := &world{
-		t: t, app: newRecorder(t), admin: peers.FreeAddr(t), secrets: &secrets{}, ports: &http.Transport{},
+		t: t, app: newRecorder(t, at.app), admin: peers.FreeAddr(t), secrets: &secrets{}, ports: &http.Transport{},
 		passwords: map[string]string{administrator: rand.Text(), user: rand.Text(), tricky: strings.Repeat(rand.Text(), 3)[:72]},
 		client:    client{id: "outside", secret: rand.Text()},
 		hosts:     []string{"http://" + issuerHost, "http://" + appHost, "http://" + wildHost, "http://" + otherHost, "http://deep.down.apps.example.test"},
@@ -153,17 +179,16 @@ func newBareWorld(t testing.TB, storage string, change ...func(text string) stri
 		w.secrets.add(s)
 	}
 	w.secrets.add(w.client.secret)
-	web, grpc := peers.FreeAddr(t), peers.FreeAddr(t)
-	text := w.config(t, storage, web, grpc)
+	text := w.config(t, storage, at.web, at.grpc)
 	for _, f := range change {
 		text = f(text)
 	}
 	w.gatehouse = peers.Gatehouse(t, text)
-	w.issuer = newEdge(t, "issuer", web, nil)
-	w.direct, w.raw = newChecker(t, w, "direct", grpc, false), newChecker(t, w, "direct raw", grpc, true)
+	w.issuer = newEdge(t, "issuer", at.web, nil)
+	w.direct, w.raw = newChecker(t, w, "direct", at.grpc, false), newChecker(t, w, "direct raw", at.grpc, true)
 	// As in the demo: the issuer's path leads to Gatehouse under every host, everything else to the app.
-	return w, demo.Edge{Check: grpc, Hosts: []demo.VirtualHost{{Name: "all", Domains: []string{"*"}, Routes: []demo.Route{
-		{Prefix: "/dex", Upstream: web}, {Prefix: "/", Upstream: w.app.addr},
+	return w, demo.Edge{Check: at.grpc, Hosts: []demo.VirtualHost{{Name: "all", Domains: []string{"*"}, Routes: []demo.Route{
+		{Prefix: "/dex", Upstream: at.web}, {Prefix: "/", Upstream: at.app},
 	}}}}
 }
 
@@ -381,11 +406,19 @@ type arrival struct {
 	header, trailer      http.Header
 }
 
-func newRecorder(t testing.TB) *recorder {
-	r := &recorder{app: demo.SampleApp()}
-	s := httptest.NewServer(r)
+func newRecorder(t testing.TB, addr string) *recorder {
+	t.Helper()
+	r := &recorder{app: demo.SampleApp(), addr: addr}
+	s := httptest.NewUnstartedServer(r)
+	_ = s.Listener.Close() // of a port that nobody chose
+	var c net.ListenConfig
+	l, err := c.Listen(t.Context(), "tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Listener = l
+	s.Start()
 	t.Cleanup(s.Close)
-	r.addr = s.Listener.Addr().String()
 	return r
 }
 

@@ -21,7 +21,8 @@ import (
 // startTimeout is how long a program may take to answer: generous, since machines that run tests are busy.
 const startTimeout = 60 * time.Second
 
-// Root returns the module's folder: the nearest one above the test's folder with a go.mod.
+// Root returns the product's folder: the nearest one above the test's folder with the go.mod of the module gatehouse. The
+// modules of tests inside it are passed by.
 func Root(t testing.TB) string {
 	t.Helper()
 	dir, err := os.Getwd()
@@ -29,12 +30,12 @@ func Root(t testing.TB) string {
 		t.Fatal(err)
 	}
 	for {
-		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
+		if mod, err := os.ReadFile(filepath.Join(dir, "go.mod")); err == nil && strings.HasPrefix(string(mod), "module gatehouse\n") {
 			return dir
 		}
 		parent := filepath.Dir(dir)
 		if parent == dir {
-			t.Fatal("no go.mod above the test's folder: run the tests from the source tree")
+			t.Fatal("no go.mod of gatehouse above the test's folder: run the tests from the source tree")
 		}
 		dir = parent
 	}

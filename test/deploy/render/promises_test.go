@@ -94,7 +94,7 @@ func TestHardening(t *testing.T) {
 			edge = m
 		}
 	})
-	want := []string{"@type", "common_http_protocol_options", "http2_protocol_options", "max_request_headers_kb", "merge_slashes", "normalize_path", "path_with_escaped_slashes_action", "request_headers_timeout"}
+	want := []string{"@type", "common_http_protocol_options", "http2_protocol_options", "internal_address_config", "max_request_headers_kb", "merge_slashes", "normalize_path", "path_with_escaped_slashes_action", "request_headers_timeout"}
 	found := 0
 	files(t, func(path string, doc any) {
 		if at(doc, "kind") != "EnvoyFilter" {
@@ -157,7 +157,7 @@ func TestPorts(t *testing.T) {
 			if !reflect.DeepEqual(ports, listens) {
 				t.Errorf("the container has ports %v, the config listens on %v", ports, listens)
 			}
-			for _, probe := range []string{"livenessProbe", "readinessProbe"} {
+			for _, probe := range []string{"startupProbe", "livenessProbe", "readinessProbe"} {
 				if got := at(container, probe, "httpGet", "port"); got != "telemetry" {
 					t.Errorf("%s asks port %v, want telemetry", probe, got)
 				}
@@ -205,6 +205,25 @@ func TestOnlyTheGateway(t *testing.T) {
 	}
 }
 
+// TestKeysForIstiod: the one policy that adds to it is for istiod's pods and the issuer's port alone, and comes only when it is asked for.
+func TestKeysForIstiod(t *testing.T) {
+	list := documents(t, read(t, deploy("overlays", "istio", "networkpolicy-istiod.yaml")))
+	istio := byName(t, kustomize(t, "istio"))["NetworkPolicy gatehouse"]
+	want := object{
+		"podSelector": at(istio, "spec", "podSelector"), "policyTypes": []any{"Ingress"},
+		"ingress": []any{object{
+			"from": []any{object{
+				"namespaceSelector": object{"matchLabels": object{"kubernetes.io/metadata.name": "istio-system"}},
+				"podSelector":       object{"matchLabels": object{"app": "istiod"}},
+			}},
+			"ports": []any{object{"protocol": "TCP", "port": 5556.}},
+		}},
+	}
+	if len(list) != 1 || !reflect.DeepEqual(list[0]["spec"], any(want)) || at(list[0], "metadata", "namespace") != at(istio, "metadata", "namespace") {
+		t.Errorf("got %v, want one policy with %v", list, want)
+	}
+}
+
 // TestLabels: the pod alone is what the Service and the NetworkPolicy select. Istio gives a Gateway's labels to the pods
 // that it runs for it.
 func TestLabels(t *testing.T) {
@@ -245,6 +264,9 @@ func TestPod(t *testing.T) {
 			{"system calls filtered", at(pod, "securityContext", "seccompProfile"), object{"type": "RuntimeDefault"}},
 			{"no privilege, nothing to write on", at(pod, "containers", 0, "securityContext"), object{
 				"allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "capabilities": object{"drop": []any{"ALL"}},
+			}},
+			{"five minutes for the first start", at(pod, "containers", 0, "startupProbe"), object{
+				"httpGet": object{"path": "/healthz/live", "port": "telemetry"}, "periodSeconds": 1., "timeoutSeconds": 2., "failureThreshold": 300.,
 			}},
 			{"longer than the drain of 10 s", at(pod, "terminationGracePeriodSeconds"), 30.},
 			{"secrets of Active Directory are needed", at(pod, "containers", 0, "envFrom", 0, "secretRef", "optional"), v.overlay != "ldap"},

@@ -4,6 +4,7 @@ package render
 
 import (
 	"bytes"
+	"fmt"
 	"maps"
 	"os"
 	"path/filepath"
@@ -75,7 +76,20 @@ func TestChartIsKustomize(t *testing.T) {
 		want := append(kustomize(t, v.overlay), documents(t, read(t, deploy("overlays", "istio", "hardened-gateway.yaml")))...)
 		compare(t, byName(t, helm(t, v)), byName(t, want))
 	})
+	for _, v := range variants {
+		if v.overlay == "envoy-gateway" {
+			continue // it has no istiod
+		}
+		t.Run("keys for istiod, "+v.overlay, func(t *testing.T) {
+			want := append(kustomize(t, v.overlay), documents(t, read(t, deploy("overlays", "istio", "networkpolicy-istiod.yaml")))...)
+			v.values += "\nistio: {istiodReadsKeys: true}"
+			compare(t, byName(t, helm(t, v)), byName(t, want))
+		})
+	}
 }
+
+// keep is what the chart has beyond kustomize: `helm uninstall` leaves the volume.
+var keep = object{"helm.sh/resource-policy": "keep"}
 
 func compare(t *testing.T, chart, overlay map[string]object) {
 	t.Helper()
@@ -83,6 +97,9 @@ func compare(t *testing.T, chart, overlay map[string]object) {
 		t.Fatalf("the chart has %v, the overlay %v", got, want)
 	}
 	for name, want := range overlay {
+		if metadata, ok := at(chart[name], "metadata").(object); ok && strings.HasPrefix(name, "PersistentVolumeClaim ") && reflect.DeepEqual(metadata["annotations"], any(keep)) {
+			delete(metadata, "annotations")
+		}
 		if got := chart[name]; !reflect.DeepEqual(withConfig(t, got), withConfig(t, want)) {
 			t.Errorf("%s: the chart has\n%s\nthe overlay has\n%s", name, text(t, got), text(t, want))
 		}
@@ -127,12 +144,97 @@ func TestSchema(t *testing.T) {
 			}
 		})
 	}
-	t.Run("a namespace where the policy finds no gateway", func(t *testing.T) {
-		_, err := render(t, "provider: istio", nil, "default")
-		if err == nil || !strings.Contains(err.Error(), `the release is in namespace "default", want "istio-system"`) {
-			t.Errorf("got %v, want an error that names both namespaces", err)
+}
+
+// TestChartRefuses: what the schema cannot say.
+func TestChartRefuses(t *testing.T) {
+	const users = `, staticPasswords: [{email: you@corp.test, username: you, userID: "1", hash: "${YOUR_HASH}"}]`
+	const issuer = "config: {issuer: https://auth.corp.test:8443/dex" + users
+	covers := func(i int, host string) string {
+		return fmt.Sprintf("config.gateway.hosts[%d]: %q covers the issuer's host auth.corp.test: a route of an app's namespace could take over the sign-in pages; list the apps by name", i, host)
+	}
+	for _, tc := range []struct{ rule, namespace, values, want string }{
+		{"a namespace where the policy finds no gateway", "default", "provider: istio\n" + issuer + "}", `the release is in namespace "default", want "istio-system"`},
+		{"nobody to sign in", "istio-system", "provider: istio", "nobody could sign in: name users in config.staticPasswords, or connectors"},
+		{"an empty list of users", "istio-system", "provider: istio\nconfig: {staticPasswords: [], connectors: []}", "nobody could sign in"},
+		{"a wildcard over the issuer's host", "istio-system", "provider: gateway-api\n" + issuer + `, gateway: {hosts: [app.corp.test, "*.corp.test"]}}`, covers(1, "*.corp.test")},
+		{"with scheme and port", "gatehouse", "provider: envoy-gateway\n" + issuer + `, gateway: {hosts: ["https://*.corp.test:8443"]}}`, covers(0, "*.corp.test")},
+		{"in another case", "istio-system", "provider: gateway-api\n" + strings.Replace(issuer, "auth.corp", "Auth.Corp", 1) + `, gateway: {hosts: ["*.corp.test"]}}`, covers(0, "*.corp.test")},
+		{"where the Gateway is the operator's too", "istio-system", "provider: istio\n" + issuer + `, gateway: {hosts: ["*.corp.test"]}}`, covers(0, "*.corp.test")},
+		{"two listeners for one host", "istio-system", "provider: gateway-api\n" + issuer + ", gateway: {hosts: [auth.corp.test]}}", "config.gateway.hosts[0]: auth.corp.test is the issuer's host, whose listener is for the sign-in pages alone: give the issuer a host of its own"},
+		{"a host on http at a listener for https", "istio-system", "provider: gateway-api\n" + issuer + `, gateway: {hosts: ["http://app.corp.test"]}}`, "config.gateway.hosts[0]: http://app.corp.test: the Gateway of this chart serves https: take http:// away"},
+	} {
+		t.Run(tc.rule, func(t *testing.T) {
+			_, err := render(t, tc.values, nil, tc.namespace)
+			if err == nil || !strings.Contains(err.Error(), tc.want) {
+				t.Errorf("got %v, want an error with %q", err, tc.want)
+			}
+		})
+	}
+	for _, hosts := range []string{`"*.apps.corp.test"`, `"*.auth.corp.test"`, `"*.uth.corp.test"`, `"*.corp.tes"`, `"*.h.corp.test"`} {
+		if _, err := render(t, "provider: gateway-api\n"+issuer+", gateway: {hosts: ["+hosts+"]}}", nil, "istio-system"); err != nil {
+			t.Errorf("%s does not cover auth.corp.test: %v", hosts, err)
 		}
-	})
+	}
+}
+
+// TestUsersAreTheOperators: whoever brings a connector gets no user of the chart beside it, and no form for passwords.
+func TestUsersAreTheOperators(t *testing.T) {
+	config := func(values string) object {
+		list := byName(t, helm(t, variant{namespace: "istio-system", values: values, files: []string{}}))
+		return documents(t, []byte(at(list["ConfigMap gatehouse"], "data", "gatehouse.yaml").(string)))[0]
+	}
+	only := config("provider: istio\nconfig: {connectors: [{type: github, id: github, name: GitHub, config: {clientID: a, clientSecret: b}}]}")
+	if only["staticPasswords"] != nil || only["enablePasswordDB"] != nil {
+		t.Errorf("with connectors alone the file has users %v, enablePasswordDB %v, want neither", only["staticPasswords"], only["enablePasswordDB"])
+	}
+	const users = `staticPasswords: [{email: you@corp.test, username: you, userID: "1", hash: "${YOUR_HASH}"}]`
+	if got := config("provider: istio\nconfig: {" + users + "}"); got["enablePasswordDB"] != true {
+		t.Errorf("with users enablePasswordDB is %v, want true", got["enablePasswordDB"])
+	}
+	if got := config("provider: istio\nconfig: {enablePasswordDB: false, " + users + "}"); got["enablePasswordDB"] != false {
+		t.Errorf("enablePasswordDB is %v, want the operator's false", got["enablePasswordDB"])
+	}
+}
+
+// TestVolumeIsKept: sessions and keys outlive `helm uninstall`, unless the operator says otherwise.
+func TestVolumeIsKept(t *testing.T) {
+	for values, want := range map[string]any{"provider: istio": any(keep), "provider: istio\nvolume: {keep: false}": nil} {
+		list := byName(t, helm(t, variant{namespace: "istio-system", values: values}))
+		if got := at(list["PersistentVolumeClaim gatehouse"], "metadata", "annotations"); !reflect.DeepEqual(got, want) {
+			t.Errorf("%s: the claim has annotations %v, want %v", values, got, want)
+		}
+	}
+}
+
+// TestCertificates: no two listeners share a certificate. A browser would use one HTTP/2 connection for the hosts of both, and Istio
+// answers 404 there.
+func TestCertificates(t *testing.T) {
+	const values = "\nconfig: {gateway: {hosts: [a.corp.test, b.corp.test, c.corp.test]}}"
+	for what, list := range map[string][]object{
+		"kustomize, gateway-api":      kustomize(t, "gateway-api"),
+		"kustomize, envoy-gateway":    kustomize(t, "envoy-gateway"),
+		"helm, three hosts":           helm(t, variant{namespace: "istio-system", values: "provider: gateway-api" + values}),
+		"helm, three hosts, Envoy":    helm(t, variant{namespace: "gatehouse", values: "provider: envoy-gateway" + values}),
+		"helm, names of the operator": helm(t, variant{namespace: "istio-system", values: "provider: gateway-api\ngatewayAPI: {certificates: corp}" + values}),
+	} {
+		seen, prefix := map[any]bool{}, "gateway-tls-"
+		if strings.Contains(what, "operator") {
+			prefix = "corp-"
+		}
+		listeners, _ := at(byName(t, list)["Gateway gatehouse"], "spec", "listeners").([]any)
+		for _, l := range listeners {
+			refs, _ := at(l, "tls", "certificateRefs").([]any)
+			secret := at(l, "tls", "certificateRefs", 0, "name")
+			if len(refs) != 1 || seen[secret] || secret != prefix+at(l, "name").(string) {
+				t.Errorf("%s: listener %v has certificates %v, want %s%v alone", what, at(l, "name"), refs, prefix, at(l, "name"))
+			}
+			seen[secret] = true
+		}
+		if want := 2; len(seen) < want || strings.HasPrefix(what, "helm") && len(seen) != 4 {
+			t.Errorf("%s: %d certificates", what, len(seen))
+		}
+	}
 }
 
 // TestChartValues: what an operator changes arrives where it belongs.
@@ -154,6 +256,10 @@ config:
 		{"image", "Deployment gatehouse", []any{"spec", "template", "spec", "containers", 0, "image"}, "registry.corp.test:5000/gatehouse:1.2.3"},
 		{"class of the volume", "PersistentVolumeClaim gatehouse", []any{"spec", "storageClassName"}, "fast"},
 		{"issuer's listener", "Gateway gatehouse", []any{"spec", "listeners", 0, "hostname"}, "login.corp.test"},
+		{"on the issuer's port", "Gateway gatehouse", []any{"spec", "listeners", 0, "port"}, 8443.},
+		{"first app on the usual one", "Gateway gatehouse", []any{"spec", "listeners", 1, "port"}, 443.},
+		{"second app on its own", "Gateway gatehouse", []any{"spec", "listeners", 2, "port"}, 8443.},
+		{"issuer's route without the port", "HTTPRoute gatehouse", []any{"spec", "hostnames", 0}, "login.corp.test"},
 		{"first app", "Gateway gatehouse", []any{"spec", "listeners", 1, "hostname"}, "a.corp.test"},
 		{"second app", "Gateway gatehouse", []any{"spec", "listeners", 2, "hostname"}, "*.b.corp.test"},
 		{"names of listeners differ", "Gateway gatehouse", []any{"spec", "listeners", 2, "name"}, "apps-1"},
@@ -162,6 +268,10 @@ config:
 		if got := at(list[tc.object], tc.path...); got != tc.want {
 			t.Errorf("%s: got %v, want %v", tc.what, got, tc.want)
 		}
+	}
+	v = variant{namespace: "istio-system", values: "provider: istio\nconfig: {issuer: 'https://login.corp.test:8443/auth'}"}
+	if got := at(byName(t, helm(t, v))["VirtualService gatehouse"], "spec", "hosts"); !reflect.DeepEqual(got, []any{"login.corp.test"}) {
+		t.Errorf("the route on Istio is for %v, want login.corp.test without the port", got)
 	}
 }
 
@@ -242,14 +352,24 @@ func kustomize(t *testing.T, overlay string) []object {
 	return documents(t, out)
 }
 
-// helm returns what `helm template` prints.
+// helm returns what `helm template` prints. The chart has no users: unless the variant has its own, they are those of deploy/base.
 func helm(t *testing.T, v variant) []object {
 	t.Helper()
-	list, err := render(t, v.values, v.files, v.namespace)
+	values := documents(t, []byte(v.values))[0]
+	if v.files == nil && at(values, "config", "staticPasswords") == nil {
+		values = chartutil.MergeTables(values, object{"config": object{"staticPasswords": at(baseConfig(t), "staticPasswords")}})
+	}
+	list, err := render(t, text(t, values), v.files, v.namespace)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return list
+}
+
+// baseConfig is the file of the kustomize base.
+func baseConfig(t *testing.T) object {
+	t.Helper()
+	return documents(t, read(t, deploy("base", "gatehouse.yaml")))[0]
 }
 
 // render takes values as `helm install -f files --set values` does: checked by the schema, after the chart's defaults.
