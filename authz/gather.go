@@ -4,14 +4,12 @@ import (
 	"net"
 	"runtime"
 	"sync"
-	"time"
 )
 
 // Limits of a gathering connection.
 const (
-	minGathered = 1000        // bytes: what is shorter has waited for others in grpc-go already
-	maxGathered = 64 << 10    // bytes that wait to be written; what comes after them waits in Write
-	closeWait   = time.Second // how long Close waits for a client that does not read
+	minGathered = 1000     // bytes: what is shorter has waited for others in grpc-go already
+	maxGathered = 64 << 10 // bytes that wait to be written; what comes after them waits in Write
 )
 
 // Gather returns a listener for a gRPC server whose connections gather what is written to them: while others have an answer to give, too, one
@@ -27,7 +25,7 @@ func (g gatherer) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	out := &gathering{Conn: c, wake: make(chan struct{}, 1), done: make(chan struct{})}
+	out := &gathering{Conn: c, wake: make(chan struct{}, 1)}
 	out.room.L = &out.mu
 	go out.write()
 	return out, nil
@@ -38,14 +36,12 @@ func (g gatherer) Accept() (net.Conn, error) {
 type gathering struct {
 	net.Conn
 	wake chan struct{} // of one element: there is something to do
-	done chan struct{} // closed when the goroutine has ended
 
 	mu      sync.Mutex
 	room    sync.Cond
 	waits   []byte // what is to be written
 	writing bool   // somebody does
 	err     error  // why nothing more is taken
-	closed  bool
 }
 
 // Write implements net.Conn.
@@ -78,23 +74,22 @@ func (g *gathering) rouse() {
 	}
 }
 
-// write writes what waits, until it has written all that came before Close.
+// write writes what waits, until Close or an error.
 func (g *gathering) write() {
-	defer close(g.done)
 	var spare []byte
 	for range g.wake {
 		runtime.Gosched() // others that can go on now may have an answer, too
-		out, last := g.take(spare)
-		if len(out) > 0 {
+		out, ok := g.take(spare)
+		if !ok {
+			return
+		}
+		if len(out) > 0 { // else it went with what came before it
 			if _, err := g.Conn.Write(out); err != nil {
 				g.fail(err)
 				_ = g.Conn.Close() // whoever reads learns of it
 				return
 			}
 			g.wrote()
-		}
-		if last {
-			return
 		}
 		spare = nil
 		if cap(out) <= maxGathered {
@@ -103,17 +98,20 @@ func (g *gathering) write() {
 	}
 }
 
-// take takes what waits, and says whether nothing will come after it.
-func (g *gathering) take(spare []byte) (out []byte, last bool) {
+// take takes what waits, or returns false when nothing is to be written any more.
+func (g *gathering) take(spare []byte) (out []byte, ok bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	for g.writing {
+	for g.writing && g.err == nil {
 		g.room.Wait()
+	}
+	if g.err != nil {
+		return nil, false
 	}
 	out, g.waits = g.waits, spare
 	g.writing = len(out) > 0
 	g.room.Broadcast()
-	return out, g.closed
+	return out, true
 }
 
 func (g *gathering) wrote() {
@@ -132,14 +130,10 @@ func (g *gathering) fail(err error) {
 	g.room.Broadcast()
 }
 
-// Close implements net.Conn. What was written before goes out, unless the client does not read it.
+// Close implements net.Conn. It waits for nobody: a server that stops closes one connection after another. What has not been written by then is
+// lost; grpc-go gives its last words a second before it closes.
 func (g *gathering) Close() error {
-	_ = g.SetWriteDeadline(time.Now().Add(closeWait)) // fails for a connection that is gone
 	g.fail(net.ErrClosed)
-	g.mu.Lock()
-	g.closed = true
-	g.mu.Unlock()
 	g.rouse()
-	<-g.done
 	return g.Conn.Close()
 }

@@ -82,6 +82,7 @@ func (s *service) limited(l net.Listener, name string) *listen.Listener {
 	switch name {
 	case "gateway.grpc":
 		o.Max, o.Plain, o.Traffic = maxCheckConnections, s.grpcTLS == nil, true
+		l = authz.Gather(l) // below: a handshake tells the connection that it is handed that it is of use
 	case "web.http":
 		o.Max = maxIssuerConnections
 	case "web.https":
@@ -139,8 +140,7 @@ func (s *service) listeners(ctx context.Context) (all []listener, err error) {
 	if err != nil {
 		return all, err
 	}
-	serve := func(l net.Listener) error { return s.grpc.Serve(authz.Gather(l)) }
-	return append(all, listener{"gateway.grpc", l, serve, s.stopGRPC}), nil
+	return append(all, listener{"gateway.grpc", l, s.grpc.Serve, s.stopGRPC}), nil
 }
 
 // socketTimeout is how long a unix socket may take to let somebody in before it counts as alive.
