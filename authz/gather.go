@@ -15,9 +15,14 @@ const (
 // Gather returns a listener for a gRPC server whose connections gather what is written to them: while others have an answer to give, too, one
 // call to the system writes all. grpc-go does so up to 1,000 bytes only, and an answer with a token for an app is longer: each
 // would cost a call of its own, a fifth of the whole check. Shorter ones are written as they come.
-func Gather(l net.Listener) net.Listener { return gatherer{l} }
+func Gather(l net.Listener) net.Listener {
+	return gatherer{l, &sync.Pool{New: func() any { return new([]byte) }}}
+}
 
-type gatherer struct{ net.Listener }
+type gatherer struct {
+	net.Listener
+	buffers *sync.Pool // of *[]byte: connections have none while they are idle
+}
 
 // Accept implements net.Listener.
 func (g gatherer) Accept() (net.Conn, error) {
@@ -25,7 +30,7 @@ func (g gatherer) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	out := &gathering{Conn: c, wake: make(chan struct{}, 1)}
+	out := &gathering{Conn: c, buffers: g.buffers, wake: make(chan struct{}, 1)}
 	out.room.L = &out.mu
 	go out.write()
 	return out, nil
@@ -35,26 +40,27 @@ func (g gatherer) Accept() (net.Conn, error) {
 // whoever reads learns of it.
 type gathering struct {
 	net.Conn
-	wake chan struct{} // of one element: there is something to do
+	buffers *sync.Pool
+	wake    chan struct{} // of one element: there is something to do
 
 	mu      sync.Mutex
 	room    sync.Cond
-	waits   []byte // what is to be written
-	writing bool   // somebody does
-	err     error  // why nothing more is taken
+	waits   *[]byte // what is to be written; nil: nothing
+	writing bool    // somebody does
+	err     error   // why nothing more is taken
 }
 
 // Write implements net.Conn.
 func (g *gathering) Write(p []byte) (int, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	for len(g.waits) >= maxGathered && g.err == nil {
+	for g.waits != nil && len(*g.waits) >= maxGathered && g.err == nil {
 		g.room.Wait()
 	}
 	switch {
 	case g.err != nil:
 		return 0, g.err
-	case len(p) < minGathered && len(g.waits) == 0 && !g.writing:
+	case len(p) < minGathered && g.waits == nil && !g.writing:
 		g.writing = true
 		g.mu.Unlock()
 		n, err := g.Conn.Write(p)
@@ -62,7 +68,10 @@ func (g *gathering) Write(p []byte) (int, error) {
 		g.mu.Lock()
 		return n, err
 	}
-	g.waits = append(g.waits, p...)
+	if g.waits == nil {
+		g.waits, _ = g.buffers.Get().(*[]byte)
+	}
+	*g.waits = append(*g.waits, p...)
 	g.rouse()
 	return len(p), nil
 }
@@ -76,30 +85,28 @@ func (g *gathering) rouse() {
 
 // write writes what waits, until Close or an error.
 func (g *gathering) write() {
-	var spare []byte
 	for range g.wake {
 		runtime.Gosched() // others that can go on now may have an answer, too
-		out, ok := g.take(spare)
-		if !ok {
+		out, ok := g.take()
+		switch {
+		case !ok:
+			return
+		case out == nil: // it went with what came before it
+			continue
+		}
+		if _, err := g.Conn.Write(*out); err != nil {
+			g.fail(err)
+			_ = g.Conn.Close() // whoever reads learns of it
 			return
 		}
-		if len(out) > 0 { // else it went with what came before it
-			if _, err := g.Conn.Write(out); err != nil {
-				g.fail(err)
-				_ = g.Conn.Close() // whoever reads learns of it
-				return
-			}
-			g.wrote()
-		}
-		spare = nil
-		if cap(out) <= maxGathered {
-			spare = out[:0]
-		}
+		g.wrote()
+		*out = (*out)[:0]
+		g.buffers.Put(out)
 	}
 }
 
 // take takes what waits, or returns false when nothing is to be written any more.
-func (g *gathering) take(spare []byte) (out []byte, ok bool) {
+func (g *gathering) take() (out *[]byte, ok bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for g.writing && g.err == nil {
@@ -108,8 +115,8 @@ func (g *gathering) take(spare []byte) (out []byte, ok bool) {
 	if g.err != nil {
 		return nil, false
 	}
-	out, g.waits = g.waits, spare
-	g.writing = len(out) > 0
+	out, g.waits = g.waits, nil
+	g.writing = out != nil
 	g.room.Broadcast()
 	return out, true
 }

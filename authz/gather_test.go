@@ -70,6 +70,10 @@ func TestGather(t *testing.T) {
 		if b := <-got; !bytes.Equal(b, want.Bytes()) {
 			t.Errorf("got %d bytes, want %d, all in order", len(b), want.Len())
 		}
+		synctest.Wait()
+		if server.waits != nil {
+			t.Errorf("a connection that is idle holds %d bytes, want none", cap(*server.waits))
+		}
 		if err := server.Close(); err != nil {
 			t.Error(err)
 		}
@@ -107,8 +111,8 @@ func blocked(t *testing.T, server *gathering, client net.Conn, size int, gone bo
 		}
 	}()
 	synctest.Wait()
-	if got := len(server.waits); size > minGathered && (got < maxGathered || got > maxGathered+size) { // all others wait
-		t.Errorf("got %d bytes that wait, want %d", got, maxGathered)
+	if size > minGathered && (len(*server.waits) < maxGathered || len(*server.waits) > maxGathered+size) { // all others wait
+		t.Errorf("got %d bytes that wait, want %d", len(*server.waits), maxGathered)
 	}
 	if gone {
 		_ = client.Close()
