@@ -71,7 +71,7 @@ spec: {selector: {gateway.networking.k8s.io/gateway-name: gatehouse}, ports: [{n
 `, "apply", "-f", "-")
 	s.gateway = c.newGateway(t, "istio-system", "gatehouse-istio", map[string]string{"gateway.networking.k8s.io/gateway-name": "gatehouse"})
 	s.waitSignIn(t)
-	s.isYou(t, s.you.signIn(t, "https://"+appHost+"/", c.password))
+	s.isYou(t, s.you.signIn(t, c.password))
 	s.common(t)
 	t.Run("a browser", s.chromium)
 	t.Run("hardened", func(t *testing.T) { s.isHardened(t) })
