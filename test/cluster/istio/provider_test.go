@@ -201,7 +201,7 @@ func (s *site) requestAuthentication(t *testing.T) {
 		s.work.run(t, "kubectl apply -f "+file)
 		s.eventually(t, "as before", func(p *page) bool { return p.status == http.StatusOK })
 	}
-	s.work.run(t, "kubectl delete -f "+file)
+	s.work.run(t, "kubectl delete -f deploy/overlays/istio/networkpolicy-istiod.yaml -f "+file)
 }
 
 // foreignKeys is a key set that has the key ids of ours, and none of its keys.
