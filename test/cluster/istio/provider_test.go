@@ -102,6 +102,8 @@ func (s *site) apiAway(t *testing.T) {
 	if err := s.apiProc.Signal(syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
+	defer func() { _ = s.apiProc.Signal(syscall.SIGCONT) }() // the tests behind need it, whatever happens here
+	peers.Eventually(t, limit, "every thread has stopped", func() bool { return stopped(t, s.apiProc.Pid()) })
 	b := s.browser(t)
 	s.isYou(t, b.signIn(t, s.password))
 	s.isYou(t, s.you.open(t, "https://"+appHost+"/"))
