@@ -63,6 +63,8 @@ lint:
 	$(linted) go vet ./...
 	$(linted) go fix -diff ./...
 	$(linted) go run $(GOLANGCI) run
+	@for module in test/deploy/render test/cluster; do ( set -e; cd $$module; export GOFLAGS="$(GOFLAGS) -pgo=off"; \
+		set -x; go mod tidy -diff; go vet ./...; go fix -diff ./...; go run $(GOLANGCI) run ) || exit 1; done
 
 # Some minutes on a quiet machine. The second command is the comparison; see docs/performance.md.
 bench: tools build

@@ -55,7 +55,7 @@ func (s *site) look(t *testing.T) {
 
 // changed: what is applied reaches the running process by the ConfigMap's content, and a session that is there.
 func (s *site) changed(t *testing.T) {
-	_, _, restarts := s.node.state()
+	restarts := s.node.restarted()
 	s.work.edit(t, "deploy/base/gatehouse.yaml", "groups: [admins]", "groups: [admins, reviewers]")
 	s.work.run(t, "kubectl apply -k deploy/overlays/istio")
 	s.eventually(t, "the app sees the new group", func(p *page) bool {
@@ -71,7 +71,7 @@ func (s *site) changed(t *testing.T) {
 	s.eventually(t, "as before", func(p *page) bool {
 		return p.status == http.StatusOK && seen(t, p).Get("Kubeflow-Groups") == "admins"
 	})
-	if _, _, now := s.node.state(); now != restarts {
+	if s.node.restarted() != restarts {
 		t.Error("the process was restarted")
 	}
 }
@@ -92,7 +92,7 @@ func (s *site) istiodAway(t *testing.T) {
 		t.Fatal(err)
 	}
 	b := s.browser(t)
-	s.isYou(t, b.signIn(t, "https://"+appHost+"/", s.password))
+	s.isYou(t, b.signIn(t, s.password))
 	s.startIstiod(t)
 	s.isYou(t, b.open(t, "https://"+appHost+"/"))
 }
@@ -102,8 +102,10 @@ func (s *site) apiAway(t *testing.T) {
 	if err := s.apiProc.Signal(syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
+	defer func() { _ = s.apiProc.Signal(syscall.SIGCONT) }() // the tests behind need it, whatever happens here
+	peers.Eventually(t, limit, "every thread has stopped", func() bool { return stopped(t, s.apiProc.Pid()) })
 	b := s.browser(t)
-	s.isYou(t, b.signIn(t, "https://"+appHost+"/", s.password))
+	s.isYou(t, b.signIn(t, s.password))
 	s.isYou(t, s.you.open(t, "https://"+appHost+"/"))
 	if err := s.apiProc.Signal(syscall.SIGCONT); err != nil {
 		t.Fatal(err)
@@ -186,7 +188,7 @@ func (s *site) requestAuthentication(t *testing.T) {
 	if p := s.opened(t); p == nil || p.status != http.StatusFound {
 		t.Errorf("a stranger gets %v, want 302", p)
 	}
-	s.isYou(t, s.browser(t).signIn(t, "https://"+appHost+"/", s.password)) // the issuer's pages are for anyone
+	s.isYou(t, s.browser(t).signIn(t, s.password)) // the issuer's pages are for anyone
 	// A token for others is not taken: Istio does look. Nor one that another has signed.
 	for old, fresh := range map[string]string{
 		"values: [kubeflow-apps]": "values: [other-apps]",
@@ -201,7 +203,7 @@ func (s *site) requestAuthentication(t *testing.T) {
 		s.work.run(t, "kubectl apply -f "+file)
 		s.eventually(t, "as before", func(p *page) bool { return p.status == http.StatusOK })
 	}
-	s.work.run(t, "kubectl delete -f "+file)
+	s.work.run(t, "kubectl delete -f deploy/overlays/istio/networkpolicy-istiod.yaml -f "+file)
 }
 
 // foreignKeys is a key set that has the key ids of ours, and none of its keys.
