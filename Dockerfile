@@ -1,11 +1,17 @@
 # docker build -t gatehouse .
-FROM golang:1.26-bookworm AS build
+# docker buildx build --platform linux/amd64,linux/arm64 -t gatehouse .
+#
+# The compiler runs on the machine that builds, whatever it builds for.
+FROM --platform=$BUILDPLATFORM golang:1.26-bookworm AS build
 WORKDIR /src
 COPY go.mod go.sum ./
 RUN go mod download
 # With .git, from which the binary takes its version.
 COPY . .
-RUN CGO_ENABLED=0 go build -trimpath -ldflags "-s -w" -o /out/gatehouse ./cmd/gatehouse
+# Set by the builder, one run for each platform.
+ARG TARGETOS TARGETARCH
+# As `make release` does it: the same Go and commit give the same bytes.
+RUN CGO_ENABLED=0 GOOS=$TARGETOS GOARCH=$TARGETARCH go build -trimpath -ldflags "-s -w" -o /out/gatehouse ./cmd/gatehouse
 RUN mkdir -m 0700 /out/data /out/tmp
 
 # Nothing but the binary: no shell, no package manager, no libc.

@@ -16,10 +16,14 @@ race := -race -vet=off -pgo=off -timeout 15m
 # The packages with benchmarks: no other test program is linked a second time.
 benchmarks = $(addprefix ./,$(sort $(dir $(shell grep -rl --include='*_test.go' '^func Benchmark' */))))
 
-.PHONY: build demo test e2e-istio lint bench pgo fuzz tools clean
+.PHONY: build release demo test e2e-istio e2e-eg lint bench pgo fuzz tools clean
 
 build:
 	$(static) go build -o bin/gatehouse ./cmd/gatehouse
+
+# Static files for both architectures, what is in them, and checksums, into bin/release/: docs/release.md.
+release:
+	go run -pgo=off ./test/tools/release
 
 demo: build
 	test/tools/install.sh demo
@@ -44,6 +48,14 @@ e2e-istio:
 	cluster=$$(test/cluster/install.sh istio) && cd test/cluster && \
 		GATEHOUSE_CLUSTER=$$cluster GATEHOUSE_ATTACKS=$(CURDIR)/bin/attacks.test $(product) ../../bin/gotest -pgo=off -count=1 -timeout 20m ./netns ./istio
 
+# Of the same module, on Envoy Gateway without Kubernetes. See test/cluster/eg.
+e2e-eg:
+	$(MAKE) tools
+	$(MAKE) build
+	$(static) go build -o bin/gotest ./test/tools/gotest
+	cluster=$$(test/cluster/install.sh eg) && cd test/cluster && \
+		GATEHOUSE_CLUSTER=$$cluster $(product) ../../bin/gotest -pgo=off -count=1 -timeout 20m ./netns ./eg
+
 lint:
 	@test -z "$$(gofmt -l */)" || { echo "gofmt -w these files:"; gofmt -l */; exit 1; }
 	@! grep -rl --include='*_test.go' 'time\.Sleep(' */ | xargs -r grep -L '"testing/synctest"' | grep . || { echo "time.Sleep in a test needs testing/synctest: wait for a condition in the files above"; exit 1; }
@@ -51,6 +63,8 @@ lint:
 	$(linted) go vet ./...
 	$(linted) go fix -diff ./...
 	$(linted) go run $(GOLANGCI) run
+	@for module in test/deploy/render test/cluster; do ( set -e; cd $$module; export GOFLAGS="$(GOFLAGS) -pgo=off"; \
+		set -x; go mod tidy -diff; go vet ./...; go fix -diff ./...; go run $(GOLANGCI) run ) || exit 1; done
 
 # Some minutes on a quiet machine. The second command is the comparison; see docs/performance.md.
 bench: tools build

@@ -129,6 +129,9 @@ func (c *check) allowUser(ctx context.Context) answer {
 		if s := c.server; s.logs(c) {
 			s.Logger.LogAttrs(ctx, slog.LevelWarn, "token for an app cannot be signed", slog.String("request_id", c.requestID()), slog.Any("error", err))
 		}
+		if errors.Is(err, errTokenBudget) {
+			return c.refuse(failedTokenBudget, ProblemUnavailable, 503)
+		}
 		return c.refuse(failedToken, ProblemUnavailable, 503)
 	}
 	return c.allow(allowedIdentity, token)

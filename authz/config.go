@@ -3,7 +3,6 @@ package authz
 import (
 	"errors"
 	"fmt"
-	"hash/maphash"
 	"net/http"
 	"slices"
 	"strings"
@@ -11,6 +10,7 @@ import (
 	"golang.org/x/net/http/httpguts"
 
 	"gatehouse/authz/policy"
+	"gatehouse/authz/session"
 	"gatehouse/internal/handoff"
 	"gatehouse/internal/hosts"
 )
@@ -89,20 +89,20 @@ type generation struct {
 	cookies       []string // names that no app may see
 	signIn        string   // URL
 	own           map[string]ownPath
-	large         largeCache
-	pagePolicy    string // Content-Security-Policy of pages
-	signOutPolicy string // and of the page that asks before signing out
+	large         *cache[*session.Session, *principal] // those with long headers
+	pagePolicy    string                               // Content-Security-Policy of pages
+	signOutPolicy string                               // and of the page that asks before signing out
 }
 
-func compile(cfg *Config, number uint64, signer Signer, drops *dropCounters) (*generation, error) {
-	g := &generation{Config: *cfg, large: largeCache{seed: maphash.MakeSeed()}}
+func compile(cfg *Config, number uint64, signer Signer, tokens *tokenStore, drops *dropCounters) (*generation, error) {
+	g := &generation{Config: *cfg, large: newCache[*session.Session, *principal](largeSlots, maxLarge)}
 	if g.MaxHeader == 0 {
 		g.MaxHeader = DefaultMaxHeader
 	}
 	if err := errors.Join(append(validateToken(g.Token, signer, g.IdentityHeaders), g.validate())...); err != nil {
 		return nil, err
 	}
-	g.headers = newHygiene(g.IdentityHeaders, newTokenPlan(g.Token, g.MaxHeader), g.MaxHeader, drops)
+	g.headers = newHygiene(g.IdentityHeaders, newTokenPlan(g.Token, g.MaxHeader), tokens, g.MaxHeader, drops)
 	g.headers.number = number
 	for _, https := range []bool{true, false} {
 		n := handoff.Names(https)

@@ -1,10 +1,8 @@
 package authz
 
 import (
-	"hash/maphash"
 	"slices"
 	"strings"
-	"sync/atomic"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
@@ -28,6 +26,7 @@ type hygiene struct {
 	headers []ownedHeader
 	owned   []string   // names of those, and of the token's
 	token   *tokenPlan // nil: apps get no token
+	tokens  *tokenStore
 	max     int
 	drops   *dropCounters
 	// anonymous removes every name and its usual aliases, and Authorization.
@@ -57,8 +56,8 @@ type ownedHeader struct {
 
 const authorization = "authorization"
 
-func newHygiene(list []IdentityHeader, token *tokenPlan, limit int, drops *dropCounters) hygiene {
-	h := hygiene{token: token, max: limit, drops: drops}
+func newHygiene(list []IdentityHeader, token *tokenPlan, tokens *tokenStore, limit int, drops *dropCounters) hygiene {
+	h := hygiene{token: token, tokens: tokens, max: limit, drops: drops}
 	var names []string
 	for _, e := range list {
 		name := strings.ToLower(e.Name)
@@ -286,69 +285,19 @@ func userName(id *policy.Identity) string {
 }
 
 // How principals are remembered: those with few headers for as long as the session is in memory, longer ones in a
-// cache, so that the memory stays bounded.
+// cache, so that the memory stays bounded: users of a directory have dozens of groups, and where apps get tokens a miss costs a signature.
 const (
 	maxMemo    = 2 << 10  // bytes of headers, with a token
-	maxLarge   = 64 << 20 // bytes of headers in the cache, with all tokens
-	largeSlots = 16 << 10 // even
+	maxLarge   = 64 << 20 // bytes of headers in the cache, with tokens
+	largeSlots = 16 << 10
 )
 
-// A largeCache remembers principals with long headers: users of a directory have dozens of groups, and where apps get tokens a miss costs a
-// signature. Each session has two slots, which it shares with others. It needs a seed.
-type largeCache struct {
-	seed  maphash.Seed
-	slots [largeSlots]atomic.Pointer[principal]
-	bytes atomic.Int64  // of all that are in slots
-	hand  atomic.Uint32 // where room was made last
-}
-
-// find returns the principal of a session, or nil and the slot for it.
-func (l *largeCache) find(s *session.Session) (p *principal, slot uint64) {
-	slot = maphash.Comparable(l.seed, s) % largeSlots
-	first, second := l.slots[slot].Load(), l.slots[slot^1].Load()
-	switch {
-	case first != nil && first.session == s:
-		return first, slot
-	case second != nil && second.session == s:
-		return second, slot ^ 1
-	case first != nil && second == nil:
-		slot ^= 1
-	}
-	return nil, slot
-}
-
-// put remembers a principal, and forgets others where there is no room. Whoever takes one out of a slot counts it out.
-func (l *largeCache) put(slot uint64, p *principal) {
-	size := p.held()
-	if old := l.slots[slot].Swap(p); old != nil {
-		size -= old.held()
-	}
-	full := l.bytes.Add(size) > maxLarge
-	for i := 0; full && i < largeSlots; i++ {
-		if old := l.slots[l.hand.Add(1)%largeSlots].Swap(nil); old != nil {
-			full = l.bytes.Add(-old.held()) > maxLarge
-		}
-	}
-}
-
-// weight is how many bytes of headers a principal keeps, at one host.
+// weight is how many bytes of headers a principal keeps, at most.
 func (p *principal) weight() int {
-	if p.tokens == nil {
+	if p.tokens == nil || p.tokens.plan.perHost { // which are elsewhere
 		return len(p.headers)
 	}
 	return len(p.headers) + p.tokens.weight
-}
-
-// held is how many bytes of headers a principal keeps at most.
-func (p *principal) held() int64 {
-	if p.tokens == nil {
-		return int64(len(p.headers))
-	}
-	n := 1
-	if p.tokens.plan.perHost {
-		n = maxTokenHosts
-	}
-	return int64(len(p.headers) + n*p.tokens.weight)
 }
 
 // principal returns what is made of s in this generation.
@@ -357,15 +306,15 @@ func (g *generation) principal(s *session.Session) *principal {
 	if memo != nil && memo.of == g.headers.number && memo.session == s {
 		return memo
 	}
-	p, slot := g.large.find(s)
-	if p != nil {
+	p, slot, ok := g.large.find(s)
+	if ok {
 		return p
 	}
 	p = g.headers.principal(s, memo)
-	if p.weight() <= maxMemo {
+	if size := p.weight(); size <= maxMemo {
 		s.Memo.Store(p)
 	} else {
-		g.large.put(slot, p)
+		g.large.put(slot, s, p, int64(size))
 	}
 	return p
 }

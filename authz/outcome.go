@@ -27,6 +27,7 @@ const (
 	failedSession
 	failedSignOut
 	failedToken
+	failedTokenBudget
 	invalidMalformed
 	invalidAmbiguous
 	invalidConnection
@@ -64,6 +65,7 @@ var outcomes = [kinds]struct{ decision, reason string }{
 	failedSession:         {"unavailable", "session-unverified"},
 	failedSignOut:         {"unavailable", "sign-out-failed"},
 	failedToken:           {"unavailable", "token-unsigned"},
+	failedTokenBudget:     {"unavailable", "token-budget"},
 	invalidMalformed:      {"invalid", "malformed"},
 	invalidAmbiguous:      {"invalid", "ambiguous"},
 	invalidConnection:     {"invalid", "connection-header"},
@@ -110,7 +112,7 @@ type metrics struct {
 	auditErrors prometheus.Counter
 	drops       dropCounters
 
-	tokensSigned, tokensFailed prometheus.Counter
+	tokensSigned, tokensFailed, tokensRefused prometheus.Counter
 }
 
 // newMetrics registers with r, if it is not nil.
@@ -123,10 +125,11 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 		Help: "Parts of identities that no header can carry: groups with a comma or control character (separator), groups and values beyond the limit (size).",
 	}, []string{"reason"})
 	tokens := prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "gatehouse_app_tokens_total", Help: "Tokens for apps by result: signed or failed.",
+		Name: "gatehouse_app_tokens_total", Help: "Tokens for apps by result: signed, failed, or refused since the session had its share of signatures.",
 	}, []string{"result"})
 	m := &metrics{
 		tokensSigned: tokens.WithLabelValues("signed"), tokensFailed: tokens.WithLabelValues("failed"),
+		tokensRefused: tokens.WithLabelValues("refused"),
 		duration: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "gatehouse_check_duration_seconds", Help: "Time from receiving a check to its answer.",
 			Buckets: []float64{25e-6, 50e-6, 100e-6, 250e-6, 500e-6, 1e-3, 2.5e-3, 10e-3, 50e-3, 250e-3, 1, 2.5},

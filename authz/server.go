@@ -62,7 +62,8 @@ type Server struct {
 	current     atomic.Pointer[generation]
 	generations atomic.Uint64 // how many there were
 	metrics     *metrics
-	checks      sync.Pool     // of *check
+	checks      sync.Pool // of *check
+	tokens      *tokenStore
 	renewing    chan struct{} // has an element for each token that is being signed in the background
 
 	lastFault atomic.Int64 // when a fault was logged, in nanoseconds since 1970
@@ -86,7 +87,7 @@ func NewServer(o Options) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Server{Options: o, metrics: m, renewing: make(chan struct{}, renewals)}, nil
+	return &Server{Options: o, metrics: m, tokens: newTokenStore(), renewing: make(chan struct{}, renewals)}, nil
 }
 
 // fault logs why a session could not be verified, at most once a second: while a store is down it is every request.
@@ -106,7 +107,7 @@ func (s *Server) logs(c *check) bool {
 // Apply makes cfg decide from the next request on; requests under way keep the generation that they began with. A configuration
 // with mistakes changes nothing: they are returned, joined, each wrapping ErrConfig.
 func (s *Server) Apply(cfg *Config) error {
-	g, err := compile(cfg, s.generations.Add(1), s.Signer, &s.metrics.drops)
+	g, err := compile(cfg, s.generations.Add(1), s.Signer, s.tokens, &s.metrics.drops)
 	if err != nil {
 		return err
 	}

@@ -32,7 +32,7 @@ type TokenClaims struct {
 	Email, Name, PreferredUsername string // "" for none
 	Groups                         []string
 	Audience                       string
-	IssuedAt, Expiry               time.Time // in whole seconds
+	IssuedAt, Expiry               time.Time // in whole seconds; it ends with the session at the latest
 }
 
 // A Signer signs tokens for apps with the issuer's key. It is safe for concurrent use, and it does not wait for anybody.
@@ -57,8 +57,9 @@ const (
 // clockSlack is how far in the future a token may have been made: the clock may be set back, and apps allow a minute.
 const clockSlack = 30 * time.Second
 
-// maxTokenHosts bounds the tokens that are kept of one session, where each host has its own.
-const maxTokenHosts = 8
+// maxSignatures is how many tokens are signed for a session at once, and in each half of a token's life: for so many hosts that somebody
+// works with. Who asks for ever more hosts of a wildcard costs no more than that.
+const maxSignatures = 100
 
 // renewals bounds how many tokens are signed in the background at once: a signature takes about 1 ms of a processor (RS256).
 const renewals = 2
@@ -116,20 +117,45 @@ func validateToken(t *AppToken, signer Signer, list []IdentityHeader) (errs []er
 	return errs
 }
 
-// appTokens are the tokens of one session, by host where each has its own.
+// How the tokens of sessions are remembered of which each host has its own: there may be many, so they are in a cache of their own.
+const (
+	maxHostTokens = 128 << 20 // bytes
+	hostSlots     = 128 << 10
+)
+
+// A hostKey is that of a token for one host.
+type hostKey struct {
+	tokens uint64 // number of the appTokens
+	host   string
+}
+
+// A tokenStore is what the tokens of all generations share.
+type tokenStore struct {
+	numbers atomic.Uint64                        // how many appTokens there were
+	hosts   func() *cache[hostKey, *signedToken] // made when it is first asked for
+}
+
+func newTokenStore() *tokenStore {
+	return &tokenStore{hosts: sync.OnceValue(func() *cache[hostKey, *signedToken] { return newCache[hostKey, *signedToken](hostSlots, maxHostTokens) })}
+}
+
+// appTokens are the tokens of one session.
 type appTokens struct {
 	plan     tokenPlan
 	identity *policy.Identity
 	weight   int // bytes of one token, about
+	budget   *budget
 
-	list     atomic.Pointer[[]signedToken] // the oldest first; never changed in place
-	mu       sync.Mutex                    // of whoever signs
+	number uint64                        // of these, or of others that are the same
+	hosts  *cache[hostKey, *signedToken] // where they are; nil: in one
+	one    atomic.Pointer[signedToken]
+
+	mu       sync.Mutex // of whoever signs
 	renewing atomic.Bool
 }
 
 // A signedToken is immutable.
 type signedToken struct {
-	host   string    // "" where all hosts have the same
 	option []byte    // a part of an OkHttpResponse: sets the header
 	from   time.Time // before it is not given away
 	renew  time.Time
@@ -138,29 +164,51 @@ type signedToken struct {
 
 // find returns the token of a host, or nil.
 func (t *appTokens) find(host string) *signedToken {
-	all := t.list.Load()
-	if all == nil {
-		return nil
+	if t.hosts == nil {
+		return t.one.Load()
 	}
-	for i := range *all {
-		if (*all)[i].host == host {
-			return &(*all)[i]
-		}
-	}
-	return nil
+	s, _, _ := t.hosts.find(hostKey{t.number, host})
+	return s
 }
 
-// put keeps a token in place of the host's former one, or else of the oldest. The caller holds mu.
-func (t *appTokens) put(s signedToken) {
-	var next []signedToken
-	if all := t.list.Load(); all != nil {
-		next = slices.DeleteFunc(slices.Clone(*all), func(o signedToken) bool { return o.host == s.host })
+// entryFrame is about what a token in a cache takes besides its bytes.
+const entryFrame = 256
+
+// put keeps a token in place of the host's former one.
+func (t *appTokens) put(host string, s *signedToken) {
+	if t.hosts == nil {
+		t.one.Store(s)
+		return
 	}
-	if over := len(next) + 1 - maxTokenHosts; over > 0 {
-		next = slices.Delete(next, 0, over)
+	key := hostKey{t.number, strings.Clone(host)} // it is a part of the request
+	_, slot, _ := t.hosts.find(key)
+	t.hosts.put(slot, key, s, int64(entryFrame+len(host)+len(s.option)))
+}
+
+// A budget is what a session may have signed: maxSignatures at once, which come back evenly (the generic cell rate algorithm). The sessions that
+// follow one another under one id share it.
+type budget struct {
+	mu   sync.Mutex
+	full time.Time // when all will have come back
+}
+
+// errTokenBudget means that a session had its share of signatures.
+var errTokenBudget = fmt.Errorf("the session had %d tokens signed lately", maxSignatures)
+
+// take takes one signature of those that come back within a time.
+func (b *budget) take(now time.Time, within time.Duration) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	full := b.full
+	if full.Before(now) || full.After(now.Add(within+clockSlack)) { // the latter: the clock was set back, and not that somebody waited with an earlier now
+		full = now
 	}
-	next = append(next, s)
-	t.list.Store(&next)
+	full = full.Add(within / maxSignatures)
+	if full.After(now.Add(within)) {
+		return false
+	}
+	b.full = full
+	return true
 }
 
 // token returns the part of an answer that sets the token's header. It signs where there is none yet; one that gets old is
@@ -188,6 +236,10 @@ func (t *appTokens) sign(srv *Server, host string, now time.Time) ([]byte, error
 	if s := t.find(host); s != nil && now.Before(s.renew) && !now.Before(s.from) {
 		return s.option, nil
 	}
+	if !t.budget.take(now, t.plan.ttl/renewAfter) {
+		srv.metrics.tokensRefused.Inc()
+		return nil, errTokenBudget
+	}
 	claims := t.claims(host, now, &srv.metrics.drops)
 	raw, err := srv.Signer.SignAppToken(claims)
 	if err == nil && (raw == "" || !utf8.ValidString(raw) || !httpguts.ValidHeaderFieldValue(raw)) {
@@ -198,15 +250,17 @@ func (t *appTokens) sign(srv *Server, host string, now time.Time) ([]byte, error
 		return nil, fmt.Errorf("token for %q: %w", claims.Audience, err)
 	}
 	srv.metrics.tokensSigned.Inc()
-	life := claims.Expiry.Sub(claims.IssuedAt)
 	value := t.plan.scheme + raw
-	s := signedToken{
-		host:  strings.Clone(host), // it is a part of the request
-		from:  claims.IssuedAt.Add(-clockSlack),
-		renew: claims.IssuedAt.Add(life / renewAfter), last: claims.Expiry.Add(-life / lastAfter),
+	s := &signedToken{
+		from:   claims.IssuedAt.Add(-clockSlack),
+		renew:  claims.IssuedAt.Add(t.plan.ttl / renewAfter),
+		last:   claims.IssuedAt.Add(t.plan.ttl - t.plan.ttl/lastAfter),
 		option: make(encoder, 0, optionSize(t.plan.header, value)).option(t.plan.header, value),
 	}
-	t.put(s)
+	if claims.Expiry.Before(claims.IssuedAt.Add(t.plan.ttl)) { // no other would be good for longer
+		s.renew, s.last = t.identity.Expiry, t.identity.Expiry
+	}
+	t.put(host, s)
 	return s.option, nil
 }
 
@@ -240,9 +294,13 @@ func (t *appTokens) claims(host string, now time.Time, drops *dropCounters) *Tok
 		return v
 	}
 	from := now.Truncate(time.Second)
+	until := from.Add(t.plan.ttl)
+	if end := id.Expiry.Truncate(time.Second); end.Before(until) {
+		until = end
+	}
 	c := &TokenClaims{
 		Connector: id.Connector, UserID: id.UserID, Email: text(id.Email), Name: text(id.Name), PreferredUsername: text(id.PreferredUsername),
-		Audience: strings.ReplaceAll(t.plan.audience, HostVariable, host), IssuedAt: from, Expiry: from.Add(t.plan.ttl),
+		Audience: strings.ReplaceAll(t.plan.audience, HostVariable, host), IssuedAt: from, Expiry: until,
 	}
 	left := t.plan.groups
 	for _, g := range id.Groups {
@@ -285,20 +343,31 @@ func (h *hygiene) tokensOf(p *principal, former *principal) *appTokens {
 	for _, g := range id.Groups {
 		size += len(g)
 	}
-	size = min(size, h.token.groups) + len(id.Email) + len(id.Name) + len(id.PreferredUsername) + len(id.UserID)
-	t := &appTokens{plan: *h.token, identity: id, weight: tokenFrame + size*4/3}
-	if kept && sameUser(former.session, p.session) {
-		t.list.Store(former.tokens.list.Load())
+	size = min(size, h.token.groups) + len(id.Email) + len(id.Name) + len(id.PreferredUsername) + 2*(len(id.UserID)+len(id.Connector))
+	t := &appTokens{plan: *h.token, identity: id, weight: tokenFrame + size*4/3, budget: &budget{}}
+	if former != nil && former.tokens != nil && former.session.ID == p.session.ID {
+		t.budget = former.tokens.budget
+	}
+	same := kept && sameUser(former.session, p.session)
+	if h.token.perHost {
+		t.hosts = h.tokens.hosts()
+		if same {
+			t.number = former.tokens.number
+		} else {
+			t.number = h.tokens.numbers.Add(1)
+		}
+	} else if same {
+		t.one.Store(former.tokens.one.Load())
 	}
 	return t
 }
 
-// sameUser reports whether nothing but activity lies between two sessions.
+// sameUser reports whether nothing but activity lies between two sessions, so that tokens of the first are good for the second.
 func sameUser(a, b *session.Session) bool {
 	i, j := a.Identity, b.Identity
 	i.Expiry, j.Expiry = time.Time{}, time.Time{}
-	return a.ID == b.ID && reflect.DeepEqual(i, j)
+	return a.ID == b.ID && !b.Identity.Expiry.Before(a.Identity.Expiry) && reflect.DeepEqual(i, j)
 }
 
-// tokenFrame is about what a token has besides what it tells of a user, in bytes: header, times and a signature of RS256.
-const tokenFrame = 800
+// tokenFrame is about what a token has besides what it tells of a user, in bytes: header, times, names of claims and a signature of RS256.
+const tokenFrame = 900

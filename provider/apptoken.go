@@ -12,6 +12,7 @@ import (
 	"github.com/lestrrat-go/jwx/v2/jwa"
 
 	"gatehouse/provider/front"
+	"gatehouse/provider/store"
 
 	"github.com/dexidp/dex/server/tokens"
 	"github.com/dexidp/dex/storage"
@@ -37,17 +38,22 @@ type appClaims struct {
 	Name              string   `json:"name,omitempty"`
 	PreferredUsername string   `json:"preferred_username,omitempty"`
 	Groups            []string `json:"groups"`
+	Federated         struct {
+		Connector string `json:"connector_id"`
+		UserID    string `json:"user_id"`
+	} `json:"federated_claims"` // as Dex has them in an ID Token of the scope federated:id
 }
 
-// publishedFirst is how long a key has been published before it signs tokens for apps, while a former one is at hand. Who verifies
+// publishedFirst is how long a key has been published before it signs tokens for apps, while another one is at hand. Who verifies
 // them at a gateway asks for keys by the clock: Envoy every 10 minutes (remote_jwks, cache_duration), Istio every 20.
 const publishedFirst = 30 * time.Minute
 
-// A formerKey is what the current signing key has taken the place of.
-type formerKey struct {
-	key   *jose.JSONWebKey
-	until time.Time
-}
+// maxAppTokenLife is the longest life of a token for an app (gateway.identity.token.ttl).
+const maxAppTokenLife = time.Hour
+
+// maxFormerKeys bounds the former keys that are kept for signing: one that signs, and the one that follows it. Were keys made every
+// minute, those between them would never sign a token for an app.
+const maxFormerKeys = 2
 
 // SignAppToken signs a token for an app. Its subject is that of the user's ID Tokens. It reads nothing but memory.
 func (p *Provider) SignAppToken(t *AppToken) (string, error) {
@@ -59,6 +65,7 @@ func (p *Provider) SignAppToken(t *AppToken) (string, error) {
 		Issuer: p.keys.issuer, Subject: subject, Audience: t.Audience, Expiry: t.Expiry.Unix(), IssuedAt: t.IssuedAt.Unix(),
 		Email: t.Email, Name: t.Name, PreferredUsername: t.PreferredUsername, Groups: t.Groups,
 	}
+	claims.Federated.Connector, claims.Federated.UserID = t.ConnectorID, t.UserID
 	if claims.Groups == nil {
 		claims.Groups = []string{}
 	}
@@ -91,15 +98,22 @@ func marshal(v any) ([]byte, error) {
 	return bytes.TrimSuffix(b.Bytes(), []byte("\n")), err
 }
 
-// forApps returns the key that signs a token for an app: a new one not before everybody can know it.
+// forApps returns the key that signs a token for an app: of those that stay published until it expires, the newest that everybody can know, or
+// else the one that is published for the longest time.
 func (c *keyCache) forApps(expiry time.Time) (*jose.JSONWebKey, error) {
 	k := c.current.Load()
 	if k == nil {
 		return nil, errors.New("no signing key yet")
 	}
-	key := k.SigningKey
-	if f := c.former.Load(); f != nil && c.now().Before(f.until) && verifies(k, f.key.KeyID, expiry) {
-		key = f.key
+	key, published := k.SigningKey, k.Published
+	known := c.now().Add(-publishedFirst)
+	for _, f := range slices.Backward(k.Former) {
+		if !published.After(known) {
+			break
+		}
+		if verifies(&k.Keys, f.Key.KeyID, expiry) {
+			key, published = f.Key, f.Published
+		}
 	}
 	if key.Algorithm != jwa.RS256.String() && key.Algorithm != jwa.ES256.String() {
 		return nil, fmt.Errorf("the signing key is for %.16q: want RS256 or ES256", key.Algorithm)
@@ -107,16 +121,35 @@ func (c *keyCache) forApps(expiry time.Time) (*jose.JSONWebKey, error) {
 	return key, nil
 }
 
-// verifies reports whether a former key stays published until a token of it expires.
-func verifies(k *storage.Keys, id string, expiry time.Time) bool {
+// verifies reports whether a former key stays published until then.
+func verifies(k *storage.Keys, id string, until time.Time) bool {
 	return slices.ContainsFunc(k.VerificationKeys, func(v storage.VerificationKey) bool {
-		return v.PublicKey.KeyID == id && !v.Expiry.Before(expiry)
+		return v.PublicKey.KeyID == id && !v.Expiry.Before(until)
 	})
 }
 
-// superseded notes the key whose place next takes.
-func (c *keyCache) superseded(next *jose.JSONWebKey) {
-	if old := c.current.Load(); old != nil && old.SigningKey.KeyID != next.KeyID {
-		c.former.Store(&formerKey{key: old.SigningKey, until: c.now().Add(publishedFirst)})
+// succeed returns the keys that follow old ones, with the former ones that may still sign tokens for apps: Dex throws a signing key away
+// when it makes a new one, and publishes it only as long as ID Tokens need it. What is published no more is not kept.
+func succeed(old store.Keys, next storage.Keys, now time.Time) store.Keys {
+	k := store.Keys{Keys: next, Published: old.Published, Former: slices.Clone(old.Former)}
+	switch {
+	case old.SigningKey == nil:
+		k.Published = now
+	case next.SigningKey == nil || next.SigningKey.KeyID != old.SigningKey.KeyID:
+		k.Published = now
+		k.Former = append(k.Former, store.FormerKey{Key: old.SigningKey, Published: old.Published})
 	}
+	k.Former = slices.DeleteFunc(k.Former, func(f store.FormerKey) bool { return !verifies(&next, f.Key.KeyID, now) })
+	for len(k.Former) > 1 && !k.Former[1].Published.After(now.Add(-publishedFirst)) { // it signs in place of the first
+		k.Former = k.Former[1:]
+	}
+	k.Former = k.Former[:min(len(k.Former), maxFormerKeys)]
+	for i, v := range k.VerificationKeys {
+		needed := now.Add(publishedFirst + maxAppTokenLife)
+		signs := slices.ContainsFunc(k.Former, func(f store.FormerKey) bool { return f.Key.KeyID == v.PublicKey.KeyID })
+		if signs && v.Expiry.Before(needed) {
+			k.VerificationKeys[i].Expiry = needed
+		}
+	}
+	return k
 }

@@ -17,41 +17,45 @@ import (
 	"github.com/lestrrat-go/jwx/v2/jwt"
 	"golang.org/x/sync/singleflight"
 
+	"gatehouse/provider/store"
+
 	"github.com/dexidp/dex/storage"
 )
 
 // keyCache is the storage that Dex's signer gets: it serves the keys from memory until they are due for
 // rotation, and publishes every new set. Dex's signer would read the storage at each signature.
 type keyCache struct {
-	storage.Storage
+	*store.Store
 	now     func() time.Time
-	current atomic.Pointer[storage.Keys]
-	former  atomic.Pointer[formerKey]
+	current atomic.Pointer[store.Keys]
 	set     *KeySet
 }
 
 func (c *keyCache) GetKeys(ctx context.Context) (storage.Keys, error) {
 	if k := c.current.Load(); k != nil && c.now().Before(k.NextRotation) {
-		return *k, nil
+		return k.Keys, nil
 	}
 	return c.read(ctx)
 }
 
 // read takes the keys from the store: at first, when they are due, and when another replica may have made new ones.
 func (c *keyCache) read(ctx context.Context) (storage.Keys, error) {
-	k, err := c.Storage.GetKeys(ctx)
+	k, err := c.SigningKeys(ctx)
 	if err != nil {
 		return storage.Keys{}, err
 	}
-	return k, c.publish(k)
+	return k.Keys, c.publish(k)
 }
 
 func (c *keyCache) UpdateKeys(ctx context.Context, update func(storage.Keys) (storage.Keys, error)) error {
-	var last storage.Keys
-	err := c.Storage.UpdateKeys(ctx, func(old storage.Keys) (storage.Keys, error) {
-		k, err := update(old)
-		last = k
-		return k, err
+	var last store.Keys
+	err := c.UpdateSigningKeys(ctx, func(old store.Keys) (store.Keys, error) {
+		k, err := update(old.Keys)
+		if err != nil {
+			return store.Keys{}, err
+		}
+		last = succeed(old, k, c.now())
+		return last, nil
 	})
 	if err != nil {
 		return err
@@ -59,14 +63,13 @@ func (c *keyCache) UpdateKeys(ctx context.Context, update func(storage.Keys) (st
 	return c.publish(last)
 }
 
-func (c *keyCache) publish(k storage.Keys) error {
+func (c *keyCache) publish(k store.Keys) error {
 	if k.SigningKey == nil || k.SigningKeyPub == nil {
 		return nil // not made yet
 	}
-	if err := c.set.publish(k); err != nil {
+	if err := c.set.publish(k.Keys); err != nil {
 		return err
 	}
-	c.superseded(k.SigningKey)
 	c.current.Store(&k)
 	return nil
 }

@@ -131,7 +131,7 @@ func newProvider(ctx context.Context, o Options) *Provider {
 		ended: newEnded(), reloaded: make(chan struct{}, 1),
 	}
 	p.keys = &KeySet{issuer: p.issuer.String(), now: p.now}
-	p.keyCache = &keyCache{Storage: p.store, now: p.now, set: p.keys}
+	p.keyCache = &keyCache{Store: p.store, now: p.now, set: p.keys}
 	p.keys.reread = func(ctx context.Context) error {
 		_, err := p.keyCache.read(ctx)
 		return err

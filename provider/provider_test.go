@@ -731,7 +731,7 @@ func TestKeysRotateAndOldTokensVerify(t *testing.T) {
 	before := w.provider.Keys().keys.Load()
 	clk.add(7 * time.Hour)
 	// Another replica rotates: this one does not know until it meets the new key.
-	cache := &keyCache{Storage: w.provider.store, now: clk.now, set: &KeySet{issuer: issuer, now: clk.now}}
+	cache := &keyCache{Store: w.provider.store, now: clk.now, set: &KeySet{issuer: issuer, now: clk.now}}
 	other, err := rotateOnce(t.Context(), cache, clk.now)
 	if err != nil {
 		t.Fatal(err)

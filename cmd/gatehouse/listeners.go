@@ -13,6 +13,7 @@ import (
 
 	"google.golang.org/grpc"
 
+	"gatehouse/authz"
 	"gatehouse/internal/admin"
 	"gatehouse/internal/config"
 	"gatehouse/internal/listen"
@@ -81,6 +82,7 @@ func (s *service) limited(l net.Listener, name string) *listen.Listener {
 	switch name {
 	case "gateway.grpc":
 		o.Max, o.Plain, o.Traffic = maxCheckConnections, s.grpcTLS == nil, true
+		l = authz.Gather(l) // below: a handshake tells the connection that it is handed that it is of use
 	case "web.http":
 		o.Max = maxIssuerConnections
 	case "web.https":

@@ -4,14 +4,18 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/net/http2"
+	"google.golang.org/grpc"
 
 	"gatehouse/internal/config"
 	"gatehouse/internal/listen"
@@ -110,5 +114,76 @@ func TestApplyTLS(t *testing.T) {
 	}
 	if err := shake(t, s.grpcTLS, f.server, f.client.Pair(t, "gateway.example.com")); err == nil {
 		t.Error("grpc: a name that is not allowed any more is still let in")
+	}
+}
+
+// A gateway that has shaken hands keeps its place on the port of the checks, however many strangers connect and say nothing.
+func TestStrangersAtChecks(t *testing.T) {
+	f := &tlsFolder{dir: peers.Folder(t), server: peers.NewCA(t, "server"), client: peers.NewCA(t, "clients")}
+	s := &service{cfg: f.read(t, "  tls: {cert: DIR/tls.crt, key: DIR/tls.key}\n"), log: slog.New(slog.DiscardHandler), registry: prometheus.NewRegistry()}
+	if err := s.prepareTLS(); err != nil {
+		t.Fatal(err)
+	}
+	raw, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := grpc.NewServer(s.grpcOptions()...)
+	ended := make(chan error, 1)
+	l := s.limited(raw, "gateway.grpc")
+	go func() { ended <- server.Serve(l) }()
+	t.Cleanup(func() {
+		server.Stop()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+	gateway, err := (&tls.Dialer{Config: &tls.Config{RootCAs: f.server.Pool(), NextProtos: []string{"h2"}}}).DialContext(t.Context(), "tcp", raw.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = gateway.Close() }()
+	frames := http2.NewFramer(gateway, gateway)
+	if _, err := io.WriteString(gateway, http2.ClientPreface); err != nil {
+		t.Fatal(err)
+	}
+	if err := frames.WriteSettings(); err != nil {
+		t.Fatal(err)
+	}
+	awaitPong(t, frames)
+	var first net.Conn
+	for range s.fitted(maxCheckConnections) + 1 {
+		c, err := new(net.Dialer).DialContext(t.Context(), "tcp", raw.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = c.Close() })
+		if first == nil {
+			first = c
+		}
+	}
+	if err := first.SetReadDeadline(time.Now().Add(time.Minute)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.Copy(io.Discard, first); errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Error("the first stranger was not pushed out")
+	}
+	awaitPong(t, frames)
+}
+
+// awaitPong sends a ping and reads until its answer.
+func awaitPong(t *testing.T, frames *http2.Framer) {
+	t.Helper()
+	if err := frames.WritePing(false, [8]byte{1}); err != nil {
+		t.Fatal(err)
+	}
+	for {
+		f, err := frames.ReadFrame()
+		if err != nil {
+			t.Fatalf("the gateway was pushed out: %v", err)
+		}
+		if p, ok := f.(*http2.PingFrame); ok && p.IsAck() {
+			return
+		}
 	}
 }

@@ -28,6 +28,7 @@ import (
 	"gatehouse/internal/hosts"
 	"gatehouse/internal/listen"
 	"gatehouse/internal/passwords"
+	"gatehouse/internal/reach"
 	"gatehouse/internal/seal"
 	"gatehouse/provider"
 	"gatehouse/provider/front"
@@ -306,6 +307,10 @@ func (s *service) run(ctx, background context.Context, stop func(), r *reloads) 
 	})
 	g.Go(func() error {
 		r.run(gctx)
+		return nil
+	})
+	g.Go(func() error {
+		tryIssuer(gctx, s.log, reach.NewClient(), s.cfg.IssuerURL, gatewayDelay)
 		return nil
 	})
 	s.log.InfoContext(ctx, "ready", "version", version(), "issuer", s.cfg.Issuer)

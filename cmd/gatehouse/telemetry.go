@@ -80,6 +80,8 @@ func (s *service) registerMetrics() error {
 			func() float64 { return float64(s.audit.Dropped()) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "gatehouse_feed_age_seconds", Help: "Time since the store's change log was last read to its end."},
 			func() float64 { return s.store.FeedAge(utc()).Seconds() }),
+		prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "gatehouse_store_writes_total", Help: "Transactions that this process has written to the storage, or tried to, but for the deletion of what is out of date."},
+			func() float64 { return float64(s.store.Writes()) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "gatehouse_build_info", Help: "A constant 1, whose label is the version that runs: join it to other metrics, or count replicas by version.", ConstLabels: prometheus.Labels{"version": version()}},
 			func() float64 { return 1 }),
 	}

@@ -8,12 +8,18 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// version is that of the build: the module's, else the commit that it was built from.
+// version is that of the build: see versionOf.
 func version() string {
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
 		return "unknown"
 	}
+	return versionOf(info)
+}
+
+// versionOf returns the tag of the commit that was built, or Go's pseudo-version of it; +dirty follows where the tree had
+// changes that are in no commit. It is "devel" where the build knew of no version control.
+func versionOf(info *debug.BuildInfo) string {
 	if v := info.Main.Version; v != "" && v != "(devel)" {
 		return v
 	}

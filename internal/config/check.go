@@ -45,6 +45,7 @@ func (k *checker) check() {
 	k.logger()
 	k.gateway()
 	k.listeners()
+	k.reach()
 }
 
 // oneOf reports a value that is not among those wanted. A value that is not there passes.

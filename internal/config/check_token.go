@@ -24,7 +24,14 @@ func (k *checker) appToken(g *Gateway) {
 	}
 	k.tokenHeader(at+".header", g, t.Header)
 	k.tokenAudience(at, g, t.Audience)
+	idle, idleIsGood := k.c.Sessions.ValidIfNotUsedFor, !k.failed("gateway.session.idle") && !k.failed("sessions.validIfNotUsedFor")
+	if idleIsGood && !k.has(at+".ttl") { // the default follows a shorter idle time
+		t.TTL = min(t.TTL, idle)
+	}
 	k.between(at+".ttl", t.TTL, Duration(30*time.Second), Duration(time.Hour))
+	if idleIsGood && t.TTL > idle && !k.failed(at+".ttl") {
+		k.errorf(at+".ttl", "is longer than gateway.session.idle (%s), which ends a session that is not used: make it shorter", idle)
+	}
 	if t.TTL > k.c.Expiry.IDTokens && !k.failed(at+".ttl") && !k.failed("expiry.idTokens") {
 		k.errorf(at+".ttl", "is longer than expiry.idTokens (%s), which is how long a key stays published that signs no more: make it shorter", k.c.Expiry.IDTokens)
 	}

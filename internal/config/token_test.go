@@ -91,6 +91,33 @@ func TestBadTokenSettings(t *testing.T) {
 	}
 }
 
+// TestTokenEndsWithAnIdleSession pins that a token is good for no longer than a session that is not used.
+func TestTokenEndsWithAnIdleSession(t *testing.T) {
+	for _, tt := range []struct {
+		lines, token string // lines in place of that of the gateway
+		ttl          time.Duration
+		err          string
+	}{
+		{"gateway:\n  session: {idle: 2m}\n", "{audience: a}", 2 * time.Minute, ""},
+		{"gateway:\n  session: {idle: 2m}\n", "{audience: a, ttl: 2m}", 2 * time.Minute, ""},
+		{"gateway:\n  session: {idle: 20m}\n", "{audience: a}", 5 * time.Minute, ""},
+		{"gateway:\n  session: {idle: 2m}\n", "{audience: a, ttl: 121s}", 0, ".ttl: is longer than gateway.session.idle (2m)"},
+		{"sessions: {validIfNotUsedFor: 2m}\ngateway:\n", "{audience: a, ttl: 3m}", 0, ".ttl: is longer than gateway.session.idle (2m)"},
+		{"gateway:\n  session: {idle: 20s}\n", "{audience: a}", 0, "gateway.session.idle: want 1m to 8760h, got 20s"},
+	} {
+		text := strings.NewReplacer("TOKEN", tt.token, "gateway:\n", tt.lines).Replace(tokenText)
+		c, _, err := Parse("g.yaml", []byte(text), testOptions())
+		switch {
+		case tt.err != "":
+			if err == nil || !strings.Contains(err.Error(), tt.err) || strings.Contains(err.Error(), "\n") {
+				t.Errorf("%s, %s: got %v, want %s and nothing else", tt.lines, tt.token, err, tt.err)
+			}
+		case err != nil || c.Gateway.Identity.Token.TTL.Std() != tt.ttl:
+			t.Errorf("%s, %s: got %v, want %v", tt.lines, tt.token, err, tt.ttl)
+		}
+	}
+}
+
 // TestTokenReloads pins that a running process takes the token's settings up, and that it says which have changed.
 func TestTokenReloads(t *testing.T) {
 	a, _, err := parseToken("{audience: a}")

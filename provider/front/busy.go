@@ -20,7 +20,7 @@ import (
 func (f *Front) register(r prometheus.Registerer) error {
 	queue, directories := f.Doors.Queue(), f.Doors.DirectoryQueue()
 	for _, c := range []prometheus.Collector{
-		f.signIns,
+		f.signIns, f.astray,
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "gatehouse_sign_in_queue_length", Help: "Sign-ins of local users that wait until their password is checked.",
 		}, func() float64 { waiting, _ := queue(); return float64(waiting) }),
@@ -40,7 +40,12 @@ func (f *Front) register(r prometheus.Registerer) error {
 			return err
 		}
 		if vec, isVec := known.ExistingCollector.(*prometheus.CounterVec); isVec {
-			f.signIns = vec
+			switch c {
+			case f.signIns:
+				f.signIns = vec
+			case f.astray:
+				f.astray = vec
+			}
 		}
 	}
 	return nil

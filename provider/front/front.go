@@ -108,8 +108,13 @@ type Front struct {
 	cookies  handoff.CookieNames
 	clientIP func(*http.Request) (string, error)
 	signIns  *prometheus.CounterVec
+	astray   *prometheus.CounterVec
 	mux      *http.ServeMux
-	warned   struct{ address, devices, plain minutely } // of a missing client address, of too many devices, and of Kerberos over plain http
+	warned   struct { // of
+		address, devices, plain minutely // a missing client address, too many devices, and Kerberos over plain http
+		app, near, other        minutely // requests under another host: an app's, one that browsers cannot know, any other
+		path, scheme            minutely // a path that was cut on the way, and https before an issuer on http
+	}
 }
 
 // New returns the front door.
@@ -127,6 +132,9 @@ func New(o Options) (*Front, error) {
 		signIns: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "gatehouse_sign_ins_total", Help: "Sign-ins by connector and result: ok, sso, or the reason of the refusal.",
 		}, []string{"connector", "result"}),
+		astray: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "gatehouse_issuer_misdirected_total", Help: "Requests for the issuer's pages that came under another host than its own (app-host, near-host, other-host) or without its path (path).",
+		}, []string{"reason"}),
 	}
 	if err := f.register(o.Registerer); err != nil {
 		return nil, err
@@ -214,7 +222,10 @@ func (f *Front) routes() *http.ServeMux {
 	m.HandleFunc(f.base+"/userinfo", f.userinfo)
 	m.HandleFunc("POST "+f.base+"/token/introspect", f.introspect)
 	page("GET /static/{file}", f.static)
-	m.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) { f.fail(w, r, web.NotFound, nil) })
+	m.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		f.withoutPath(r)
+		f.fail(w, r, web.NotFound, nil)
+	})
 	return m
 }
 
@@ -222,9 +233,11 @@ func (f *Front) routes() *http.ServeMux {
 func (f *Front) ownHost(h http.HandlerFunc) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		if host, ok := hosts.Canonical(r.Host); !ok || host != f.host {
+			f.underHost(r, host)
 			http.Error(w, "this issuer is "+f.Issuer.String(), http.StatusMisdirectedRequest)
 			return
 		}
+		f.overHTTPS(r)
 		h(w, r)
 	}
 }

@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"time"
+
+	"github.com/go-jose/go-jose/v4"
 
 	"github.com/dexidp/dex/storage"
 )
@@ -37,18 +40,45 @@ func (s *Store) DeletePassword(ctx context.Context, email string) error {
 	return remove(ctx, s, &passwords, strings.ToLower(email))
 }
 
-// GetKeys returns no keys and no error before the first UpdateKeys, as Dex's memory storage does.
-func (s *Store) GetKeys(ctx context.Context) (storage.Keys, error) {
+// Keys are the issuer's signing keys: Dex's, and of former ones what Dex forgets.
+type Keys struct {
+	storage.Keys
+	Published time.Time   // since when the signing key is published; zero: for long
+	Former    []FormerKey // the oldest first
+}
+
+// A FormerKey is a signing key that another one has taken the place of.
+type FormerKey struct {
+	Key       *jose.JSONWebKey // private
+	Published time.Time        // as that of Keys
+}
+
+// SigningKeys returns no keys and no error before the first update.
+func (s *Store) SigningKeys(ctx context.Context) (Keys, error) {
 	keys, err := get(ctx, s, &signingKeys, keysID)
 	if errors.Is(err, storage.ErrNotFound) {
-		return storage.Keys{}, nil
+		return Keys{}, nil
 	}
 	return keys, err
 }
 
-// UpdateKeys creates the keys if there are none: the updater then gets the zero value.
-func (s *Store) UpdateKeys(ctx context.Context, updater func(storage.Keys) (storage.Keys, error)) error {
+// UpdateSigningKeys creates the keys if there are none: the updater then gets the zero value.
+func (s *Store) UpdateSigningKeys(ctx context.Context, updater func(Keys) (Keys, error)) error {
 	return update(ctx, s, &signingKeys, updating{id: keysID, create: true}, updater)
+}
+
+// GetKeys returns no keys and no error before the first update, as Dex's memory storage does.
+func (s *Store) GetKeys(ctx context.Context) (storage.Keys, error) {
+	keys, err := s.SigningKeys(ctx)
+	return keys.Keys, err
+}
+
+// UpdateKeys is UpdateSigningKeys for Dex's part of them.
+func (s *Store) UpdateKeys(ctx context.Context, updater func(storage.Keys) (storage.Keys, error)) error {
+	return s.UpdateSigningKeys(ctx, func(k Keys) (_ Keys, err error) {
+		k.Keys, err = updater(k.Keys)
+		return k, err
+	})
 }
 
 // UpdateRefreshToken updates a refresh token. Dex's updater asks the connector, which may rotate a token of its

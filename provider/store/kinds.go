@@ -96,9 +96,9 @@ var (
 		id:     func(v *storage.Connector) string { return v.ID },
 		logged: true,
 	}
-	signingKeys = kind[storage.Keys]{
+	signingKeys = kind[Keys]{
 		name:   KindKeys,
-		id:     func(*storage.Keys) string { return keysID },
+		id:     func(*Keys) string { return keysID },
 		logged: true,
 	}
 )

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"sync/atomic"
 	"time"
 
 	"github.com/dexidp/dex/storage"
@@ -48,7 +49,7 @@ func (o Options) withDefaults() Options {
 // are safe for concurrent use and honour their contexts. Where the contract of Dex wants storage.ErrNotFound or
 // storage.ErrAlreadyExists, the error is that value itself.
 type Store struct {
-	driver Driver
+	driver *counted
 	opts   Options
 	queue  *queue
 	feed   *feed
@@ -85,8 +86,23 @@ func OpenSQLite(ctx context.Context, path string, o Options) (*Store, error) {
 
 func newStore(d Driver, o Options, head int64) *Store {
 	o = o.withDefaults()
-	return &Store{driver: d, opts: o, queue: newQueue(patience), feed: newFeed(head, o.Now())}
+	return &Store{driver: &counted{Driver: d}, opts: o, queue: newQueue(patience), feed: newFeed(head, o.Now())}
 }
+
+// counted is a driver that counts its writes.
+type counted struct {
+	Driver
+	writes atomic.Int64
+}
+
+func (d *counted) Write(ctx context.Context, ops []Op) (int64, error) {
+	d.writes.Add(1)
+	return d.Driver.Write(ctx, ops)
+}
+
+// Writes returns how many transactions this Store has written, or tried to, since it was opened. Those that only delete what
+// is out of date are not among them.
+func (s *Store) Writes() int64 { return s.driver.writes.Load() }
 
 // Close closes the database. End Follow before.
 func (s *Store) Close() error { return s.driver.Close() }

@@ -22,7 +22,7 @@ type bench struct {
 	proxy  *process.Process // Envoy; nil: none
 
 	noop, again, noopGC    *server   // the same thrice, the last with the product's GC setting
-	products               []*server // the built binary, by number of rules
+	products               []*server // the built binary, by number of rules, and last the one with a token for apps
 	few, thousands, misses *server   // in-process authorizers, by sessions
 	other                  *server   // oauth2-proxy; nil: none
 }
@@ -42,7 +42,7 @@ func start(ctx context.Context, o options) (b *bench, err error) {
 	if err := b.findPrograms(ctx); err != nil {
 		return b, err
 	}
-	if b.products, err = startProducts(ctx, b.folder, b.gatehouse, o.signIns, rules(), o.log); err != nil {
+	if b.products, err = startProducts(ctx, b.folder, b.gatehouse, o.signIns, o.log); err != nil {
 		return b, err
 	}
 	if b.otherProxy != none {
@@ -120,10 +120,9 @@ func (b *bench) startChildren(ctx context.Context) error {
 	return nil
 }
 
-// behindEnvoy are the servers with a listener.
-func (b *bench) behindEnvoy() []*server { return b.withOther(b.noop, b.products[0]) }
-
-func (b *bench) withOther(list ...*server) []*server {
+// compared are the servers that are compared with one another, directly and through Envoy.
+func (b *bench) compared() []*server {
+	list := []*server{b.noop, b.products[0], b.products[len(rules())]}
 	if b.other != nil {
 		list = append(list, b.other)
 	}
@@ -135,7 +134,7 @@ func (b *bench) startEnvoy(ctx context.Context) error {
 	if b.envoy == none {
 		return nil
 	}
-	servers := b.behindEnvoy()
+	servers := b.compared()
 	for _, s := range servers {
 		var err error
 		if s.origin, err = freeAddress(ctx); err != nil {
@@ -167,16 +166,16 @@ func (b *bench) startEnvoy(ctx context.Context) error {
 func (b *bench) loads() []load {
 	var list []load
 	for _, parallel := range []int{1, 8, 64} {
-		list = append(list, load{name: fmt.Sprintf("direct, %d parallel", parallel), servers: b.withOther(b.noop, b.products[0]), parallel: parallel})
+		list = append(list, load{name: fmt.Sprintf("direct, %d parallel", parallel), servers: b.compared(), parallel: parallel})
 	}
 	if b.proxy != nil {
 		for _, parallel := range []int{1, 8, 64} {
-			list = append(list, load{name: fmt.Sprintf("Envoy, %d parallel", parallel), servers: b.behindEnvoy(), parallel: parallel, envoy: true})
+			list = append(list, load{name: fmt.Sprintf("Envoy, %d parallel", parallel), servers: b.compared(), parallel: parallel, envoy: true})
 		}
 	}
 	list = append(
 		list,
-		load{name: "rules, 8 parallel", servers: append([]*server{b.noop}, b.products...), parallel: 8},
+		load{name: "rules, 8 parallel", servers: append([]*server{b.noop}, b.products[:len(rules())]...), parallel: 8},
 		load{name: "sessions, 8 parallel", servers: []*server{b.noop, b.products[0], b.few, b.thousands, b.misses}, parallel: 8},
 		load{name: "control, 8 parallel", servers: []*server{b.noop, b.again, b.noopGC}, parallel: 8},
 	)

@@ -51,13 +51,13 @@ func TestEveryRowRuns(t *testing.T) {
 			}
 		}
 	}
-	for load, want := range map[string]int{"direct": 6, "Envoy": 6, "rules": 4, "sessions": 5, "control": 3} {
+	for load, want := range map[string]int{"direct": 9, "Envoy": 9, "rules": 4, "sessions": 5, "control": 3} {
 		if seen[load] != want {
 			t.Errorf("%s: got %d rows, want %d, in:\n%s", load, seen[load], want, out.String())
 		}
 	}
-	if n := strings.Count(out.String(), "| pass |") + strings.Count(out.String(), "| **missed** |"); n != 4 {
-		t.Errorf("got %d targets, want 4 without oauth2-proxy, in:\n%s", n, out.String())
+	if n := strings.Count(out.String(), "| pass |") + strings.Count(out.String(), "| **missed** |"); n != 6 {
+		t.Errorf("got %d targets, want 6 without oauth2-proxy, in:\n%s", n, out.String())
 	}
 }
 

@@ -46,7 +46,11 @@ gateway:
   grpc: {{.}}
   admin: {{$.Admin}}
   hosts: [{{$.Host}}]
-  identity: {headers: {kubeflow-userid: email, kubeflow-groups: groups}}
+  identity:
+    headers: {kubeflow-userid: email, kubeflow-groups: groups}
+    {{- if $.Token}}
+    token: {audience: kubeflow-apps}
+    {{- end}}
   rules:
   {{- range $i, $_ := $.OtherRules}}
   - {name: rule-{{$i}}, hosts: [{{$.Host}}], paths: [/app-{{$i}}/**], groups: [nobody]}
@@ -61,6 +65,7 @@ type product struct {
 	Issuer, Web, Telemetry, GRPC, Admin, Host, Hash string
 	Callback, Secret                                string // of a client; empty: none
 	Users, OtherRules                               []struct{}
+	Token                                           bool // for apps
 	folder                                          string
 }
 
@@ -164,9 +169,30 @@ func (p *product) copyStorage(to *product) error {
 	return nil
 }
 
-// startProducts signs in once and starts the binary once for each number of rules, each with all the sessions.
-func startProducts(ctx context.Context, folder, binary string, signIns int, rules []int, log io.Writer) ([]*server, error) {
-	first, err := newProduct(ctx, folder, rules[0])
+// A variant is a configuration of the built binary.
+type variant struct {
+	rules int
+	token bool // for apps
+}
+
+func (v variant) String() string {
+	if v.token {
+		return fmt.Sprintf("gatehouse with a token, %s rules", thousands(v.rules))
+	}
+	return fmt.Sprintf("gatehouse, %s rules", thousands(v.rules))
+}
+
+// variants are those with each number of rules, and last the one with a token.
+func variants() (list []variant) {
+	for _, n := range rules() {
+		list = append(list, variant{rules: n})
+	}
+	return append(list, variant{rules: rules()[0], token: true})
+}
+
+// startProducts signs in once and starts the binary once for each variant, each with all the sessions.
+func startProducts(ctx context.Context, folder, binary string, signIns int, log io.Writer) ([]*server, error) {
+	first, err := newProduct(ctx, folder, rules()[0])
 	if err != nil {
 		return nil, err
 	}
@@ -180,17 +206,18 @@ func startProducts(ctx context.Context, folder, binary string, signIns int, rule
 		return nil, err
 	}
 	var list []*server
-	for _, n := range rules {
+	for i, v := range variants() {
 		p := first
-		if n != rules[0] {
-			if p, err = newProduct(ctx, folder, n); err != nil {
+		if i > 0 {
+			if p, err = newProduct(ctx, folder, v.rules); err != nil {
 				return list, err
 			}
+			p.Token = v.token
 			if err := first.copyStorage(p); err != nil {
 				return list, err
 			}
 		}
-		s, err := p.start(ctx, binary, fmt.Sprintf("gatehouse, %s rules", thousands(n)))
+		s, err := p.start(ctx, binary, v.String())
 		if err != nil {
 			return list, err
 		}

@@ -85,6 +85,8 @@ func (r report) targets() []target {
 		{what: "a check, direct, to oauth2-proxy's", load: "direct", server: product, than: "oauth2-proxy", most: 0.25},
 		{what: "a check through Envoy, to oauth2-proxy's", load: "Envoy", server: product, than: "oauth2-proxy", most: 0.25},
 		{what: "10,000 rules to 10", load: "rules", server: "gatehouse, 10,000", than: "gatehouse, 10 ", most: 1.1},
+		{what: "a check with a token for the app, direct, to one without", load: "direct", server: "gatehouse with a token", than: product, most: 1.1},
+		{what: "a check with a token for the app through Envoy, to one without", load: "Envoy", server: "gatehouse with a token", than: product, most: 1.1},
 		{what: thousands(r.many) + " sessions to 1,000", load: "sessions", server: "in process, " + thousands(r.many), than: "in process, 1,000", most: 1.1},
 	}
 	var out []target

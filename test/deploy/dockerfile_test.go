@@ -2,8 +2,10 @@ package deploy
 
 import (
 	"encoding/json"
+	"os"
 	"os/exec"
 	"path"
+	"path/filepath"
 	"reflect"
 	"slices"
 	"strings"
@@ -132,6 +134,41 @@ func TestDockerfile(t *testing.T) {
 		if len(line) <= i || line[i] != w {
 			t.Errorf("the Deployment's arguments are %v, the image's %s", line, image.all("CMD")[0])
 		}
+	}
+}
+
+// TestPlatforms: the build stage runs on the builder's own platform and compiles for the one that is asked for.
+func TestPlatforms(t *testing.T) {
+	build := stages(t)[0]
+	if !strings.HasPrefix(build.from, "--platform=$BUILDPLATFORM golang:") {
+		t.Errorf("the build stage is from %q: for another platform the compiler itself would be emulated", build.from)
+	}
+	if got, want := build.all("ARG"), []string{"TARGETOS TARGETARCH"}; !reflect.DeepEqual(got, want) {
+		t.Errorf("the build stage has ARG %q, want %q", got, want)
+	}
+	dir := peers.Folder(t)
+	called := filepath.Join(dir, "called")
+	script := "#!/bin/sh\nprintf '%s %s %s %s\\n' \"$CGO_ENABLED\" \"$GOOS\" \"$GOARCH\" \"$1\" >>" + called + "\n"
+	if err := os.WriteFile(filepath.Join(dir, "go"), []byte(script), 0o700); err != nil { // #nosec G306 -- in place of the compiler
+		t.Fatal(err)
+	}
+	var want strings.Builder
+	for _, target := range []struct{ os, arch string }{{"linux", "amd64"}, {"linux", "arm64"}, {"", ""}} { // the last: a builder that sets nothing
+		for _, line := range build.all("RUN") {
+			cmd := exec.CommandContext(t.Context(), "sh", "-c", strings.ReplaceAll(line, "/out/", dir+"/"+target.arch+"/")) // #nosec G204 -- the shipped Dockerfile
+			cmd.Env = append(os.Environ(), "PATH="+dir+":"+os.Getenv("PATH"), "TARGETOS="+target.os, "TARGETARCH="+target.arch)
+			cmd.Dir = dir
+			if err := os.MkdirAll(filepath.Join(dir, target.arch), 0o700); err != nil {
+				t.Fatal(err)
+			}
+			if out, err := cmd.CombinedOutput(); err != nil {
+				t.Fatalf("RUN %s: %v\n%s", line, err, out)
+			}
+		}
+		want.WriteString(os.Getenv("CGO_ENABLED") + "   mod\n" + "0 " + target.os + " " + target.arch + " build\n")
+	}
+	if got := string(read(t, called)); got != want.String() {
+		t.Errorf("go was called with CGO_ENABLED, GOOS, GOARCH and as\n%s\nwant\n%s", got, want.String())
 	}
 }
 

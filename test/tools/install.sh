@@ -3,7 +3,7 @@
 #
 #   test/tools/install.sh envoy           Envoy, into .tools/bin/envoy
 #   test/tools/install.sh demo            the same, unless an Envoy 1.37 or later is on PATH
-#   test/tools/install.sh test            Envoy, Node with oidc-provider, axe-core, Chromium, gcc, OpenLDAP, Samba, Kerberos, SQLite, PyJWT
+#   test/tools/install.sh test            Envoy, Node with oidc-provider, axe-core, Chromium, gcc, OpenLDAP, Samba, Kerberos, SQLite, strace, PyJWT
 #
 # What is not in .tools/ comes from Debian's packages (12 or later), as root or through sudo.
 set -euo pipefail
@@ -154,6 +154,8 @@ need_curl() { command -v curl >/dev/null || apt_install curl; }
 
 # need_sqlite is for the backup of a running database, as docs/operations.md does it.
 need_sqlite() { command -v sqlite3 >/dev/null || apt_install sqlite3; }
+# need_strace is for the test that counts which calls a sign-in makes to other servers.
+need_strace() { command -v strace >/dev/null || apt_install strace; }
 
 # need_jwt makes sure of the library that the Python example of docs/apps.md uses.
 need_jwt() {
@@ -178,6 +180,7 @@ test)
 	need_directories
 	need_curl
 	need_sqlite
+	need_strace
 	need_jwt
 	;;
 *) die "usage: $0 envoy | demo | test" ;;

@@ -99,9 +99,10 @@ func (b *browser) still() *browser {
 
 var formAction = regexp.MustCompile(`(?s)<form[^>]* action="([^"]*)"`)
 
-// signIn opens target, fills in the form that it leads to, and returns the page behind.
-func (b *browser) signIn(t *testing.T, target, password string) *page {
+// signIn opens the app, fills in the form that it leads to, and returns the page behind.
+func (b *browser) signIn(t *testing.T, password string) *page {
 	t.Helper()
+	const target = "https://" + appHost + "/"
 	p := b.open(t, target)
 	m := formAction.FindStringSubmatch(p.body)
 	if p.status != http.StatusOK || m == nil || p.url.Host != issuerHost {

@@ -209,7 +209,7 @@ func (s *site) hung(t *testing.T) {
 // ended: a session that an administrator ends.
 func (s *site) ended(t *testing.T) {
 	b := s.browser(t)
-	s.isYou(t, b.signIn(t, "https://"+appHost+"/", s.password))
+	s.isYou(t, b.signIn(t, s.password))
 	var last struct {
 		ID string `json:"id_hash"`
 	}
@@ -229,7 +229,7 @@ func (s *site) ended(t *testing.T) {
 			t.Errorf("got %s, want 302 to the issuer", p)
 		}
 	}
-	s.isYou(t, s.you.signIn(t, "https://"+appHost+"/", s.password))
+	s.isYou(t, s.you.signIn(t, s.password))
 }
 
 // gatehouse runs the binary as in the pod.
@@ -243,7 +243,7 @@ func (s *site) gatehouse(t *testing.T, args ...string) string {
 }
 
 // eventually is a wait for a page of who is signed in.
-func (s *site) eventually(t *testing.T, what string, ok func(p *page) bool, lines ...string) *page {
+func (s *site) eventually(t *testing.T, what string, ok func(p *page) bool) *page {
 	t.Helper()
 	var last *page
 	var lastErr error
@@ -253,7 +253,7 @@ func (s *site) eventually(t *testing.T, what string, ok func(p *page) bool, line
 		}
 	}()
 	peers.Eventually(t, limit, what, func() bool {
-		last, lastErr = s.you.get(context.WithoutCancel(t.Context()), "https://"+appHost+"/", lines...)
+		last, lastErr = s.you.get(context.WithoutCancel(t.Context()), "https://"+appHost+"/")
 		return lastErr == nil && ok(last)
 	})
 	return last
@@ -267,7 +267,7 @@ func (c *cluster) install(t *testing.T, g *gateway, commands func(w *checkout)) 
 	start := time.Now()
 	commands(s.work)
 	c.waitSignIn(t)
-	s.isYou(t, s.you.signIn(t, "https://"+appHost+"/", c.password))
+	s.isYou(t, s.you.signIn(t, c.password))
 	t.Logf("signed in %s after the first command", time.Since(start).Round(100*time.Millisecond))
 	return s
 }

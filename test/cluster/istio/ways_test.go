@@ -71,7 +71,7 @@ spec: {selector: {gateway.networking.k8s.io/gateway-name: gatehouse}, ports: [{n
 `, "apply", "-f", "-")
 	s.gateway = c.newGateway(t, "istio-system", "gatehouse-istio", map[string]string{"gateway.networking.k8s.io/gateway-name": "gatehouse"})
 	s.waitSignIn(t)
-	s.isYou(t, s.you.signIn(t, "https://"+appHost+"/", c.password))
+	s.isYou(t, s.you.signIn(t, c.password))
 	s.common(t)
 	t.Run("a browser", s.chromium)
 	t.Run("hardened", func(t *testing.T) { s.isHardened(t) })
@@ -82,14 +82,26 @@ spec: {selector: {gateway.networking.k8s.io/gateway-name: gatehouse}, ports: [{n
 
 // helm installs the chart by the document's commands, with the document's values.
 func (c *cluster) helm(t *testing.T) {
+	var notes string
 	s := c.install(t, c.ingressGateway(t), func(w *checkout) {
 		write(t, filepath.Join(w.dir, "my-values.yaml"), block(t, "docs/install.md", "## Helm", "provider: istio"))
 		write(t, filepath.Join(w.dir, "hash"), c.hash)
 		w.run(t, "kubectl -n istio-system create secret generic gatehouse-env --from-file=YOUR_HASH=hash")
 		w.provider(t)
-		w.run(t, block(t, "docs/install.md", "## Helm", "helm install"))
+		notes = w.run(t, block(t, "docs/install.md", "## Helm", "helm install"))
 	})
 	s.common(t)
+	t.Run("what helm install tells", func(t *testing.T) {
+		var commands string
+		for line := range strings.Lines(notes) {
+			if strings.HasPrefix(line, "  kubectl ") || strings.HasPrefix(line, "  curl ") {
+				commands += line
+			}
+		}
+		if out := s.work.run(t, commands); !strings.HasSuffix(out, "successfully rolled out\n401\n") {
+			t.Errorf("got %q, want a pod that is ready and 401, of\n%s", out, notes)
+		}
+	})
 	t.Run("removed", func(t *testing.T) {
 		s.work.run(t, block(t, "docs/install.md", "## Helm", "helm uninstall")) // which fails unless the volume was left
 		s.work.run(t, "kubectl -n istio-system delete secret gatehouse-env")

@@ -22,8 +22,9 @@ const inside = "GATEHOUSE_TEST_NETNS"
 const UserNamespace = "GATEHOUSE_TEST_USERNS"
 
 // Main runs the tests of m in a second process of the same program, in new network, process and mount namespaces, and
-// returns the exit code for os.Exit. When that process ends so does everything that it started. Its only interface is
-// loopback, on which 127.0.0.0/8 and 10.0.0.0/8 are this machine: the latter stands for the pods of a cluster, since an API
+// returns the exit code for os.Exit. When that process ends so does everything that it started, and its temporary files go:
+// an interrupted run, too, leaves nothing behind. Its only interface is loopback, on which 127.0.0.0/8 and 10.0.0.0/8 are this
+// machine: the latter stands for the pods of a cluster, since an API
 // server takes no loopback address for an endpoint. Without root it takes a user namespace (user_namespaces(7)), in which the
 // tests seem to be root.
 func Main(m *testing.M) int {
@@ -46,9 +47,14 @@ func enter() (int, error) {
 	// The parent-death signal comes when the thread that started the child ends: pid 1 of the namespace, and all others with it.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	cmd := exec.Command(os.Args[0], os.Args[1:]...) //nolint:gosec,noctx // G204: this very program
+	cmd := exec.Command(os.Args[0], os.Args[1:]...) //nolint:noctx // this very program, until it ends
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	cmd.Env = append(os.Environ(), inside+"=1")
+	tmp, err := os.MkdirTemp("", "gh") // short, for the sockets in it
+	if err != nil {
+		return 0, err
+	}
+	defer func() { _ = os.RemoveAll(tmp) }()
+	cmd.Env = append(os.Environ(), inside+"=1", "TMPDIR="+tmp)
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWPID | syscall.CLONE_NEWNS,
 		Pdeathsig:  syscall.SIGKILL,

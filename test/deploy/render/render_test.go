@@ -275,6 +275,44 @@ config:
 	}
 }
 
+// TestNotes: what `helm install` prints is of this install: its namespace, its first host that can be opened, what it needs first.
+func TestNotes(t *testing.T) {
+	const config = "\nconfig: {issuer: https://auth.corp.test/dex, connectors: [{type: ldap, config: {bindPW: '${LDAP_PASSWORD}'}}], gateway: {hosts: ['*.apps.corp.test', app.corp.test:8443]"
+	const secret = "needs the Secret gatehouse-env in istio-system, with LDAP_PASSWORD."
+	const labels = "no gateway has the labels app=edge"
+	for _, tc := range []struct {
+		rule, values string
+		want, never  []string
+	}{
+		{
+			"Istio", "provider: istio\nistio: {gatewayLabels: {app: edge}, extensionProvider: door}" + config + "}}",
+			[]string{"kubectl -n istio-system rollout status deployment/gatehouse\n", secret, "open https://app.corp.test:8443/ in", " https://app.corp.test:8443/\n\n  401 ", "provider door yet", labels},
+			[]string{"gateway-tls", "302"},
+		},
+		{"EnvoyFilter", "provider: istio-envoyfilter\nistio: {gatewayLabels: {app: edge}}" + config + "}}", []string{secret, labels}, []string{"RBAC", "gateway-tls"}},
+		{"Gateway API", "provider: gateway-api" + config + "}}", []string{secret, "Secrets gateway-tls-issuer, gateway-tls-apps", "RBAC", "route on this Gateway"}, []string{"labels"}},
+		{"Envoy Gateway", "provider: envoy-gateway\ngatewayAPI: {certificates: corp}" + config + "}}", []string{"Secrets corp-issuer, corp-apps"}, []string{"RBAC", "labels"}},
+		{"Kubeflow's clients", "provider: istio" + config + ", clients: kubeflow}}", []string{"\n\n  302 "}, []string{"401"}},
+		{"wildcards and no variables", "provider: istio\nconfig: {connectors: [{type: ldap}], gateway: {hosts: ['*.apps.corp.test']}}", []string{"rollout status"}, []string{"curl", "gatehouse-env", "<no value>"}},
+	} {
+		out, err := templates(t, tc.values, nil, "istio-system")
+		if err != nil {
+			t.Errorf("%s: %v", tc.rule, err)
+			continue
+		}
+		for _, want := range tc.want {
+			if !strings.Contains(out[notes], want) {
+				t.Errorf("%s: there is no %q in\n%s", tc.rule, want, out[notes])
+			}
+		}
+		for _, never := range tc.never {
+			if strings.Contains(out[notes], never) {
+				t.Errorf("%s: there is %q in\n%s", tc.rule, never, out[notes])
+			}
+		}
+	}
+}
+
 // TestGatewayLabels: whoever names the gateway's pods names them alone. Helm adds the defaults of a table to what an operator writes, and
 // a policy for labels that no pod has checks nothing.
 func TestGatewayLabels(t *testing.T) {
@@ -372,8 +410,26 @@ func baseConfig(t *testing.T) object {
 	return documents(t, read(t, deploy("base", "gatehouse.yaml")))[0]
 }
 
-// render takes values as `helm install -f files --set values` does: checked by the schema, after the chart's defaults.
+// render returns the objects of the chart.
 func render(t *testing.T, text string, files []string, namespace string) ([]object, error) {
+	t.Helper()
+	out, err := templates(t, text, files, namespace)
+	if err != nil {
+		return nil, err
+	}
+	delete(out, notes)
+	var list []object
+	for _, file := range slices.Sorted(maps.Keys(out)) {
+		list = append(list, documents(t, []byte(out[file]))...)
+	}
+	return list, nil
+}
+
+// notes is the file that `helm install` prints.
+const notes = "gatehouse/templates/NOTES.txt"
+
+// templates takes values as `helm install -f files --set values` does: checked by the schema, after the chart's defaults.
+func templates(t *testing.T, text string, files []string, namespace string) (map[string]string, error) {
 	t.Helper()
 	c, err := loader.Load(deploy("chart"))
 	if err != nil {
@@ -392,15 +448,7 @@ func render(t *testing.T, text string, files []string, namespace string) ([]obje
 	if err != nil {
 		return nil, err
 	}
-	out, err := engine.Engine{Strict: true}.Render(c, all)
-	if err != nil {
-		return nil, err
-	}
-	var list []object
-	for _, file := range slices.Sorted(maps.Keys(out)) {
-		list = append(list, documents(t, []byte(out[file]))...)
-	}
-	return list, nil
+	return engine.Engine{Strict: true}.Render(c, all)
 }
 
 func documents(t *testing.T, text []byte) []object {

@@ -9,6 +9,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 )
 
 // An event is one line of `go test -json` (go doc test2json, and go help buildjson).
@@ -33,12 +34,17 @@ type tally struct {
 	running                 map[string]map[string]bool // package -> tests without a result
 	failures                map[string][]string        // package -> its failed tests
 	build                   map[string]*strings.Builder
+	printed                 time.Time // when people last saw a line
 }
+
+// patience is how long people see nothing before they are told which test has just begun. (Results of subtests come no earlier than
+// that of the test they belong to.)
+const patience = 15 * time.Second
 
 func newTally(out io.Writer) *tally {
 	return &tally{
 		out: out, output: map[key]*strings.Builder{}, running: map[string]map[string]bool{},
-		failures: map[string][]string{}, build: map[string]*strings.Builder{},
+		failures: map[string][]string{}, build: map[string]*strings.Builder{}, printed: time.Now(),
 	}
 }
 
@@ -76,6 +82,9 @@ func (t *tally) take(e event) {
 			t.running[e.Package] = map[string]bool{}
 		}
 		t.running[e.Package][e.Test] = true
+		if time.Since(t.printed) >= patience {
+			t.printf("...   %s %s\n", e.Package, e.Test)
+		}
 	case e.Test != "":
 		t.testEnded(k, e.Action)
 	case e.Action == "pass", e.Action == "fail", e.Action == "skip":
@@ -171,4 +180,7 @@ func (t *tally) summary() bool {
 	return t.failed == 0 && t.skipped == 0 && t.passed > 0
 }
 
-func (t *tally) printf(format string, args ...any) { _, _ = fmt.Fprintf(t.out, format, args...) }
+func (t *tally) printf(format string, args ...any) {
+	t.printed = time.Now()
+	_, _ = fmt.Fprintf(t.out, format, args...)
+}

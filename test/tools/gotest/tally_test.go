@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 )
 
 // module writes a module with one package for each test file's text, by folder name.
@@ -92,4 +94,21 @@ func TestRun(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestProgress: who waits is told now and then what has begun, and is not told of every test.
+func TestProgress(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var out bytes.Buffer
+		tally := newTally(&out)
+		for _, name := range []string{"TestA", "TestA/soon", "TestA/later", "TestA/soon_after"} {
+			if name == "TestA/later" {
+				time.Sleep(patience)
+			}
+			tally.take(event{Action: "run", Package: "p", Test: name})
+		}
+		if got, want := out.String(), "...   p TestA/later\n"; got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	})
 }
