@@ -46,7 +46,7 @@ e2e-istio:
 	$(static) go build -o bin/gotest ./test/tools/gotest
 	$(static) go test -pgo=off -c -o bin/attacks.test ./test/envoy
 	cluster=$$(test/cluster/install.sh istio) && cd test/cluster && \
-		GATEHOUSE_CLUSTER=$$cluster GATEHOUSE_ATTACKS=$(CURDIR)/bin/attacks.test $(product) ../../bin/gotest -pgo=off -count=1 -timeout 20m ./netns ./istio
+		GATEHOUSE_CLUSTER=$$cluster GATEHOUSE_ATTACKS=$(CURDIR)/bin/attacks.test $(product) ../../bin/gotest -pgo=off -count=1 -timeout 20m ./netns ./store ./istio
 
 # Of the same module, on Envoy Gateway without Kubernetes. See test/cluster/eg.
 e2e-eg:

@@ -60,8 +60,8 @@ const (
 // An Op is a change of one record, with what the change log is to say about it.
 type Op struct {
 	Verb    Verb
-	Record  Record // Delete reads only Kind and ID, Create ignores Version
-	Changes []Change
+	Record  Record   // Delete reads only Kind and ID, Create ignores Version
+	Changes []Change // of a kind whose deletions are logged each Delete has some
 }
 
 // A Change says that a record is no longer what it was. It carries no content: readers forget what they know
@@ -93,19 +93,26 @@ type Backend interface {
 	Scan(ctx context.Context, q Query) iter.Seq2[Record, error]
 	// Write makes all of the changes durable, or none, the change log's entries included, and returns their
 	// Seq (0 if there are none). storage.ErrNotFound, storage.ErrAlreadyExists and ErrConflict mean that
-	// nothing was written; after any other error the outcome is unknown.
+	// nothing was written; after any other error the outcome is unknown. See Sequential for the exception.
 	Write(ctx context.Context, ops []Op) (seq int64, err error)
 }
+
+// A Sequential is a Driver that cannot do all or nothing with several ops, since its database has no transactions over several records (Kubernetes). Its Write
+// makes the ops one after the other, each with its own changes in one step, and stops at the first that fails. That one's outcome errors are returned only if it
+// was the first op; after any other error those before it stay. The changes of each op have a Seq of their own, in the order of ops; the last of them is returned.
+//
+// Whoever writes several ops therefore puts first what decides, and orders them so that to stop after any of them is safe.
+type Sequential interface{ Sequential() }
 
 // A Log is the change log. Seq is the order of commits: once a change is visible, none with a smaller Seq may
 // appear any more. (Where commits may overtake each other the driver must not show a change before all
 // smaller ones are decided; in PostgreSQL: use the transaction id as Seq and show only those below
 // pg_snapshot_xmin. etcd's revisions are such an order by nature.)
 type Log interface {
-	// Head returns the largest Seq so far, 0 for none.
+	// Head returns a place in the log: no change so far has a larger Seq, and each that is yet to come has one.
 	Head(ctx context.Context) (int64, error)
-	// Changes returns the changes of up to limit writes after the given Seq, in order, those of one write
-	// always together; none means that there are no more yet. ErrTrimmed if some of them were trimmed.
+	// Changes returns the changes of up to limit writes after the given Seq (of a change, or of Head), in order, those of one write
+	// always together; none means that there were no more when it was called. ErrTrimmed if some of them were trimmed, or forgotten by the database.
 	Changes(ctx context.Context, after int64, limit int) ([]Change, error)
 }
 
@@ -122,7 +129,8 @@ type Sweeper interface {
 	// Sweep deletes records whose expiry is before the given time, by an index, checking and deleting in one
 	// step: a record whose expiry is moved meanwhile stays. It leaves no trace in the change log.
 	Sweep(ctx context.Context, kind Kind, before time.Time, limit int) (int, error)
-	// Trim deletes entries of the change log that were written before the given time, the oldest first.
+	// Trim deletes entries of the change log that were written before the given time, the oldest first. Where the database forgets them by
+	// itself (Kubernetes), it deletes what is kept of deleted records for the log's sake.
 	Trim(ctx context.Context, before time.Time, limit int) (int, error)
 }
 

@@ -130,54 +130,6 @@ func follow(t *testing.T, s *Store) {
 	})
 }
 
-func TestFollowTellsTheChangesOfOthersOnce(t *testing.T) {
-	const workers, each = 8, 25
-	twoProcesses(t, Options{FeedInterval: time.Millisecond}, func(t *testing.T, a, b *Store) {
-		t.Run("run", func(t *testing.T) {
-			ctx := t.Context()
-			must(t, a.CreateAuthSession(ctx, newSession("before", "alice"))) // after opening, before Follow
-			ofA, ofB := record(a), record(b)
-			follow(t, a)
-			follow(t, b)
-			inParallel(t, workers, func(w int) error {
-				for i := range each {
-					s := a
-					if (w+i)%2 == 0 {
-						s = b
-					}
-					if err := s.CreateAuthSession(ctx, newSession(fmt.Sprintf("%d-%d", w, i), "alice")); err != nil {
-						return err
-					}
-				}
-				return nil
-			})
-			must(t, b.CreateAuthSession(ctx, newSession("last of b", "alice")))
-			must(t, a.CreateAuthSession(ctx, newSession("last of a", "alice")))
-			const all = workers*each + 2
-			ofA.wait(ctx, t, all)
-			ofB.wait(ctx, t, all+1)
-			// What would be told twice comes in the order of the log: once these are told, it has been.
-			must(t, b.DeleteAuthSession(ctx, "last of b"))
-			must(t, a.DeleteAuthSession(ctx, "last of a"))
-			checkOnce(t, "a", ofA.wait(ctx, t, all+2), all+2)
-			checkOnce(t, "b", ofB.wait(ctx, t, all+3), all+3)
-		})
-	})
-}
-
-func checkOnce(t *testing.T, who string, got []Change, want int) {
-	t.Helper()
-	seen := map[int64]int{}
-	for _, c := range got {
-		if seen[c.Seq]++; seen[c.Seq] == 2 {
-			t.Errorf("%s: change %d (%s) was told twice", who, c.Seq, c.ID)
-		}
-	}
-	if len(seen) != want {
-		t.Errorf("%s: told %d changes, want %d", who, len(seen), want)
-	}
-}
-
 func TestFollowGoesOnWhereItEnded(t *testing.T) {
 	twoProcesses(t, Options{FeedInterval: time.Millisecond}, func(t *testing.T, a, b *Store) {
 		told := record(a)

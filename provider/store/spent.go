@@ -54,7 +54,8 @@ func SpentCodeID(code string) string {
 }
 
 // SpendAuthCode deletes an authorization code and records v in its place, both or neither. Of several that spend it at once exactly
-// one succeeds; the others get ErrNotFound.
+// one succeeds; the others get ErrNotFound. (Over a Sequential driver an error may leave neither: the deletion, which decides, comes first, and nobody
+// gets tokens.)
 func (s *Store) SpendAuthCode(ctx context.Context, code string, v SpentCode) error {
 	v.ID = SpentCodeID(code)
 	r, err := spentCodes.encode(&v)

@@ -22,7 +22,8 @@ var vouches = kind[Vouched]{
 	expires: func(v *Vouched) time.Time { return v.Expiry },
 }
 
-// Vouch records all of list in one write, or nothing. It is no change of anything: nobody is told.
+// Vouch records all of list in one write, or nothing. It is no change of anything: nobody is told. (Over a Sequential driver an
+// error may leave some of it, each of which is true by itself.)
 func (s *Store) Vouch(ctx context.Context, list []Vouched) error {
 	ops := make([]Op, len(list))
 	for i := range list {

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"crypto"
 	"crypto/rand"
-	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/base64"
@@ -21,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"gatehouse/internal/demo/process"
+	"gatehouse/test/cluster/kube"
 	"gatehouse/test/peers"
 )
 
@@ -60,7 +60,7 @@ type cluster struct {
 // newCluster starts the control plane with Istio's and the Gateway API's resources, and the namespaces that an operator has.
 func newCluster(t *testing.T) *cluster {
 	t.Helper()
-	c := &cluster{t: t, bin: programs(t), dir: peers.Folder(t), ca: peers.NewCA(t, "corp.test CA"), password: rand.Text()}
+	c := &cluster{t: t, bin: kube.Programs(t), dir: peers.Folder(t), ca: peers.NewCA(t, "corp.test CA"), password: rand.Text()}
 	c.hash = hashOf(t, c.password)
 	t.Setenv("PATH", c.bin+":"+os.Getenv("PATH"))
 	c.resolve(t)
@@ -78,16 +78,6 @@ func newCluster(t *testing.T) *cluster {
 	c.app = newApp(t)
 	c.kubectl(t, ingress(c.certificate(t, issuerHost, appHost)), "apply", "-f", "-")
 	return c
-}
-
-// programs returns the folder that install.sh has built.
-func programs(t *testing.T) string {
-	t.Helper()
-	dir := os.Getenv("GATEHOUSE_CLUSTER")
-	if _, err := os.Stat(filepath.Join(dir, "done")); dir == "" || err != nil {
-		t.Fatalf("GATEHOUSE_CLUSTER=%q is no folder of test/cluster/install.sh: run `make e2e-istio`", dir)
-	}
-	return dir
 }
 
 // meshConfig is what an installation by plain manifests has. enableAutoMtls is on, as it is by default. (Without
@@ -120,40 +110,11 @@ func (c *cluster) resolve(t *testing.T) {
 
 func (c *cluster) startAPI(t *testing.T) {
 	t.Helper()
-	key, err := rsa.GenerateKey(rand.Reader, 2048)
-	if err != nil {
-		t.Fatal(err)
-	}
-	path := func(name string) string { return filepath.Join(c.dir, name) }
-	write(t, path("sa.key"), pemOf("RSA PRIVATE KEY", x509.MarshalPKCS1PrivateKey(key)))
-	public, err := x509.MarshalPKIXPublicKey(&key.PublicKey)
-	if err != nil {
-		t.Fatal(err)
-	}
-	write(t, path("sa.pub"), pemOf("PUBLIC KEY", public))
-	server := peers.NewKey(t)
-	write(t, path("api.crt"), string(c.ca.Sign(t, peers.Template("127.0.0.1"), server.Public())))
-	write(t, path("api.key"), keyPEM(t, server))
-	write(t, path("ca.crt"), string(c.ca.PEM))
-	token := rand.Text()
-	write(t, path("tokens.csv"), token+",admin,admin-uid,system:masters\n")
-
-	c.start(t, "etcd", nil, "--data-dir", path("etcd"), "--listen-client-urls", "http://127.0.0.1:2379",
-		"--advertise-client-urls", "http://127.0.0.1:2379", "--listen-peer-urls", "http://127.0.0.1:2380")
-	// Two admission plugins need controllers, which are not here.
-	c.apiProc = c.start(t, "kube-apiserver", nil, "--etcd-servers=http://127.0.0.1:2379", "--bind-address=127.0.0.1", "--advertise-address=127.0.0.1",
-		"--secure-port=6443", "--endpoint-reconciler-type=none", "--cert-dir="+c.dir, "--tls-cert-file="+path("api.crt"),
-		"--tls-private-key-file="+path("api.key"), "--service-account-issuer=https://kubernetes.default.svc",
-		"--service-account-signing-key-file="+path("sa.key"), "--service-account-key-file="+path("sa.pub"),
-		"--service-cluster-ip-range=10.96.0.0/16", "--authorization-mode=RBAC", "--token-auth-file="+path("tokens.csv"),
-		"--disable-admission-plugins=ServiceAccount,StorageObjectInUseProtection")
-	c.api = newAPI(t, "https://127.0.0.1:6443", token, c.ca)
-	peers.Eventually(t, limit, "the API server is ready", func() bool { return c.get(t, "/readyz", nil) == http.StatusOK })
-	config := path("kubeconfig")
-	write(t, config, fmt.Sprintf(`{apiVersion: v1, kind: Config, current-context: c, clusters: [{name: c, cluster: {server: "https://127.0.0.1:6443",
- certificate-authority: %s}}], users: [{name: u, user: {token: %s}}], contexts: [{name: c, context: {cluster: c, user: u}}]}`, path("ca.crt"), token))
-	t.Setenv("KUBECONFIG", config)
-	t.Setenv("KUBECACHEDIR", path("kubectl")) // what it knows of the server's resources is of this server only
+	server := kube.Start(t, c.dir, c.ca)
+	c.apiProc = server.Process()
+	c.api = newAPI(t, server.URL, server.Token, c.ca)
+	t.Setenv("KUBECONFIG", server.Kubeconfig)
+	t.Setenv("KUBECACHEDIR", filepath.Join(c.dir, "kubectl")) // what it knows of the server's resources is of this server only
 }
 
 // startIstiod starts istiod on the mesh config in the API server, and waits until it is ready.
