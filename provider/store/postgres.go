@@ -44,10 +44,11 @@ const (
 		WHERE kind = $1 AND id > $2 ORDER BY id LIMIT $3`
 	pgScanOwner = `SELECT id, owner, version, expires, data FROM gatehouse.record
 		WHERE kind = $1 AND owner = $2 AND owner <> '' AND id > $3 ORDER BY id LIMIT $4`
-	// Rows that another process sweeps are left to it. The second condition matters to rows that were changed after the first looked.
+	// Rows that another process sweeps are left to it. The last condition matters to rows that were changed after the first looked; it is
+	// written so that no index fits, which would be read as a whole.
 	pgSweep = `DELETE FROM gatehouse.record WHERE ctid = ANY (ARRAY(
 			SELECT ctid FROM gatehouse.record WHERE kind = $1 AND expires > 0 AND expires < $2 ORDER BY expires LIMIT $3 FOR UPDATE SKIP LOCKED))
-		AND kind = $1 AND expires > 0 AND expires < $2`
+		AND expires + 0 BETWEEN 1 AND $2 - 1`
 	pgChanges = `SELECT seq, at, origin, kind, id, user_id, connector_id, deleted FROM gatehouse.change
 		WHERE seq > $1 AND seq <= (SELECT max(seq) FROM (SELECT DISTINCT seq FROM gatehouse.change WHERE seq > $1 ORDER BY seq LIMIT $2) page)
 		ORDER BY seq, n`

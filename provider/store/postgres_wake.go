@@ -26,21 +26,22 @@ type pgBell struct {
 	pool *pgxpool.Pool
 	name string // of this process, which does not wake itself
 
-	rung chan struct{} // holds one token while somebody wants it to ring
-	stop context.CancelFunc
-	over sync.WaitGroup
+	rung  chan struct{} // holds one token while somebody wants it to ring
+	ended chan struct{} // closed when it is to stop
+	over  sync.WaitGroup
 }
 
 func (b *pgBell) start(ctx context.Context, pool *pgxpool.Pool) {
-	b.pool, b.name, b.rung = pool, rand.Text(), make(chan struct{}, 1)
-	ctx, b.stop = context.WithCancel(context.WithoutCancel(ctx))
+	ctx = context.WithoutCancel(ctx) // that of the start
+	b.pool, b.name, b.rung, b.ended = pool, rand.Text(), make(chan struct{}, 1), make(chan struct{})
 	b.over.Go(func() {
 		for {
 			select {
-			case <-ctx.Done():
-				return
 			case <-b.rung:
 				b.notify(ctx)
+			case <-b.ended:
+				b.last(ctx)
+				return
 			}
 		}
 	})
@@ -53,6 +54,15 @@ func (b *pgBell) notify(ctx context.Context) {
 	_, _ = b.pool.Exec(ctx, "SELECT pg_notify($1, $2)", pgChannel, b.name)
 }
 
+// last rings if somebody wants it, so that what a process does last is heard at once, too.
+func (b *pgBell) last(ctx context.Context) {
+	select {
+	case <-b.rung:
+		b.notify(ctx)
+	default:
+	}
+}
+
 func (b *pgBell) ring() {
 	select {
 	case b.rung <- struct{}{}:
@@ -60,15 +70,9 @@ func (b *pgBell) ring() {
 	}
 }
 
-// close rings once more if somebody wants it, so that what a process does last is heard at once, too.
 func (b *pgBell) close() {
-	b.stop()
+	close(b.ended)
 	b.over.Wait()
-	select {
-	case <-b.rung:
-		b.notify(context.Background())
-	default:
-	}
 }
 
 // Wake implements Waker. It has a connection of its own, beside those of the pool.

@@ -209,7 +209,8 @@ func pgArguments(ops []Op, together bool) ([]any, error) {
 		if op.Verb == Create {
 			r.Version = 1 + rand.Int64N(1<<62) //nolint:gosec // G404: only has to differ from those of a deleted record
 		}
-		verbs[i], kinds[i], versions[i], expires[i] = int32(op.Verb), string(r.Kind), r.Version, toNanos(r.Expires)
+		verbs[i] = int32(op.Verb) //nolint:gosec // G115: it is one of three
+		kinds[i], versions[i], expires[i] = string(r.Kind), r.Version, toNanos(r.Expires)
 		ids[i], owners[i], datas[i] = []byte(r.ID), []byte(r.Owner), r.Data
 		if r.Data == nil {
 			datas[i] = []byte{} // nil would be NULL

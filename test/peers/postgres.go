@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"os/exec"
@@ -33,7 +34,7 @@ type PostgresOptions struct {
 
 // A PostgresServer is a running PostgreSQL server. It asks for passwords, on TLS connections and on plain ones.
 type PostgresServer struct {
-	Addr           string // ip:port
+	Addr           string // ip:port; the same port of 127.0.0.2, a name that is not in its certificate, is the server's, too
 	User, Password string // of the superuser
 	CA             string // path of the certificate authority's PEM; the certificate is good for localhost and 127.0.0.1
 
@@ -84,7 +85,7 @@ func StartPostgres(ctx context.Context, o PostgresOptions, files map[string][]by
 			return nil, err
 		}
 		_, port, _ := net.SplitHostPort(s.Addr)
-		args := []string{filepath.Join(programs, "postgres"), "-D", filepath.Join(dir, "data"), "-h", "127.0.0.1", "-p", port, "-k", "", "-c", "max_connections=200"}
+		args := []string{filepath.Join(programs, "postgres"), "-D", filepath.Join(dir, "data"), "-h", "127.0.0.1,127.0.0.2", "-p", port, "-k", "", "-c", "max_connections=200"}
 		if !o.Durable {
 			args = append(args, "-c", "fsync=off", "-c", "full_page_writes=off")
 		}
@@ -153,9 +154,7 @@ func (s *PostgresServer) initialise(ctx context.Context, programs string, files 
 
 func cloneWith(files map[string][]byte, name string, content []byte) map[string][]byte {
 	out := map[string][]byte{name: content}
-	for n, c := range files {
-		out[n] = c
-	}
+	maps.Copy(out, files)
 	return out
 }
 
@@ -180,24 +179,34 @@ func (s *PostgresServer) giveToPostgres() error {
 
 // Start starts the server again after Stop or Kill, on the same port and data, and waits until it serves.
 func (s *PostgresServer) Start(ctx context.Context) error {
+	deadline := time.NewTimer(startTimeout)
+	defer deadline.Stop()
+	for {
+		err := s.startOnce(ctx, deadline.C)
+		// After Kill the processes of its connections take a moment to notice.
+		if err == nil || !strings.Contains(err.Error(), "pre-existing shared memory block") {
+			return err
+		}
+	}
+}
+
+func (s *PostgresServer) startOnce(ctx context.Context, deadline <-chan time.Time) error {
 	p, err := process.Start(context.WithoutCancel(ctx), s.spec)
 	if err != nil {
 		return err
 	}
 	s.process = p
-	deadline := time.NewTimer(startTimeout)
-	defer deadline.Stop()
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for {
 		select {
 		case <-p.Done():
-			return p.Err()
-		case <-deadline.C:
+			return fmt.Errorf("PostgreSQL did not start; the end of its log:\n%s", p.Tail(500)) // of earlier starts there is more
+		case <-deadline:
 			return fmt.Errorf("PostgreSQL was not ready within %s; the end of its log:\n%s", startTimeout, p.Tail(4000))
 		case <-tick.C:
 		}
-		if s.answers() {
+		if s.answers(ctx) {
 			return nil
 		}
 	}
@@ -205,8 +214,9 @@ func (s *PostgresServer) Start(ctx context.Context) error {
 
 // answers reports whether the server is up: to a client that names itself it answers with the way to authenticate ('R' of its
 // protocol), and with an error while it starts.
-func (s *PostgresServer) answers() bool {
-	c, err := net.DialTimeout("tcp", s.Addr, time.Second)
+func (s *PostgresServer) answers(ctx context.Context) bool {
+	d := net.Dialer{Timeout: time.Second}
+	c, err := d.DialContext(ctx, "tcp", s.Addr)
 	if err != nil {
 		return false
 	}
