@@ -233,17 +233,30 @@ func TestPostgresLogThatWentBack(t *testing.T) {
 	wantErr(t, err, ErrTrimmed)
 }
 
+// The planner goes by a table's size and by statistics that lag behind: whatever they say, a few entries of an index are read in its order.
 func TestPostgresUsesItsIndexes(t *testing.T) {
-	d := openPostgresDriver(t, newDatabase(t))
-	write(t, d, op(Create, "a", "o", "", 0))
-	_, err := d.pool.Exec(t.Context(), "ANALYZE gatehouse.record, gatehouse.change") // now the planner knows how few there are
-	must(t, err)
+	for name, fill := range map[string]string{
+		"few, and that is known":      `SELECT 1; ANALYZE gatehouse.record, gatehouse.change`,
+		"many, and that is not known": `INSERT INTO gatehouse.record SELECT kind, convert_to(i::text, 'UTF8'), owner, version, i, repeat('x', 500)::bytea FROM gatehouse.record, generate_series(1, 20000) i`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := openPostgresDriver(t, newDatabase(t))
+			write(t, d, op(Create, "a", "o", "", 0))
+			_, err := d.pool.Exec(t.Context(), fill, pgx.QueryExecModeSimpleProtocol)
+			must(t, err)
+			checkPlans(t, d)
+		})
+	}
+}
+
+func checkPlans(t *testing.T, d *postgresDriver) {
+	t.Helper()
 	for name, tt := range map[string]struct {
 		query string
 		args  []any
 		want  string
 	}{
-		"sweep":         {pgSweep, []any{"k", int64(1), 10}, "record_expires"},
+		"sweep":         {pgSweep, []any{"k", int64(10_000), 10}, "record_expires"},
 		"scan by owner": {pgScanOwner, []any{"k", []byte("o"), []byte(""), 10}, "record_owner"},
 		"scan":          {pgScan, []any{"k", []byte(""), 10}, "record_pkey"},
 		"changes":       {pgChanges, []any{int64(0), 10}, "change_pkey"},
@@ -252,7 +265,8 @@ func TestPostgresUsesItsIndexes(t *testing.T) {
 		must(t, err)
 		lines, err := pgx.CollectRows(rows, pgx.RowTo[string])
 		must(t, err)
-		if plan := strings.Join(lines, "\n"); !strings.Contains(plan, tt.want) || strings.Contains(plan, "Seq Scan") || strings.Contains(plan, "Sort") || strings.Contains(plan, "Bitmap") {
+		plan := strings.Join(lines, "\n")
+		if !strings.Contains(plan, tt.want) || strings.Contains(plan, "Seq Scan") || strings.Contains(plan, "Sort") || strings.Contains(plan, "Bitmap") {
 			t.Errorf("%s: want the index %s in its order and nothing else:\n%s", name, tt.want, plan)
 		}
 	}
