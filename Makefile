@@ -13,8 +13,8 @@ linted := CGO_ENABLED=0 GOFLAGS="$(GOFLAGS) -trimpath -pgo=off"
 product := GATEHOUSE_BIN=$(CURDIR)/bin/gatehouse
 # The race detector needs cgo; lint has vetted before. Real programs run beside the tests, hence the long timeout.
 race := -race -vet=off -pgo=off -timeout 15m
-# The packages with benchmarks: no other test program is linked a second time.
-benchmarks = $(addprefix ./,$(sort $(dir $(shell grep -rl --include='*_test.go' '^func Benchmark' */))))
+# The packages with benchmarks: no other test program is linked a second time. The comparison with Dex is a module of its own.
+benchmarks = $(filter-out ./test/bench/dexpostgres/,$(addprefix ./,$(sort $(dir $(shell grep -rl --include='*_test.go' '^func Benchmark' */)))))
 
 .PHONY: build release demo test e2e-istio e2e-eg lint bench pgo fuzz tools clean
 
@@ -70,6 +70,7 @@ lint:
 bench: tools build
 	$(product) go test -run '^$$' -bench . -benchmem -timeout 60m $(benchmarks)
 	go run ./test/bench -envoy .tools/bin/envoy -gatehouse bin/gatehouse
+	cd test/bench/dexpostgres && go test -pgo=off -run '^$$' -bench . ./...
 
 # The profile that the product is built with, from the load of the bench.
 pgo: tools

@@ -156,10 +156,10 @@ func newLogger(cfg *config.Config, level slog.Leveler, out io.Writer) *slog.Logg
 	return slog.New(slog.NewJSONHandler(out, opts))
 }
 
-// lockStore makes this process the only one that serves from the storage of cfg, until it ends or unlock is called. Two
-// would decide about each other's users, each by its own file.
+// lockStore makes this process the only one that serves from the storage of cfg, until it ends or unlock is called, where the storage is
+// not made for replicas: two would decide about each other's users, each by its own file.
 func lockStore(cfg *config.Config) (unlock func(), err error) {
-	if cfg.Storage.Type == "memory" {
+	if cfg.Storage.Type != "sqlite" {
 		return func() {}, nil
 	}
 	l, err := store.LockSQLite(cfg.Storage.Config.File)
@@ -170,11 +170,21 @@ func lockStore(cfg *config.Config) (unlock func(), err error) {
 }
 
 func openStore(ctx context.Context, cfg *config.Config, log *slog.Logger) (*store.Store, error) {
-	opts := store.Options{Now: utc, Logger: log}
-	if cfg.Storage.Type == "memory" {
+	opts, c := store.Options{Now: utc, Logger: log}, cfg.Storage.Config
+	switch cfg.Storage.Type {
+	case "memory":
 		return store.Memory(opts), nil
+	case "sqlite":
+		return store.OpenSQLite(ctx, c.File, opts)
+	case "postgres":
+		return store.OpenPostgres(ctx, store.PostgresConfig{
+			Host: c.Host, Port: c.Port, Database: c.Database, User: c.User, Password: c.Password.Reveal,
+			ConnectTimeout: time.Duration(c.ConnectionTimeout) * time.Second, MaxOpenConns: c.MaxOpenConns, MaxIdleConns: c.MaxIdleConns,
+			ConnMaxLifetime: time.Duration(c.ConnMaxLifetime) * time.Second,
+			SSL:             store.PostgresSSL{Mode: c.SSL.Mode, CAFile: c.SSL.CAFile, CertFile: c.SSL.CertFile, KeyFile: c.SSL.KeyFile},
+		}, opts)
 	}
-	return store.OpenSQLite(ctx, cfg.Storage.Config.File, opts)
+	return nil, fmt.Errorf("storage.type: no way to open %q", cfg.Storage.Type)
 }
 
 func utc() time.Time { return time.Now().UTC() }

@@ -277,6 +277,7 @@ g.yaml:2: storage.config.file: the environment variable NOR_THIS is not set: set
 
 func brokenProvider() []brokenFile {
 	storage := "issuer: https://auth.example.com/dex\nenablePasswordDB: true\n"
+	postgres := storage + "storage:\n  type: postgres\n  config:\n    database: d\n    user: u\n"
 	issuer := func(u string) string {
 		return "issuer: " + u + "\nstorage: {type: sqlite, config: {file: /g.db}}\nenablePasswordDB: true\n"
 	}
@@ -299,10 +300,32 @@ g.yaml:1: storage: is missing: add storage: {type: sqlite, config: {file: /var/l
 		{"issuer with an odd path", issuer("https://auth.example.com/d%2Fex"), `g.yaml:1: issuer: want a path of letters, digits and . _ ~ - between single slashes, got "/d%2Fex"`},
 		{"issuer with dot segments", issuer("https://auth.example.com/a/../dex"), `g.yaml:1: issuer: want a path of letters, digits and . _ ~ - between single slashes, got "/a/../dex"`},
 		{"issuer with two slashes", issuer("https://auth.example.com//dex"), `g.yaml:1: issuer: want a path of letters, digits and . _ ~ - between single slashes, got "//dex"`},
-		{"storage without type", storage + "storage: {config: {file: /g.db}}\n", `g.yaml:3: storage: needs a type: sqlite or memory`},
-		{"storage of a later version", storage + "storage:\n  type: postgres\n  config: {host: db, password: hunter22}\n", `g.yaml:4: storage.type: postgres comes with a later version: use sqlite`},
-		{"storage mysql", storage + "storage: {type: mysql}\n", `g.yaml:3: storage.type: mysql is not supported: use sqlite`},
-		{"storage with a typing error", storage + "storage: {type: sqlite2}\n", `g.yaml:3: storage.type: want sqlite or memory, got "sqlite2": did you mean sqlite?`},
+		{"storage without type", storage + "storage: {config: {file: /g.db}}\n", `g.yaml:3: storage: needs a type: memory, sqlite, postgres, etcd or kubernetes`},
+		{"storage of a later version", storage + "storage:\n  type: etcd\n  config: {endpoints: [\"http://127.0.0.1:2379\"]}\n", `g.yaml:4: storage.type: etcd comes with a later version: use postgres or sqlite`},
+		{"postgres without anything", storage + "storage: {type: postgres}\n", `g.yaml:3: storage.config: needs a database
+g.yaml:3: storage.config: needs a user`},
+		{"postgres with keys of others", storage + "storage:\n  type: postgres\n  config:\n    database: d\n    user: u\n    file: /g.db\n    endpoints: [a]\n    ssl: {serverName: x}\n", `g.yaml:8: storage.config.file: is not for postgres: remove it, or set type: sqlite
+g.yaml:9: storage.config.endpoints: is not for postgres: remove it, or set type: etcd
+g.yaml:10: storage.config.ssl.serverName: is not for postgres: remove it, or set type: etcd`},
+		{"postgres with a URL for a host", postgres + "    host: postgres://u:hunter22@db/x\n", `g.yaml:8: storage.config.host: want the name or address of one server, or the folder of its unix socket, got "postgres://[redacted]@db/x"`},
+		{"postgres with several hosts", postgres + "    host: a,b\n", `g.yaml:8: storage.config.host: want the name or address of one server, or the folder of its unix socket, got "a,b"`},
+		{"postgres with two ports", postgres + "    host: db:5432\n    port: 5432\n", `g.yaml:9: storage.config.port: is given twice, since host "db:5432" ends in a port: remove one`},
+		{"postgres with a strange port", postgres + "    port: 65536\n", `g.yaml:8: storage.config.port: want a port from 1 to 65535, got 65536`},
+		{"postgres with a negative limit", postgres + "    maxOpenConns: -1\n", `g.yaml:8: storage.config.maxOpenConns: want a number from 0 to 1000000, got -1`},
+		{"postgres with a mode that may be plain", postgres + "    ssl: {mode: prefer}\n", `g.yaml:8: storage.config.ssl.mode: want disable, require, verify-ca or verify-full, got "prefer"`},
+		{"postgres with half a client certificate", postgres + "    ssl: {certFile: /c.crt}\n", `g.yaml:8: storage.config.ssl: needs both certFile and keyFile, or neither`},
+		{"postgres with a CA that is not there", postgres + "    ssl: {caFile: /nowhere}\n", `g.yaml:8: storage.config.ssl.caFile: /nowhere: the file does not exist`},
+		{"etcd without anything", storage + "storage: {type: etcd}\n", `g.yaml:3: storage.config: needs endpoints: a list such as [https://etcd-0:2379]
+g.yaml:3: storage.type: etcd comes with a later version: use postgres or sqlite`},
+		{"etcd with a bad endpoint and half a login", storage + "storage:\n  type: etcd\n  config:\n    endpoints: [\"http://u:hunter22@e:2379\"]\n    username: u\n", `g.yaml:4: storage.type: etcd comes with a later version: use postgres or sqlite
+g.yaml:5: storage.config: needs both username and password, or neither
+g.yaml:6: storage.config.endpoints[0]: want a URL with a port, such as https://etcd-0:2379, got "http://[redacted]@e:2379"`},
+		{"kubernetes with both", storage + "storage:\n  type: kubernetes\n  config: {inCluster: true, kubeConfigFile: /k, namespace: A}\n", `g.yaml:4: storage.type: kubernetes comes with a later version: use postgres or sqlite
+g.yaml:5: storage.config: needs inCluster: true in a pod, or kubeConfigFile elsewhere, and not both
+g.yaml:5: storage.config.kubeConfigFile: /k: the file does not exist
+g.yaml:5: storage.config.namespace: want the name of a namespace, got "A"`},
+		{"storage mysql", storage + "storage: {type: mysql}\n", `g.yaml:3: storage.type: mysql is not supported: use postgres or sqlite`},
+		{"storage with a typing error", storage + "storage: {type: sqlite2}\n", `g.yaml:3: storage.type: want memory, sqlite, postgres, etcd or kubernetes, got "sqlite2": did you mean sqlite?`},
 		{"sqlite without file", storage + "storage: {type: sqlite3}\n", `g.yaml:3: storage.config.file: is missing: set it to the path of the database, such as /var/lib/gatehouse/gatehouse.db`},
 		{"sqlite in memory", storage + "storage: {type: sqlite3, config: {file: \":memory:\"}}\n", `g.yaml:3: storage.config.file: want a path, got ":memory:": for a database in memory set type: memory`},
 		{"sqlite with a URI", storage + "storage: {type: sqlite3, config: {file: \"file:/g.db?mode=ro\"}}\n", `g.yaml:3: storage.config.file: want a plain path, got "file:/g.db?mode=ro": a URI or options are not for this key`},

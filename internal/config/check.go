@@ -7,7 +7,6 @@ import (
 	"net"
 	"net/netip"
 	"net/url"
-	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
@@ -155,31 +154,6 @@ func withoutUser(u string) string {
 		return scheme + "://[redacted]" + u[i:]
 	}
 	return u
-}
-
-func (k *checker) storage() {
-	if !k.has("storage") {
-		k.errorf("storage", "is missing: add storage: {type: sqlite, config: {file: /var/lib/gatehouse/gatehouse.db}}")
-		return
-	}
-	s := &k.c.Storage
-	file := s.Config.File
-	switch {
-	case s.Type == "memory":
-		if file != "" {
-			k.errorf("storage.config.file", "is not for memory: remove it, or set type: sqlite")
-		}
-		k.warnf("storage", "memory forgets every session and every key when the process ends: use sqlite for anything but a try")
-	case s.Type != "sqlite":
-	case file == "" && !k.failed("storage.config.file") && !k.failed("storage.config"):
-		k.errorf("storage.config.file", "is missing: set it to the path of the database, such as /var/lib/gatehouse/gatehouse.db")
-	case strings.HasPrefix(file, ":"):
-		k.errorf("storage.config.file", "want a path, got %q: for a database in memory set type: memory", file)
-	case strings.HasPrefix(file, "file:") || strings.ContainsAny(file, "?#\x00"):
-		k.errorf("storage.config.file", "want a plain path, got %q: a URI or options are not for this key", file)
-	case file != "":
-		k.directory("storage.config.file", filepath.Dir(file))
-	}
 }
 
 // directory warns of a directory that is not there: it may be made before the start, or be on another machine.

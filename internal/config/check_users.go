@@ -13,41 +13,12 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"gatehouse/internal/hosts"
-	"gatehouse/internal/nearest"
 )
 
 const (
 	localConnector   = "local"     // of the static passwords
 	reservedClientID = "gatehouse" // the gateway's own client
 )
-
-func (s *Storage) decodeNode(d *decoder, n *yaml.Node, path string) {
-	kind := lookup(n, "type")
-	if kind == nil || isNull(kind) || !isText(kind) {
-		d.block(n, settable(s), path)
-		if n.Kind == yaml.MappingNode && (kind == nil || isNull(kind)) {
-			d.errorf(path, "needs a type: sqlite or memory")
-		}
-		return
-	}
-	switch kind.Value {
-	case "memory", "sqlite", "sqlite3":
-		d.block(n, settable(s), path)
-		if s.Type == "sqlite3" {
-			s.Type = "sqlite"
-		}
-	case "postgres", "etcd", "kubernetes":
-		d.errorf(path+".type", "%s comes with a later version: use sqlite", kind.Value)
-	case "mysql":
-		d.errorf(path+".type", "mysql is not supported: use sqlite")
-	default:
-		hint := ""
-		if near := nearest.Word(kind.Value, []string{"memory", "sqlite"}); near != "" {
-			hint = ": did you mean " + near + "?"
-		}
-		d.errorf(path+".type", "want sqlite or memory, got %q%s", kind.Value, ours(hint))
-	}
-}
 
 func (s *Signer) decodeNode(d *decoder, n *yaml.Node, path string) {
 	switch kind := lookup(n, "type"); {

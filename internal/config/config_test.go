@@ -130,7 +130,7 @@ func TestDexValues(t *testing.T) {
 	if got, want := string(c.Connectors[0].Config.JSON()), "{}"; got != want {
 		t.Errorf("got %s for a connector without a block, want %s", got, want)
 	}
-	if got, want := c.Storage, (Storage{Type: "sqlite", Config: StorageConfig{File: "/data/dex.db"}}); got != want {
+	if got, want := c.Storage, (Storage{Type: "sqlite", Config: StorageConfig{File: "/data/dex.db"}}); !reflect.DeepEqual(got, want) {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
 	if c.Web.HTTP != "" || c.Web.HTTPS != "127.0.0.1:5556" || c.Web.TLSMinVersion != "1.2" || c.Web.TLSMaxVersion != "1.3" {
@@ -331,6 +331,9 @@ func TestWarnings(t *testing.T) {
 		{"tickets over https", head + "connectors:\n- {type: ldap, id: a, name: A, config: {kerberos: {enabled: true}}}\n", ""},
 		{"tickets that nobody wants", strings.Replace(head, "https:", "http:", 1) + "connectors:\n- {type: ldap, id: a, name: A, config: {kerberos: {enabled: false}}}\n", "g.yaml:1: issuer: is served over http: passwords and cookies cross the network in clear; use https for anything but a try"},
 		{"redirectURI of the issuer", head + "connectors:\n- {type: oidc, id: corp, name: Corp, config: {redirectURI: https://auth.example.com/dex/callback}}\n", ""},
+		{"database over an open network", strings.Replace(head, "type: sqlite, config: {file: /var/lib/gatehouse/gatehouse.db}", "type: postgres, config: {host: db, database: d, user: u, ssl: {mode: disable}}", 1), "g.yaml:2: storage.config.ssl.mode: keys and sessions cross the network in the clear: set verify-full, and caFile"},
+		{"database that may be anyone", strings.Replace(head, "type: sqlite, config: {file: /var/lib/gatehouse/gatehouse.db}", "type: postgres, config: {host: db, database: d, user: u, ssl: {mode: require}}", 1), "g.yaml:2: storage.config.ssl.mode: require does not look who the server is: set verify-full, and caFile"},
+		{"database on this machine, in the clear", strings.Replace(head, "type: sqlite, config: {file: /var/lib/gatehouse/gatehouse.db}", "type: postgres, config: {database: d, user: u, ssl: {mode: disable}}", 1), ""},
 		{"database in a directory that is not there", strings.Replace(head, "/gatehouse/g", "/gatehouse/db/g", 1), "g.yaml:2: storage.config.file: the directory /var/lib/gatehouse/db does not exist: make it, or gatehouse serve will not start"},
 		{"database below a file", strings.Replace(head, "/var/lib/gatehouse/g", "/etc/gatehouse/keys/g", 1), "g.yaml:2: storage.config.file: /etc/gatehouse/keys is not a directory: gatehouse serve will not start; choose another path"},
 		{"users of a connector that is not there", strings.Replace(gatewayHead, "gateway:", "connectors: [{type: x, id: corp, name: C}]\ngateway:", 1) + "  rules:\n  - name: a\n    users: [\"crop:42\", \"corp:42\", \"local:1\", ada@example.com]\n", `g.yaml:9: gateway.rules[0].users[0]: there is no connector "crop", so this is nobody: want one of corp, local; did you mean corp?`},

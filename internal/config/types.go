@@ -61,13 +61,44 @@ func (c *Config) setDefaults() {
 
 // Storage says where sessions, keys and tokens are kept.
 type Storage struct {
-	Type   string        `yaml:"type"` // memory or sqlite; sqlite3 has become sqlite
+	Type   string        `yaml:"type"` // memory, sqlite, postgres, etcd or kubernetes; sqlite3 has become sqlite
 	Config StorageConfig `yaml:"config"`
 }
 
-// StorageConfig is what a type of storage needs to know.
+// StorageConfig is what a type of storage needs to know. Only the fields of its type are set.
 type StorageConfig struct {
 	File string `yaml:"file"` // of sqlite: the path of the database
+
+	// Of postgres.
+	Host              string `yaml:"host"` // name, host:port, or the folder of a unix socket; empty: localhost
+	Port              int    `yaml:"port"` // 0: 5432
+	Database          string `yaml:"database"`
+	User              string `yaml:"user"`
+	ConnectionTimeout int    `yaml:"connectionTimeout"` // seconds, as ConnMaxLifetime; 0: the driver's default, as in the next three
+	MaxOpenConns      int    `yaml:"maxOpenConns"`
+	MaxIdleConns      int    `yaml:"maxIdleConns"`
+	ConnMaxLifetime   int    `yaml:"connMaxLifetime"`
+
+	// Of etcd.
+	Endpoints []string `yaml:"endpoints"`
+	Username  string   `yaml:"username"`
+
+	Password  Secret     `yaml:"password"`  // of postgres and etcd
+	SSL       StorageSSL `yaml:"ssl"`       // of postgres and etcd
+	Namespace string     `yaml:"namespace"` // of etcd: the prefix of the keys; of kubernetes: empty for the one of the configuration
+
+	// Of kubernetes: one of the two.
+	KubeConfigFile string `yaml:"kubeConfigFile"`
+	InCluster      bool   `yaml:"inCluster"`
+}
+
+// StorageSSL is the TLS of a connection to a database.
+type StorageSSL struct {
+	Mode       string `yaml:"mode"`       // of postgres: disable, require, verify-ca or verify-full; empty: verify-full
+	ServerName string `yaml:"serverName"` // of etcd: the name in the server's certificate; empty: the endpoint's
+	CAFile     string `yaml:"caFile"`     // PEM
+	KeyFile    string `yaml:"keyFile"`    // PEM, set if CertFile is
+	CertFile   string `yaml:"certFile"`   // PEM of a client certificate
 }
 
 // Web is the listener of the issuer. At least one of HTTP and HTTPS is set.

@@ -106,8 +106,7 @@ type Sequential interface{ Sequential() }
 
 // A Log is the change log. Seq is the order of commits: once a change is visible, none with a smaller Seq may
 // appear any more. (Where commits may overtake each other the driver must not show a change before all
-// smaller ones are decided; in PostgreSQL: use the transaction id as Seq and show only those below
-// pg_snapshot_xmin. etcd's revisions are such an order by nature.)
+// smaller ones are decided, or keep them from overtaking: see postgresDriver. etcd's revisions are such an order by nature.)
 type Log interface {
 	// Head returns a place in the log: no change so far has a larger Seq, and each that is yet to come has one.
 	Head(ctx context.Context) (int64, error)

@@ -15,6 +15,12 @@ func onDrivers(t *testing.T, test func(t *testing.T, d Driver)) {
 		defer func() { must(t, d.Close()) }()
 		test(t, d)
 	})
+	t.Run("postgres", func(t *testing.T) {
+		d, err := openPostgres(t.Context(), newDatabase(t), quiet())
+		must(t, err)
+		defer func() { must(t, d.Close()) }()
+		test(t, d)
+	})
 }
 
 func write(t *testing.T, d Driver, ops ...Op) int64 {

@@ -115,6 +115,12 @@ func twoProcesses(t *testing.T, o Options, test func(t *testing.T, a, b *Store))
 		defer func() { must(t, errors.Join(a.Close(), b.Close())) }()
 		test(t, a, b)
 	})
+	t.Run("postgres", func(t *testing.T) {
+		c := newDatabase(t)
+		a, b := openDatabase(t, c, o), openDatabase(t, c, o)
+		defer func() { must(t, errors.Join(a.Close(), b.Close())) }()
+		test(t, a, b)
+	})
 }
 
 // follow runs Follow until the test ends.

@@ -22,7 +22,12 @@ func TestMain(m *testing.M) {
 	var err error
 	switch what := os.Getenv(childEnv); what {
 	case "":
-		os.Exit(m.Run())
+		code := m.Run()
+		if err := shared.stop(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			code = 1
+		}
+		os.Exit(code)
 	case "confirm":
 		err = childConfirms(os.Stdout)
 	case "unprivileged":
@@ -56,8 +61,9 @@ func onBoth(t *testing.T, test func(t *testing.T, s *Store)) {
 
 func stores() map[string]func(testing.TB, Options) *Store {
 	return map[string]func(testing.TB, Options) *Store{
-		"memory": func(_ testing.TB, o Options) *Store { return Memory(o) },
-		"sqlite": func(t testing.TB, o Options) *Store { return openFile(t, filepath.Join(t.TempDir(), "g.db"), o) },
+		"memory":   func(_ testing.TB, o Options) *Store { return Memory(o) },
+		"sqlite":   func(t testing.TB, o Options) *Store { return openFile(t, filepath.Join(t.TempDir(), "g.db"), o) },
+		"postgres": func(t testing.TB, o Options) *Store { return openDatabase(t, newDatabase(t), o) },
 	}
 }
 

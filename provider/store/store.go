@@ -84,6 +84,21 @@ func OpenSQLite(ctx context.Context, path string, o Options) (*Store, error) {
 	return s, nil
 }
 
+// OpenPostgres returns a Store in the schema gatehouse of a PostgreSQL database, version 14 or later, which any number of processes may share.
+// The schema is made or migrated first. Errors say what to do, and no error holds the password.
+func OpenPostgres(ctx context.Context, c PostgresConfig, o Options) (*Store, error) {
+	o = o.withDefaults()
+	d, err := openPostgres(ctx, c, o.Logger)
+	if err != nil {
+		return nil, err
+	}
+	s, err := New(ctx, d, o)
+	if err != nil {
+		return nil, errors.Join(err, d.Close())
+	}
+	return s, nil
+}
+
 func newStore(d Driver, o Options, head int64) *Store {
 	o = o.withDefaults()
 	return &Store{driver: &counted{Driver: d}, opts: o, queue: newQueue(patience), feed: newFeed(head, o.Now())}

@@ -5,6 +5,7 @@ package peers
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net"
@@ -81,14 +82,21 @@ func removeAll(t testing.TB, dir string) {
 // long as this test process keeps other test processes off it.
 func FreeAddr(t testing.TB) string {
 	t.Helper()
+	addr, err := freeAddr()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return addr
+}
+
+func freeAddr() (string, error) {
 	for range 100 {
 		addr := net.JoinHostPort("127.0.0.1", strconv.Itoa(10000+rand.IntN(20000)))
 		if reserve(addr) {
-			return addr
+			return addr, nil
 		}
 	}
-	t.Fatal("no free port between 10000 and 29999 in 100 tries")
-	return ""
+	return "", errors.New("no free port between 10000 and 29999 in 100 tries")
 }
 
 func reserve(addr string) bool {

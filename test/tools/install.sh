@@ -3,7 +3,7 @@
 #
 #   test/tools/install.sh envoy           Envoy, into .tools/bin/envoy
 #   test/tools/install.sh demo            the same, unless an Envoy 1.37 or later is on PATH
-#   test/tools/install.sh test            Envoy, Node with oidc-provider, axe-core, Chromium, gcc, OpenLDAP, Samba, Kerberos, SQLite, strace, PyJWT
+#   test/tools/install.sh test            Envoy, Node with oidc-provider, axe-core, Chromium, gcc, OpenLDAP, Samba, Kerberos, PostgreSQL, SQLite, strace, PyJWT
 #
 # What is not in .tools/ comes from Debian's packages (12 or later), as root or through sudo.
 set -euo pipefail
@@ -116,6 +116,28 @@ need_chromium() {
 	apt_install chromium
 }
 
+# forbid_services keeps packages from starting services while they are installed, as root: Debian's policy manual, section 9.3.3.
+forbid_services() {
+	[ ! -e /usr/sbin/policy-rc.d ] || return 0
+	trap '"${root[@]}" rm -f /usr/sbin/policy-rc.d' EXIT
+	printf '#!/bin/sh\nexit 101\n' | "${root[@]}" tee /usr/sbin/policy-rc.d >/dev/null
+	"${root[@]}" chmod 755 /usr/sbin/policy-rc.d
+}
+
+# need_postgres makes sure of the database server that the tests start themselves. The package would make a database of its own, and start it at
+# every boot.
+need_postgres() {
+	local service=/lib/systemd/system/postgresql.service fresh=yes
+	compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null && return
+	[ ! -e "$service" ] || fresh=
+	need_root postgresql
+	forbid_services
+	apt_install postgresql-common
+	"${root[@]}" sed -i -E 's/^#? *create_main_cluster *=.*/create_main_cluster = false/' /etc/postgresql-common/createcluster.conf
+	apt_install postgresql
+	[ -z "$fresh" ] || "${root[@]}" update-rc.d postgresql disable >&2 || say "postgresql may start at the next boot: disable it by hand"
+}
+
 # need_directories makes sure of the servers that the tests start themselves, as their own children. The packages would start them for
 # the machine as well, on the usual ports: that is refused while they are installed, and what they bring is disabled before the next boot.
 need_directories() {
@@ -130,11 +152,7 @@ need_directories() {
 	need_root "${missing[@]}"
 	# Asks nothing, and makes no directory in /var/lib/ldap: without one, slapd's service does not start.
 	echo 'slapd slapd/no_configuration boolean true' | "${root[@]}" debconf-set-selections
-	if [ ! -e /usr/sbin/policy-rc.d ]; then # Debian's way to say that no service may be started: policy manual, section 9.3.3
-		trap '"${root[@]}" rm -f /usr/sbin/policy-rc.d' EXIT
-		printf '#!/bin/sh\nexit 101\n' | "${root[@]}" tee /usr/sbin/policy-rc.d >/dev/null
-		"${root[@]}" chmod 755 /usr/sbin/policy-rc.d
-	fi
+	forbid_services
 	apt_install "${missing[@]}"
 	for service in "${fresh[@]}"; do
 		[ ! -e "/etc/init.d/$service" ] || "${root[@]}" update-rc.d "$service" disable >&2 || say "$service may start at the next boot: disable it by hand"
@@ -178,6 +196,7 @@ test)
 	npm_ci axe-core
 	need_chromium
 	need_directories
+	need_postgres
 	need_curl
 	need_sqlite
 	need_strace
