@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/dexidp/dex/storage"
+
+	"gatehouse/test/peers"
 )
 
 // onDrivers runs a test of the contract of Driver on each of them.
@@ -17,6 +19,11 @@ func onDrivers(t *testing.T, test func(t *testing.T, d Driver)) {
 	t.Run("sqlite", func(t *testing.T) {
 		d, err := openSQLite(t.Context(), filepath.Join(t.TempDir(), "g.db"), quiet())
 		must(t, err)
+		defer func() { must(t, d.Close()) }()
+		test(t, d)
+	})
+	t.Run("etcd", func(t *testing.T) {
+		d := openEtcdAt(t, peers.Etcd(t, peers.EtcdOptions{}), quiet())
 		defer func() { must(t, d.Close()) }()
 		test(t, d)
 	})

@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"github.com/dexidp/dex/storage"
+
+	"gatehouse/test/peers"
 )
 
 func same[T any](v T) (T, error) { return v, nil }
@@ -112,6 +114,15 @@ func twoProcesses(t *testing.T, o Options, test func(t *testing.T, a, b *Store))
 	t.Run("sqlite", func(t *testing.T) {
 		path := filepath.Join(t.TempDir(), "g.db")
 		a, b := openFile(t, path, o), openFile(t, path, o)
+		defer func() { must(t, errors.Join(a.Close(), b.Close())) }()
+		test(t, a, b)
+	})
+	t.Run("etcd", func(t *testing.T) {
+		server := etcdAt(peers.Etcd(t, peers.EtcdOptions{}))
+		a, err := OpenEtcd(t.Context(), server, o)
+		must(t, err)
+		b, err := OpenEtcd(t.Context(), server, o)
+		must(t, err)
 		defer func() { must(t, errors.Join(a.Close(), b.Close())) }()
 		test(t, a, b)
 	})

@@ -3,7 +3,7 @@
 #
 #   test/tools/install.sh envoy           Envoy, into .tools/bin/envoy
 #   test/tools/install.sh demo            the same, unless an Envoy 1.37 or later is on PATH
-#   test/tools/install.sh test            Envoy, Node with oidc-provider, axe-core, Chromium, gcc, OpenLDAP, Samba, Kerberos, SQLite, PyJWT
+#   test/tools/install.sh test            Envoy, Node with oidc-provider, axe-core, Chromium, gcc, OpenLDAP, Samba, Kerberos, etcd, SQLite, PyJWT
 #
 # What is not in .tools/ comes from Debian's packages (12 or later), as root or through sudo.
 set -euo pipefail
@@ -116,20 +116,24 @@ need_chromium() {
 	apt_install chromium
 }
 
-# need_directories makes sure of the servers that the tests start themselves, as their own children. The packages would start them for
+# need_servers makes sure of packages with servers that the tests start themselves, as their own children. The packages would start them for
 # the machine as well, on the usual ports: that is refused while they are installed, and what they bring is disabled before the next boot.
-need_directories() {
-	local missing=() fresh=() package service
-	for package in slapd ldap-utils samba-ad-dc samba-ad-provision winbind krb5-user libsasl2-modules-gssapi-mit; do
+need_servers() { # names of their services, --, packages
+	local services=() missing=() fresh=() package service
+	while [ "$1" != -- ]; do services+=("$1"); shift; done
+	shift
+	for package; do
 		dpkg-query -W -f '${db:Status-Status}\n' "$package" 2>/dev/null | grep -qx installed || missing+=("$package")
 	done
 	[ ${#missing[@]} != 0 ] || return 0
-	for service in slapd smbd nmbd winbind samba-ad-dc; do
+	for service in "${services[@]}"; do
 		[ -e "/etc/init.d/$service" ] || [ -e "/lib/systemd/system/$service.service" ] || fresh+=("$service")
 	done
 	need_root "${missing[@]}"
-	# Asks nothing, and makes no directory in /var/lib/ldap: without one, slapd's service does not start.
-	echo 'slapd slapd/no_configuration boolean true' | "${root[@]}" debconf-set-selections
+	case " ${missing[*]} " in *" slapd "*)
+		# Asks nothing, and makes no directory in /var/lib/ldap: without one, slapd's service does not start.
+		echo 'slapd slapd/no_configuration boolean true' | "${root[@]}" debconf-set-selections ;;
+	esac
 	if [ ! -e /usr/sbin/policy-rc.d ]; then # Debian's way to say that no service may be started: policy manual, section 9.3.3
 		trap '"${root[@]}" rm -f /usr/sbin/policy-rc.d' EXIT
 		printf '#!/bin/sh\nexit 101\n' | "${root[@]}" tee /usr/sbin/policy-rc.d >/dev/null
@@ -141,6 +145,12 @@ need_directories() {
 	done
 	say "installed but neither started nor enabled: ${fresh[*]:-nothing new}"
 }
+
+need_directories() {
+	need_servers slapd smbd nmbd winbind samba-ad-dc -- slapd ldap-utils samba-ad-dc samba-ad-provision winbind krb5-user libsasl2-modules-gssapi-mit
+}
+
+need_etcd() { need_servers etcd -- etcd-server; }
 
 # need_compiler makes sure of gcc and the C library's headers, which the race detector's cgo needs.
 need_compiler() {
@@ -176,6 +186,7 @@ test)
 	npm_ci axe-core
 	need_chromium
 	need_directories
+	need_etcd
 	need_curl
 	need_sqlite
 	need_jwt
