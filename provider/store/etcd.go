@@ -44,7 +44,9 @@ const (
 // Records do not expire by leases. A lease is a write of its own (it doubles what an activity of a session costs), counts in the
 // server's time, starts anew when the leader changes, and cannot take back the expiry of what was extended meanwhile in one step.
 type etcdDriver struct {
-	client *clientv3.Client
+	client    *clientv3.Client
+	anonymous *clientv3.Client // see authenticateOver; nil without a user
+
 	prefix string
 	writer string // names this driver's entries of the log
 	writes atomic.Int64
@@ -143,7 +145,15 @@ func (m *etcdMemory) set(key string, v etcdMeta) {
 	m.seen[key] = v
 }
 
-func (d *etcdDriver) Close() error { return d.client.Close() }
+func (d *etcdDriver) Close() error {
+	var err error
+	for _, c := range []*clientv3.Client{d.client, d.anonymous} {
+		if c != nil {
+			err = errors.Join(err, c.Close())
+		}
+	}
+	return err
+}
 
 func (d *etcdDriver) Read(ctx context.Context, kind Kind, id string) (Record, error) {
 	key := d.recordKey(kind, id)

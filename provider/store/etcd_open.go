@@ -14,9 +14,13 @@ import (
 	"strings"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/credentials"
 )
 
 // EtcdOptions say where an etcd is, as Dex's storage.config does.
@@ -61,21 +65,29 @@ func openEtcd(ctx context.Context, e EtcdOptions, log *slog.Logger) (_ *etcdDriv
 	if e.Password != "" && tlsConfig == nil {
 		log.WarnContext(ctx, "the password for etcd goes over the network in the clear: use https endpoints", "endpoints", endpoints)
 	}
-	client, err := clientv3.New(clientv3.Config{
-		Endpoints: endpoints, TLS: tlsConfig, Username: e.Username, Password: e.Password,
+	config := clientv3.Config{
+		Endpoints: endpoints, TLS: tlsConfig,
 		DialTimeout: etcdTimeout, DialKeepAliveTime: 10 * time.Second, DialKeepAliveTimeout: etcdTimeout,
-		Context: context.WithoutCancel(ctx), // lives as long as the store
-		Logger:  zap.NewNop(),               // what goes wrong is said by errors
-	})
-	d := &etcdDriver{client: client, prefix: e.Namespace + "gatehouse/", writer: rand.Text()}
-	if err != nil {
-		return nil, d.failed(ctx, "open "+strings.Join(endpoints, ","), err)
+		DialOptions: e.dialOptions(tlsConfig),
+		Context:     context.WithoutCancel(ctx), // lives as long as the store
+		Logger:      zap.NewNop(),               // what goes wrong is said by errors
+	}
+	d := &etcdDriver{prefix: e.Namespace + "gatehouse/", writer: rand.Text()}
+	if e.Username != "" {
+		if d.anonymous, err = clientv3.New(config); err != nil {
+			return nil, d.failed(ctx, "open "+strings.Join(endpoints, ","), err)
+		}
+		config.Username, config.Password = e.Username, e.Password
+		config.DialOptions = append(config.DialOptions, grpc.WithChainUnaryInterceptor(authenticateOver(d.anonymous.ActiveConnection())))
+	}
+	if d.client, err = clientv3.New(config); err != nil {
+		return nil, errors.Join(d.failed(ctx, "open "+strings.Join(endpoints, ","), err), d.Close())
 	}
 	if err = d.setUp(ctx); err == nil {
 		err = d.learnSegment(ctx)
 	}
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("%w (endpoints %s)", err, strings.Join(endpoints, ",")), client.Close())
+		return nil, errors.Join(fmt.Errorf("%w (endpoints %s)", err, strings.Join(endpoints, ",")), d.Close())
 	}
 	return d, nil
 }
@@ -137,6 +149,49 @@ func (e EtcdOptions) check() (endpoints []string, _ *tls.Config, err error) {
 	}
 	config, err := e.SSL.config()
 	return endpoints, config, err
+}
+
+// dialOptions are what etcd's client leaves out.
+func (e EtcdOptions) dialOptions(c *tls.Config) []grpc.DialOption {
+	again := backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 2 * time.Second}
+	o := []grpc.DialOption{
+		// By itself it tries again after up to two minutes.
+		grpc.WithConnectParams(grpc.ConnectParams{Backoff: again, MinConnectTimeout: etcdTimeout}),
+		// By itself it waits for a connection as long as it may and then says that it has waited, but not for what.
+		grpc.WithChainUnaryInterceptor(func(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+			return invoke(ctx, method, req, reply, cc, append(opts, grpc.WaitForReady(false))...)
+		}),
+	}
+	if c != nil && c.ServerName != "" {
+		o = append(o, grpc.WithTransportCredentials(namedCredentials{credentials.NewTLS(c), c.ServerName}))
+	}
+	return o
+}
+
+// authenticateOver has a user authenticate over a connection without a token. etcd's client sends the token that it has along, and etcd
+// refuses one that it does not know any more (after a restart, or five minutes), whereupon the client would authenticate in order to
+// authenticate, and so on.
+func authenticateOver(anonymous *grpc.ClientConn) grpc.UnaryClientInterceptor {
+	return func(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+		if method == etcdserverpb.Auth_Authenticate_FullMethodName {
+			cc = anonymous
+		}
+		return invoke(ctx, method, req, reply, cc, opts...)
+	}
+}
+
+// namedCredentials expect one name of every server. etcd's client expects the endpoint's host whatever tls.Config.ServerName says.
+type namedCredentials struct {
+	credentials.TransportCredentials
+	name string
+}
+
+func (c namedCredentials) ClientHandshake(ctx context.Context, _ string, conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	return c.TransportCredentials.ClientHandshake(ctx, c.name, conn)
+}
+
+func (c namedCredentials) Clone() credentials.TransportCredentials {
+	return namedCredentials{c.TransportCredentials.Clone(), c.name}
 }
 
 // redact hides a password that somebody put into an URL.
