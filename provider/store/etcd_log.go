@@ -158,7 +158,7 @@ func (d *etcdDriver) Changes(ctx context.Context, after int64, limit int) ([]Cha
 	if err != nil {
 		return nil, err
 	}
-	if after < l.floor || after > l.head { // the latter in a database that was put back to an earlier state
+	if after > l.head { // the database was put back to an earlier state
 		return nil, ErrTrimmed
 	}
 	if after == l.head {
@@ -172,7 +172,7 @@ func (d *etcdDriver) Changes(ctx context.Context, after int64, limit int) ([]Cha
 			return nil, err
 		}
 		if after < floor {
-			return nil, ErrTrimmed // while we read
+			return nil, ErrTrimmed
 		}
 		for _, kv := range entries {
 			if writes == limit {
