@@ -116,29 +116,29 @@ need_chromium() {
 	apt_install chromium
 }
 
-# need_servers makes sure of packages with servers that the tests start themselves, as their own children. The packages would start them for
+# forbid_services keeps packages from starting services while they are installed, as root: Debian's policy manual, section 9.3.3.
+forbid_services() {
+	[ ! -e /usr/sbin/policy-rc.d ] || return 0
+	trap '"${root[@]}" rm -f /usr/sbin/policy-rc.d' EXIT
+	printf '#!/bin/sh\nexit 101\n' | "${root[@]}" tee /usr/sbin/policy-rc.d >/dev/null
+	"${root[@]}" chmod 755 /usr/sbin/policy-rc.d
+}
+
+# need_directories makes sure of the servers that the tests start themselves, as their own children. The packages would start them for
 # the machine as well, on the usual ports: that is refused while they are installed, and what they bring is disabled before the next boot.
-need_servers() { # names of their services, --, packages
-	local services=() missing=() fresh=() package service
-	while [ "$1" != -- ]; do services+=("$1"); shift; done
-	shift
-	for package; do
+need_directories() {
+	local missing=() fresh=() package service
+	for package in slapd ldap-utils samba-ad-dc samba-ad-provision winbind krb5-user libsasl2-modules-gssapi-mit; do
 		dpkg-query -W -f '${db:Status-Status}\n' "$package" 2>/dev/null | grep -qx installed || missing+=("$package")
 	done
 	[ ${#missing[@]} != 0 ] || return 0
-	for service in "${services[@]}"; do
+	for service in slapd smbd nmbd winbind samba-ad-dc; do
 		[ -e "/etc/init.d/$service" ] || [ -e "/lib/systemd/system/$service.service" ] || fresh+=("$service")
 	done
 	need_root "${missing[@]}"
-	case " ${missing[*]} " in *" slapd "*)
-		# Asks nothing, and makes no directory in /var/lib/ldap: without one, slapd's service does not start.
-		echo 'slapd slapd/no_configuration boolean true' | "${root[@]}" debconf-set-selections ;;
-	esac
-	if [ ! -e /usr/sbin/policy-rc.d ]; then # Debian's way to say that no service may be started: policy manual, section 9.3.3
-		trap '"${root[@]}" rm -f /usr/sbin/policy-rc.d' EXIT
-		printf '#!/bin/sh\nexit 101\n' | "${root[@]}" tee /usr/sbin/policy-rc.d >/dev/null
-		"${root[@]}" chmod 755 /usr/sbin/policy-rc.d
-	fi
+	# Asks nothing, and makes no directory in /var/lib/ldap: without one, slapd's service does not start.
+	echo 'slapd slapd/no_configuration boolean true' | "${root[@]}" debconf-set-selections
+	forbid_services
 	apt_install "${missing[@]}"
 	for service in "${fresh[@]}"; do
 		[ ! -e "/etc/init.d/$service" ] || "${root[@]}" update-rc.d "$service" disable >&2 || say "$service may start at the next boot: disable it by hand"
@@ -146,11 +146,14 @@ need_servers() { # names of their services, --, packages
 	say "installed but neither started nor enabled: ${fresh[*]:-nothing new}"
 }
 
-need_directories() {
-	need_servers slapd smbd nmbd winbind samba-ad-dc -- slapd ldap-utils samba-ad-dc samba-ad-provision winbind krb5-user libsasl2-modules-gssapi-mit
+# need_etcd makes sure of the etcd that the tests start themselves.
+need_etcd() {
+	[ ! -x /usr/bin/etcd ] || return 0
+	need_root etcd-server
+	forbid_services
+	apt_install etcd-server
+	"${root[@]}" update-rc.d etcd disable >&2 || say "etcd may start at the next boot: disable it by hand"
 }
-
-need_etcd() { need_servers etcd -- etcd-server; }
 
 # need_compiler makes sure of gcc and the C library's headers, which the race detector's cgo needs.
 need_compiler() {
