@@ -183,6 +183,13 @@ func openStore(ctx context.Context, cfg *config.Config, log *slog.Logger) (*stor
 			ConnMaxLifetime: time.Duration(c.ConnMaxLifetime) * time.Second,
 			SSL:             store.PostgresSSL{Mode: c.SSL.Mode, CAFile: c.SSL.CAFile, CertFile: c.SSL.CertFile, KeyFile: c.SSL.KeyFile},
 		}, opts)
+	case "etcd":
+		return store.OpenEtcd(ctx, store.EtcdOptions{
+			Endpoints: c.Endpoints, Namespace: c.Namespace, Username: c.Username, Password: c.Password.Reveal(),
+			SSL: store.EtcdSSL{ServerName: c.SSL.ServerName, CAFile: c.SSL.CAFile, CertFile: c.SSL.CertFile, KeyFile: c.SSL.KeyFile},
+		}, opts)
+	case "kubernetes":
+		return store.OpenKubernetes(ctx, store.KubernetesConfig{InCluster: c.InCluster, KubeConfigFile: c.KubeConfigFile, Namespace: c.Namespace}, opts)
 	}
 	return nil, fmt.Errorf("storage.type: no way to open %q", cfg.Storage.Type)
 }

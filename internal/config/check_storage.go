@@ -47,16 +47,13 @@ func (s *Storage) decodeNode(d *decoder, n *yaml.Node, path string) {
 		return
 	}
 	switch kind.Value {
-	case "memory", "sqlite", "sqlite3", "postgres":
+	case "memory", "sqlite", "sqlite3", "postgres", "etcd", "kubernetes":
 		d.block(n, settable(s), path)
 		if s.Type == "sqlite3" {
 			s.Type = "sqlite"
 		}
-	case "etcd", "kubernetes":
-		d.block(n, settable(s), path)
-		d.errorf(path+".type", "%s comes with a later version: use postgres or sqlite", kind.Value)
 	case "mysql":
-		d.errorf(path+".type", "mysql is not supported: use postgres or sqlite")
+		d.errorf(path+".type", "mysql is not supported: use postgres, etcd, kubernetes or sqlite")
 	default:
 		hint := ""
 		if near := nearest.Word(kind.Value, storageTypes()); near != "" {

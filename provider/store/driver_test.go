@@ -3,6 +3,8 @@ package store
 import (
 	"path/filepath"
 	"testing"
+
+	"gatehouse/test/peers"
 )
 
 // onDrivers runs a test of the contract of Driver on each of them.
@@ -21,6 +23,12 @@ func onDrivers(t *testing.T, test func(t *testing.T, d Driver)) {
 		defer func() { must(t, d.Close()) }()
 		test(t, d)
 	})
+	t.Run("etcd", func(t *testing.T) {
+		d, err := openEtcd(t.Context(), etcdAt(peers.Etcd(t, peers.EtcdOptions{})), quiet())
+		must(t, err)
+		defer func() { must(t, d.Close()) }()
+		test(t, d)
+	})
 }
 
 func write(t *testing.T, d Driver, ops ...Op) int64 {
@@ -31,10 +39,10 @@ func write(t *testing.T, d Driver, ops ...Op) int64 {
 }
 
 // op returns an Op whose change is named after what it does.
-func op(v Verb, id, data string, version int64) Op {
+func op(v Verb, id, owner, data string, version int64) Op {
 	return Op{
 		Verb:    v,
-		Record:  Record{Kind: "k", ID: id, Version: version, Expires: epoch, Data: []byte(data)},
+		Record:  Record{Kind: "k", ID: id, Owner: owner, Version: version, Expires: epoch, Data: []byte(data)},
 		Changes: []Change{{Kind: "k", ID: id, UserID: data, At: epoch}},
 	}
 }
@@ -42,7 +50,7 @@ func op(v Verb, id, data string, version int64) Op {
 func TestMemoryLogIsBounded(t *testing.T) {
 	d := newMemory()
 	for range memoryLogSize + 10 {
-		write(t, d, op(Create, "a", "", 0))
+		write(t, d, op(Create, "a", "", "", 0))
 		d.tables = map[Kind]*table{}
 	}
 	if len(d.log) > memoryLogSize {
@@ -59,4 +67,11 @@ func count(t *testing.T, d Driver, owner string) (n int) {
 		n++
 	}
 	return n
+}
+
+func read(t *testing.T, d Driver, id string) Record {
+	t.Helper()
+	r, err := d.Read(t.Context(), "k", id)
+	must(t, err)
+	return r
 }

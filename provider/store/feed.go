@@ -167,7 +167,7 @@ func (s *Store) Follow(ctx context.Context) error {
 
 // wake returns a channel that says when to read the change log before its time. stop waits until nobody sends on it any more.
 func (s *Store) wake(ctx context.Context) (woken <-chan struct{}, stop func()) {
-	w, ok := s.driver.(Waker)
+	w, ok := s.driver.Driver.(Waker)
 	if !ok {
 		return nil, func() {}
 	}

@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"github.com/dexidp/dex/storage"
+
+	"gatehouse/test/peers"
 )
 
 func same[T any](v T) (T, error) { return v, nil }
@@ -118,6 +120,15 @@ func twoProcesses(t *testing.T, o Options, test func(t *testing.T, a, b *Store))
 	t.Run("postgres", func(t *testing.T) {
 		c := newDatabase(t)
 		a, b := openDatabase(t, c, o), openDatabase(t, c, o)
+		defer func() { must(t, errors.Join(a.Close(), b.Close())) }()
+		test(t, a, b)
+	})
+	t.Run("etcd", func(t *testing.T) {
+		server := etcdAt(peers.Etcd(t, peers.EtcdOptions{}))
+		a, err := OpenEtcd(t.Context(), server, o)
+		must(t, err)
+		b, err := OpenEtcd(t.Context(), server, o)
+		must(t, err)
 		defer func() { must(t, errors.Join(a.Close(), b.Close())) }()
 		test(t, a, b)
 	})

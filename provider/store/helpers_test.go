@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/dexidp/dex/storage"
+
+	"gatehouse/test/peers"
 )
 
 // childEnv names what a child process that is this test binary does instead of testing, with the files in its
@@ -64,6 +66,11 @@ func stores() map[string]func(testing.TB, Options) *Store {
 		"memory":   func(_ testing.TB, o Options) *Store { return Memory(o) },
 		"sqlite":   func(t testing.TB, o Options) *Store { return openFile(t, filepath.Join(t.TempDir(), "g.db"), o) },
 		"postgres": func(t testing.TB, o Options) *Store { return openDatabase(t, newDatabase(t), o) },
+		"etcd": func(t testing.TB, o Options) *Store {
+			s, err := OpenEtcd(t.Context(), etcdAt(peers.Etcd(t, peers.EtcdOptions{})), o)
+			must(t, err)
+			return s
+		},
 	}
 }
 

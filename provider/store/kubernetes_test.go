@@ -118,7 +118,7 @@ func TestKubernetesOutcomeAfterADoubtfulTry(t *testing.T) {
 	}{"429 says that nothing was done": {429, true}, "503 says nothing": {503, false}} {
 		for verb, second := range map[Verb]int{Create: 409, Put: 409, Delete: 404} {
 			synctest.Test(t, func(t *testing.T) {
-				o := op(verb, "a", "x", 7)
+				o := op(verb, "a", "", "x", 7)
 				var calls int
 				d := onTrip(func(r *http.Request) (int, http.Header, string) {
 					if r.Method == http.MethodGet {
@@ -187,7 +187,7 @@ func TestKubernetesFollowsNoRedirect(t *testing.T) {
 // The name of an object is a hash: whoever swaps two objects' names swaps no sessions.
 func TestKubernetesRefusesAnObjectOfAnotherName(t *testing.T) {
 	d := onTrip(func(*http.Request) (int, http.Header, string) {
-		o := objectOf(op(Create, "bob", "x", 0))
+		o := objectOf(op(Create, "bob", "", "x", 0))
 		o.Metadata.Name, o.Metadata.ResourceVersion = kubeName("k", "alice"), "5"
 		b, err := json.Marshal(o)
 		must(t, err)
@@ -205,11 +205,11 @@ func TestKubernetesGoesOnWithAScanThatWasForgotten(t *testing.T) {
 		asked = append(asked, token)
 		switch token {
 		case "":
-			return 200, nil, `{"metadata":{"resourceVersion":"5","continue":"old"},"items":[` + objectText(t, op(Create, "a", "x", 0), 3) + `]}`
+			return 200, nil, `{"metadata":{"resourceVersion":"5","continue":"old"},"items":[` + objectText(t, op(Create, "a", "", "x", 0), 3) + `]}`
 		case "old":
 			return 410, nil, `{"kind":"Status","code":410,"reason":"Expired","message":"too old","metadata":{"continue":"new"}}`
 		}
-		return 200, nil, `{"metadata":{"resourceVersion":"9"},"items":[` + objectText(t, op(Create, "b", "x", 0), 4) + `]}`
+		return 200, nil, `{"metadata":{"resourceVersion":"9"},"items":[` + objectText(t, op(Create, "b", "", "x", 0), 4) + `]}`
 	})
 	var got []string
 	for r, err := range d.Scan(t.Context(), Query{Kind: "k"}) {
@@ -247,7 +247,7 @@ func TestKubernetesChangesAreReadToWhereTheClusterWas(t *testing.T) {
 		case 2:
 			return "" // ended without a word
 		}
-		return `{"type":"MODIFIED","object":` + objectText(t, op(Put, "a", "x", 1), 18) + "}\n" + bookmark(21)
+		return `{"type":"MODIFIED","object":` + objectText(t, op(Put, "a", "", "x", 1), 18) + "}\n" + bookmark(21)
 	}))
 	page, err := d.Changes(t.Context(), 10, 10)
 	must(t, err)

@@ -106,7 +106,7 @@ func TestPostgresTLS(t *testing.T) {
 			continue
 		}
 		var encrypted bool
-		must(t, s.driver.(*postgresDriver).pool.QueryRow(t.Context(), "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()").Scan(&encrypted))
+		must(t, s.driver.Driver.(*postgresDriver).pool.QueryRow(t.Context(), "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()").Scan(&encrypted))
 		if want := tt.ssl.Mode != "disable"; encrypted != want {
 			t.Errorf("%s with %+v: encrypted is %v", tt.host, tt.ssl, encrypted)
 		}

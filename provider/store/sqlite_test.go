@@ -321,7 +321,7 @@ func TestWritesThatWaitShareACommit(t *testing.T) {
 	d, err := openSQLite(t.Context(), filepath.Join(t.TempDir(), "g.db"), quiet())
 	must(t, err)
 	defer func() { must(t, d.Close()) }()
-	write(t, d, op(Create, "taken", "", 0))
+	write(t, d, op(Create, "taken", "", "", 0))
 	ctx, cancel := context.WithCancel(t.Context())
 
 	d.writer.turn <- struct{}{} // somebody commits
@@ -334,7 +334,7 @@ func TestWritesThatWaitShareACommit(t *testing.T) {
 			c = ctx
 		}
 		go func() {
-			_, err := d.Write(c, []Op{op(Create, id, "", 0)})
+			_, err := d.Write(c, []Op{op(Create, id, "", "", 0)})
 			done <- err
 		}()
 	}
@@ -379,13 +379,13 @@ func TestFailedCommitFailsAll(t *testing.T) {
 	must(t, err)
 	defer func() { must(t, d.Close()) }()
 	for range 3 {
-		if _, err := d.Write(t.Context(), []Op{op(Create, "a", "", 0)}); err == nil || isOutcome(err) {
+		if _, err := d.Write(t.Context(), []Op{op(Create, "a", "", "", 0)}); err == nil || isOutcome(err) {
 			t.Errorf("got %v, want an error of the database", err)
 		}
 	}
 	_, err = d.writer.db.ExecContext(t.Context(), "PRAGMA query_only = 0")
 	must(t, err)
-	write(t, d, op(Create, "a", "", 0))
+	write(t, d, op(Create, "a", "", "", 0))
 }
 
 func TestFullDiskRefusesAndLosesNothing(t *testing.T) {
@@ -403,7 +403,7 @@ func TestFullDiskRefusesAndLosesNothing(t *testing.T) {
 	inParallel(t, 8, func(w int) error {
 		for i := range 10 {
 			id := fmt.Sprintf("%d-%d", w, i)
-			_, err := d.Write(ctx, []Op{op(Create, id, strings.Repeat("x", 4000), 0)})
+			_, err := d.Write(ctx, []Op{op(Create, id, "", strings.Repeat("x", 4000), 0)})
 			switch _, got := d.Read(ctx, "k", id); {
 			case err == nil && got != nil:
 				return fmt.Errorf("%s was confirmed and is lost: %w", id, got)
@@ -421,7 +421,7 @@ func TestFullDiskRefusesAndLosesNothing(t *testing.T) {
 		t.Errorf("stored %d and refused %d, want some of each", stored.Load(), refused.Load())
 	}
 	limit(1 << 30)
-	write(t, d, op(Create, "after", "", 0))
+	write(t, d, op(Create, "after", "", "", 0))
 	must(t, d.Close())
 	d, err = openSQLite(ctx, path, quiet())
 	must(t, err)

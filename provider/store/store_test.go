@@ -385,7 +385,11 @@ func fill(ctx context.Context, t testing.TB, s *Store, name string, n int, expir
 		must(t, err)
 		ops = append(ops, Op{Verb: Create, Record: r})
 	}
-	for batch := range slices.Chunk(ops, 5000) {
+	size := 5000
+	if _, ok := s.driver.Driver.(*etcdDriver); ok {
+		size = etcdTxnOps / 2 // each record has one index entry
+	}
+	for batch := range slices.Chunk(ops, size) {
 		if _, err := s.driver.Write(ctx, batch); err != nil {
 			t.Fatal(err)
 		}

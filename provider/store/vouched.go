@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/dexidp/dex/storage"
@@ -22,9 +23,21 @@ var vouches = kind[Vouched]{
 	expires: func(v *Vouched) time.Time { return v.Expiry },
 }
 
-// Vouch records all of list in one write, or nothing. It is no change of anything: nobody is told. (Over a Sequential driver an
-// error may leave some of it, each of which is true by itself.)
+// vouchBatch is how many users one write is about: few enough for any database's transaction.
+const vouchBatch = 32
+
+// Vouch records all of list, in several writes if it is long: after an error some of them may be recorded, each of
+// which is true by itself. It is no change of anything: nobody is told.
 func (s *Store) Vouch(ctx context.Context, list []Vouched) error {
+	for batch := range slices.Chunk(list, vouchBatch) {
+		if err := s.vouch(ctx, batch); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *Store) vouch(ctx context.Context, list []Vouched) error {
 	ops := make([]Op, len(list))
 	for i := range list {
 		r, err := vouches.encode(&list[i])

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"fmt"
 	"testing"
 	"time"
 )
@@ -34,6 +35,17 @@ func TestVouched(t *testing.T) {
 		}
 		if told != 0 {
 			t.Errorf("%d changes were told", told)
+		}
+		for range 2 { // first made, then replaced
+			var many []Vouched
+			for i := range 128 { // a whole answer of a directory
+				start = start.Add(time.Second)
+				many = append(many, Vouched{fmt.Sprint(i), "ldap", start, start.Add(time.Hour)})
+			}
+			must(t, s.Vouch(ctx, many))
+			if got := at("127"); !got.Equal(start) {
+				t.Errorf("the last of many: got %s, want %s", got, start)
+			}
 		}
 		if err := s.Vouch(ctx, []Vouched{{"ada", "ldap", start, start}, {"", "", start, start}}); err == nil || at("ada").Equal(start) {
 			t.Errorf("half of a list was written: %v", err)

@@ -3,7 +3,7 @@
 #
 #   test/tools/install.sh envoy           Envoy, into .tools/bin/envoy
 #   test/tools/install.sh demo            the same, unless an Envoy 1.37 or later is on PATH
-#   test/tools/install.sh test            Envoy, Node with oidc-provider, axe-core, Chromium, gcc, OpenLDAP, Samba, Kerberos, PostgreSQL, SQLite, strace, PyJWT
+#   test/tools/install.sh test            Envoy, Node with oidc-provider, axe-core, Chromium, gcc, OpenLDAP, Samba, Kerberos, etcd, PostgreSQL, SQLite, strace, PyJWT
 #
 # What is not in .tools/ comes from Debian's packages (12 or later), as root or through sudo.
 set -euo pipefail
@@ -160,6 +160,15 @@ need_directories() {
 	say "installed but neither started nor enabled: ${fresh[*]:-nothing new}"
 }
 
+# need_etcd makes sure of the etcd that the tests start themselves.
+need_etcd() {
+	[ ! -x /usr/bin/etcd ] || return 0
+	need_root etcd-server
+	forbid_services
+	apt_install etcd-server
+	"${root[@]}" update-rc.d etcd disable >&2 || say "etcd may start at the next boot: disable it by hand"
+}
+
 # need_compiler makes sure of gcc and the C library's headers, which the race detector's cgo needs.
 need_compiler() {
 	if ! command -v gcc >/dev/null || ! printf '#include <stdlib.h>\n' | gcc -E - >/dev/null 2>&1; then
@@ -197,6 +206,7 @@ test)
 	need_chromium
 	need_directories
 	need_postgres
+	need_etcd
 	need_curl
 	need_sqlite
 	need_strace
