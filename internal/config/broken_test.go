@@ -301,7 +301,6 @@ g.yaml:1: storage: is missing: add storage: {type: sqlite, config: {file: /var/l
 		{"issuer with dot segments", issuer("https://auth.example.com/a/../dex"), `g.yaml:1: issuer: want a path of letters, digits and . _ ~ - between single slashes, got "/a/../dex"`},
 		{"issuer with two slashes", issuer("https://auth.example.com//dex"), `g.yaml:1: issuer: want a path of letters, digits and . _ ~ - between single slashes, got "//dex"`},
 		{"storage without type", storage + "storage: {config: {file: /g.db}}\n", `g.yaml:3: storage: needs a type: memory, sqlite, postgres, etcd or kubernetes`},
-		{"storage of a later version", storage + "storage:\n  type: etcd\n  config: {endpoints: [\"http://127.0.0.1:2379\"]}\n", `g.yaml:4: storage.type: etcd comes with a later version: use postgres or sqlite`},
 		{"postgres without anything", storage + "storage: {type: postgres}\n", `g.yaml:3: storage.config: needs a database
 g.yaml:3: storage.config: needs a user`},
 		{"postgres with keys of others", storage + "storage:\n  type: postgres\n  config:\n    database: d\n    user: u\n    file: /g.db\n    endpoints: [a]\n    ssl: {serverName: x}\n", `g.yaml:8: storage.config.file: is not for postgres: remove it, or set type: sqlite
@@ -315,16 +314,13 @@ g.yaml:10: storage.config.ssl.serverName: is not for postgres: remove it, or set
 		{"postgres with a mode that may be plain", postgres + "    ssl: {mode: prefer}\n", `g.yaml:8: storage.config.ssl.mode: want disable, require, verify-ca or verify-full, got "prefer"`},
 		{"postgres with half a client certificate", postgres + "    ssl: {certFile: /c.crt}\n", `g.yaml:8: storage.config.ssl: needs both certFile and keyFile, or neither`},
 		{"postgres with a CA that is not there", postgres + "    ssl: {caFile: /nowhere}\n", `g.yaml:8: storage.config.ssl.caFile: /nowhere: the file does not exist`},
-		{"etcd without anything", storage + "storage: {type: etcd}\n", `g.yaml:3: storage.config: needs endpoints: a list such as [https://etcd-0:2379]
-g.yaml:3: storage.type: etcd comes with a later version: use postgres or sqlite`},
-		{"etcd with a bad endpoint and half a login", storage + "storage:\n  type: etcd\n  config:\n    endpoints: [\"http://u:hunter22@e:2379\"]\n    username: u\n", `g.yaml:4: storage.type: etcd comes with a later version: use postgres or sqlite
-g.yaml:5: storage.config: needs both username and password, or neither
+		{"etcd without anything", storage + "storage: {type: etcd}\n", `g.yaml:3: storage.config: needs endpoints: a list such as [https://etcd-0:2379]`},
+		{"etcd with a bad endpoint and half a login", storage + "storage:\n  type: etcd\n  config:\n    endpoints: [\"http://u:hunter22@e:2379\"]\n    username: u\n", `g.yaml:5: storage.config: needs both username and password, or neither
 g.yaml:6: storage.config.endpoints[0]: want a URL with a port, such as https://etcd-0:2379, got "http://[redacted]@e:2379"`},
-		{"kubernetes with both", storage + "storage:\n  type: kubernetes\n  config: {inCluster: true, kubeConfigFile: /k, namespace: A}\n", `g.yaml:4: storage.type: kubernetes comes with a later version: use postgres or sqlite
-g.yaml:5: storage.config: needs inCluster: true in a pod, or kubeConfigFile elsewhere, and not both
+		{"kubernetes with both", storage + "storage:\n  type: kubernetes\n  config: {inCluster: true, kubeConfigFile: /k, namespace: A}\n", `g.yaml:5: storage.config: needs inCluster: true in a pod, or kubeConfigFile elsewhere, and not both
 g.yaml:5: storage.config.kubeConfigFile: /k: the file does not exist
 g.yaml:5: storage.config.namespace: want the name of a namespace, got "A"`},
-		{"storage mysql", storage + "storage: {type: mysql}\n", `g.yaml:3: storage.type: mysql is not supported: use postgres or sqlite`},
+		{"storage mysql", storage + "storage: {type: mysql}\n", `g.yaml:3: storage.type: mysql is not supported: use postgres, etcd, kubernetes or sqlite`},
 		{"storage with a typing error", storage + "storage: {type: sqlite2}\n", `g.yaml:3: storage.type: want memory, sqlite, postgres, etcd or kubernetes, got "sqlite2": did you mean sqlite?`},
 		{"sqlite without file", storage + "storage: {type: sqlite3}\n", `g.yaml:3: storage.config.file: is missing: set it to the path of the database, such as /var/lib/gatehouse/gatehouse.db`},
 		{"sqlite in memory", storage + "storage: {type: sqlite3, config: {file: \":memory:\"}}\n", `g.yaml:3: storage.config.file: want a path, got ":memory:": for a database in memory set type: memory`},
