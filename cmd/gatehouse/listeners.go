@@ -13,7 +13,6 @@ import (
 
 	"google.golang.org/grpc"
 
-	"gatehouse/authz"
 	"gatehouse/internal/admin"
 	"gatehouse/internal/config"
 	"gatehouse/internal/listen"
@@ -82,7 +81,6 @@ func (s *service) limited(l net.Listener, name string) *listen.Listener {
 	switch name {
 	case "gateway.grpc":
 		o.Max, o.Plain, o.Traffic = maxCheckConnections, s.grpcTLS == nil, true
-		l = authz.Gather(l) // below: a handshake tells the connection that it is handed that it is of use
 	case "web.http":
 		o.Max = maxIssuerConnections
 	case "web.https":

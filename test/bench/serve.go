@@ -77,9 +77,6 @@ func serve(ctx context.Context, args []string) error {
 	if err := writeReady(*file, ready{Address: l.Addr().String(), Cookies: cookies}); err != nil {
 		return err
 	}
-	if r.rules > 0 { // as `gatehouse serve` has it
-		l = authz.Gather(l)
-	}
 	return server.Serve(l)
 }
 
