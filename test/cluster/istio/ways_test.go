@@ -46,8 +46,8 @@ func (c *cluster) envoyFilter(t *testing.T) {
 func (c *cluster) gatewayAPI(t *testing.T) {
 	s := &site{cluster: c, work: c.checkout(t), node: c.node(t, "istio-system"), you: c.browser(t)}
 	s.work.names(t)
-	for _, name := range []string{"tls", "issuer", "apps"} {
-		cert, key := c.certificate(t, map[string][]string{"tls": {issuerHost, appHost}, "issuer": {issuerHost}, "apps": {appHost}}[name]...)
+	for name, host := range map[string]string{"issuer": issuerHost, "apps": appHost} { // one for each listener, as the document wants
+		cert, key := c.certificate(t, host)
 		write(t, filepath.Join(s.work.dir, name+".crt"), cert)
 		write(t, filepath.Join(s.work.dir, name+".key"), key)
 	}
