@@ -35,6 +35,7 @@ func (s *Store) Reseal(ctx context.Context) (Resealed, error) {
 		return done, nil
 	}
 	var left error
+	probe := s.opts.Sealer.Seal(nil, nil, nil)
 	for _, kind := range lasting() {
 		for raw, err := range s.driver.Driver.Scan(ctx, Query{Kind: kind}) {
 			if err != nil {
@@ -57,6 +58,9 @@ func (s *Store) Reseal(ctx context.Context) (Resealed, error) {
 	}
 	if left != nil {
 		return done, fmt.Errorf("%d records: %w", done.Left, left)
+	}
+	if !s.opts.Sealer.Current(probe) { // what was read first is sealed with the key of then
+		return done, errors.New("store: another key seals since records began to be sealed anew: begin again")
 	}
 	raw, err := s.driver.Driver.Read(ctx, KindSecret, witnessID)
 	switch {

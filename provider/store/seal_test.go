@@ -5,7 +5,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
+	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -357,4 +360,100 @@ func FuzzOpenSealed(f *testing.F) {
 			t.Fatal("opens as another kind")
 		}
 	})
+}
+
+// scanHook calls f before the first record of a kind is scanned.
+type scanHook struct {
+	Driver
+	kind Kind
+	f    func()
+}
+
+func (d *scanHook) Scan(ctx context.Context, q Query) iter.Seq2[Record, error] {
+	if q.Kind == d.kind {
+		d.f()
+	}
+	return d.Driver.Scan(ctx, q)
+}
+
+// TestKeysChangeWhileRecordsAreSealedAnew pins that the old key is still needed then, although the last records have the new one.
+func TestKeysChangeWhileRecordsAreSealedAnew(t *testing.T) {
+	old, key := seal.NewKey(), seal.NewKey()
+	a := sealerOf(t, old)
+	d := &scanHook{Driver: newMemory(), kind: KindSession, f: func() {}}
+	s, err := New(t.Context(), d, Options{Sealer: a})
+	must(t, err)
+	fillSecrets(t, s)
+	d.f = func() { must(t, a.Replace([][]byte{key, old})) }
+	if _, err := s.Reseal(t.Context()); err == nil {
+		t.Error("it says that all is done")
+	}
+	if err := s.CheckSealer(t.Context(), sealerOf(t, key)); !errors.Is(err, ErrSealed) {
+		t.Errorf("the old key can go: %v", err)
+	}
+	d.f = func() {}
+	done, err := s.Reseal(t.Context())
+	must(t, err)
+	must(t, s.CheckSealer(t.Context(), sealerOf(t, key)))
+	if done.Records != len(lasting())-1 {
+		t.Errorf("got %+v, want all but the session", done)
+	}
+}
+
+// TestEveryKindLastsOrExpires makes whoever adds a kind say whether its records are sealed anew.
+func TestEveryKindLastsOrExpires(t *testing.T) {
+	src, err := os.ReadDir(".")
+	must(t, err)
+	short := []Kind{KindAuthRequest, KindAuthCode, KindDeviceRequest, KindDeviceToken, KindSpentCode, KindReplay, KindVouched}
+	found := 0
+	for _, f := range src {
+		if !strings.HasSuffix(f.Name(), ".go") || strings.HasSuffix(f.Name(), "_test.go") {
+			continue
+		}
+		text, err := os.ReadFile(f.Name())
+		must(t, err)
+		for _, m := range regexp.MustCompile(`Kind[A-Z]\w* +(?:Kind +)?= "(\w+)"`).FindAllSubmatch(text, -1) {
+			found++
+			if kind := Kind(m[1]); slices.Contains(short, kind) == slices.Contains(lasting(), kind) {
+				t.Errorf("%s: say in lasting whether its records are sealed anew, or here that they expire within hours", kind)
+			}
+		}
+	}
+	if want := len(short) + len(lasting()); found != want {
+		t.Errorf("found %d kinds, want %d", found, want)
+	}
+}
+
+// BenchmarkSealed compares a store that seals with one that does not.
+func BenchmarkSealed(b *testing.B) {
+	for name, open := range map[string]func(b *testing.B, o Options) *Store{
+		"memory": func(_ *testing.B, o Options) *Store { return Memory(o) },
+		"sqlite": func(b *testing.B, o Options) *Store { return openFile(b, filepath.Join(b.TempDir(), "g.db"), o) },
+	} {
+		for _, sealer := range []Sealer{nil, sealerOf(b, seal.NewKey())} {
+			s := open(b, Options{Sealer: sealer})
+			must(b, s.CreateAuthSession(b.Context(), newSession("sid", "alice")))
+			of := fmt.Sprintf("%s/sealed=%v/", name, sealer != nil)
+			b.Run(of+"get", func(b *testing.B) {
+				for b.Loop() {
+					if _, err := s.GetAuthSession(b.Context(), "sid"); err != nil {
+						b.Fatal(err)
+					}
+				}
+			})
+			b.Run(of+"update", func(b *testing.B) {
+				for b.Loop() {
+					must(b, s.UpdateAuthSession(b.Context(), "sid", touch))
+				}
+			})
+			n := 0
+			b.Run(of+"create", func(b *testing.B) {
+				for b.Loop() {
+					n++
+					must(b, s.CreateAuthSession(b.Context(), newSession(fmt.Sprint(n), "alice")))
+				}
+			})
+			must(b, s.Close())
+		}
+	}
 }
