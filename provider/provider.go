@@ -88,6 +88,7 @@ type Provider struct {
 
 	current   atomic.Pointer[generation]
 	reconcile sync.Mutex // of whoever brings stored users in line with the configuration
+	secrets   sync.Mutex // and its secrets
 }
 
 // New starts a provider. An error says which connector, or what else of the configuration, does not work. Reconcile
@@ -236,7 +237,13 @@ func (p *Provider) frontOptions(g *generation) front.Options {
 		Verify: func(ctx context.Context, raw string) (front.Token, error) {
 			return p.verify(ctx, raw, front.GatewayClient)
 		},
-		VerifyAny:  func(ctx context.Context, raw string) (front.Token, error) { return p.verify(ctx, raw, "") },
+		VerifyAny: func(ctx context.Context, raw string) (front.Token, error) {
+			t, err := p.verify(ctx, raw, "")
+			if err == nil {
+				err = g.cutoffs.clientStands(ctx, t)
+			}
+			return t, err
+		},
 		Vouch:      p.vouch,
 		CheckHint:  CheckHint,
 		Replayed:   p.replayed,
