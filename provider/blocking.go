@@ -149,6 +149,9 @@ func (p *Provider) endSessions(ctx context.Context, g *generation, connectorID, 
 		}
 	}
 	errs = append(errs, p.revokeRefresh(ctx, connectorID, userID)) // afterwards: a session gives new ones
+	if deviceFlow(g.config) {
+		errs = append(errs, p.forgetDevices(ctx, connectorID, userID))
+	}
 	return ended, errors.Join(errs...)
 }
 
@@ -184,4 +187,17 @@ func (p *Provider) revokeRefresh(ctx context.Context, connectorID, userID string
 		return fmt.Errorf("provider: revoke refresh tokens: %w", err)
 	}
 	return nil
+}
+
+// forgetDevices deletes the tokens that a user's devices have not fetched yet. There are few: they wait for some minutes.
+func (p *Provider) forgetDevices(ctx context.Context, connectorID, userID string) error {
+	err := p.store.DeleteDeviceTokens(ctx, func(t *storage.DeviceToken) bool {
+		made, err := readDeviceToken(t.Token)
+		if t.Token == "" || err != nil {
+			return false
+		}
+		user, connector, ok := front.ParseSubject(made.Subject)
+		return ok && user == userID && connector == connectorID
+	})
+	return wrapped("tokens of devices", err)
 }

@@ -166,3 +166,13 @@ func forEach[T any](ctx context.Context, s *Store, k *kind[T], f func(*T) error)
 	}
 	return nil
 }
+
+// DeleteDeviceTokens deletes those device tokens that match.
+func (s *Store) DeleteDeviceTokens(ctx context.Context, match func(*storage.DeviceToken) bool) error {
+	return forEach(ctx, s, &deviceTokens, func(v *storage.DeviceToken) error {
+		if !match(v) {
+			return nil
+		}
+		return remove(ctx, s, &deviceTokens, v.DeviceCode)
+	})
+}
