@@ -67,9 +67,9 @@ func withSecret(form url.Values) url.Values {
 // A device is one that shows its user a code.
 type device struct{ client, secret, code, userCode string }
 
-func (w *world) newDevice(client, secret string) device {
+func (w *world) newDevice(client, secret, scope string) device {
 	w.t.Helper()
-	form := url.Values{"client_id": {client}, "scope": {"openid offline_access"}}
+	form := url.Values{"client_id": {client}, "scope": {scope}}
 	if secret != "" {
 		form.Set("client_secret", secret)
 	}
@@ -132,7 +132,7 @@ func (w *world) hold() *holdings {
 		w.t.Fatalf("password grant: %d %v", status, answer)
 	}
 	h.code = w.browser().newCode("n")
-	h.done, h.waiting = w.newDevice("tv", ""), w.newDevice("tv", "")
+	h.done, h.waiting = w.newDevice("tv", "", "openid offline_access"), w.newDevice("tv", "", "openid offline_access")
 	if b := w.browser(); !h.done.agree(b) {
 		w.t.Fatalf("a device's user may not agree: %d at %s", b.code, b.last)
 	}
@@ -192,7 +192,7 @@ func cutRows() []cutRow {
 		}, true},
 		{"password grant", func(w *world, _ *holdings) bool { return w.grant("admin@example.com", "password") == http.StatusOK }, true},
 		{"password of a device's user", func(w *world, _ *holdings) bool {
-			d := w.newDevice("tv", "")
+			d := w.newDevice("tv", "", "openid offline_access")
 			return d.agree(w.browser()) && d.gets(w)
 		}, true},
 	}

@@ -32,7 +32,11 @@ func (p *Provider) markBefore(old, next *config.Config) {
 	}
 	ctx, cancel := context.WithTimeout(p.life, markTimeout)
 	defer cancel()
-	if err := p.markSecrets(ctx, next); err != nil {
+	err := p.markSecrets(ctx, old, true) // there are some already, unless Reconcile could not be
+	if err == nil {
+		err = p.markSecrets(ctx, next, false)
+	}
+	if err != nil {
 		p.log.ErrorContext(ctx, "changed secrets could not be stored; it is tried again", "error", err)
 	}
 }
@@ -41,7 +45,7 @@ func (p *Provider) markBefore(old, next *config.Config) {
 func (p *Provider) reconcileSecrets(ctx context.Context, c *config.Config) error {
 	p.secrets.Lock()
 	defer p.secrets.Unlock()
-	if err := p.markSecrets(ctx, c); err != nil {
+	if err := p.markSecrets(ctx, c, false); err != nil {
 		return err
 	}
 	var errs []error
@@ -61,8 +65,8 @@ func (p *Provider) reconcileSecrets(ctx context.Context, c *config.Config) error
 	return errors.Join(errs...)
 }
 
-// markSecrets marks what a configuration says and what it says no more.
-func (p *Provider) markSecrets(ctx context.Context, c *config.Config) error {
+// markSecrets marks what a configuration says and what it says no more. With first it only makes marks where there are none.
+func (p *Provider) markSecrets(ctx context.Context, c *config.Config, first bool) error {
 	want := map[string]map[string]string{store.MarkClient: clientPrints(c), store.MarkPassword: passwordPrints(c)}
 	var changed []store.Mark
 	for m, err := range p.store.Marks(ctx) {
@@ -72,7 +76,7 @@ func (p *Provider) markSecrets(ctx context.Context, c *config.Config) error {
 		if want[m.About] == nil { // of a newer Gatehouse
 			continue
 		}
-		if secretPrint := want[m.About][m.ID]; secretPrint != m.Print { // "" where it is gone
+		if secretPrint := want[m.About][m.ID]; secretPrint != m.Print && !first { // "" where it is gone
 			changed = append(changed, store.Mark{About: m.About, ID: m.ID, Print: secretPrint})
 		}
 		delete(want[m.About], m.ID)

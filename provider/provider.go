@@ -244,10 +244,13 @@ func (p *Provider) frontOptions(g *generation) front.Options {
 			}
 			return t, err
 		},
-		Vouch:      p.vouch,
-		CheckHint:  CheckHint,
-		Replayed:   p.replayed,
-		SignOut:    func(ctx context.Context, id string) (string, error) { return p.end(ctx, g, id, cause{by: byUser}) },
+		Vouch:     p.vouch,
+		CheckHint: CheckHint,
+		Replayed:  p.replayed,
+		SignOut:   func(ctx context.Context, id string) (string, error) { return p.end(ctx, g, id, cause{by: byUser}) },
+		PasswordChanged: func(ctx context.Context, connectorID, userID, kept string) {
+			p.passwordChanged(ctx, g, connectorID, userID, kept)
+		},
 		SkipChoice: !c.OAuth2.AlwaysShowLoginScreen,
 		RememberMe: true, Remembered: c.Sessions.RememberMeCheckedByDefault,
 		IPHeader: c.Web.ClientRemoteIP.Header, TrustedProxies: c.Web.ClientRemoteIP.Prefixes,
