@@ -52,14 +52,14 @@ func TestOperatorScripts(t *testing.T) {
 	}})
 }
 
-// operatedBy serves the admin listener of a provider on a unix socket.
-func operatedBy(t *testing.T, path string, atEnd func(func())) (*store.Store, error) {
+// serviceOn builds all parts of a gatehouse on a store, without a port.
+func serviceOn(t testing.TB, st *store.Store) (*service, error) {
 	t.Helper()
-	file := filepath.Join(t.TempDir(), "gatehouse.yaml")
-	hash, err := bcrypt.GenerateFromPassword([]byte("of this test only"), 10)
+	hash, err := bcrypt.GenerateFromPassword([]byte("of this test only"), bcrypt.DefaultCost)
 	if err != nil {
 		return nil, err
 	}
+	file := filepath.Join(t.TempDir(), "gatehouse.yaml")
 	if err := os.WriteFile(file, bytes.ReplaceAll([]byte(operated), []byte("HASH"), hash), 0o600); err != nil {
 		return nil, err
 	}
@@ -67,10 +67,16 @@ func operatedBy(t *testing.T, path string, atEnd func(func())) (*store.Store, er
 	if err != nil {
 		return nil, err
 	}
-	s := &service{cfg: l.cfg, log: slog.New(slog.DiscardHandler), registry: prometheus.NewRegistry(), audit: audit.NewWriter(t.Output(), auditQueue)}
+	s := &service{cfg: l.cfg, log: slog.New(slog.DiscardHandler), registry: prometheus.NewRegistry(), audit: audit.NewWriter(t.Output(), auditQueue), store: st}
 	s.auditLog = s.log
-	s.store = store.Memory(store.Options{Now: utc})
-	if err := s.build(t.Context()); err != nil {
+	return s, s.build(t.Context())
+}
+
+// operatedBy serves the admin listener of a provider on a unix socket.
+func operatedBy(t *testing.T, path string, atEnd func(func())) (*store.Store, error) {
+	t.Helper()
+	s, err := serviceOn(t, store.Memory(store.Options{Now: utc}))
+	if err != nil {
 		return nil, err
 	}
 	listener, err := new(net.ListenConfig).Listen(t.Context(), "unix", path)
