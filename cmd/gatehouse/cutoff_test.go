@@ -13,9 +13,8 @@ import (
 	"gatehouse/authz/session"
 	"gatehouse/provider"
 	"gatehouse/provider/store"
+	"gatehouse/provider/store/storetest"
 	"gatehouse/test/peers"
-
-	"github.com/dexidp/dex/storage"
 )
 
 // Of cut-offs: how many a test makes, and in what time all replicas have to obey.
@@ -99,14 +98,9 @@ type cutter struct {
 func (c *cutter) cut(ctx context.Context) (same, across time.Duration, err error) {
 	c.next++
 	user, id := fmt.Sprintf("user-%d", c.next), fmt.Sprintf("session-%d", c.next)
-	now := utc()
-	if err := errors.Join(
-		c.here.store.CreateUserIdentity(ctx, storage.UserIdentity{UserID: user, ConnectorID: "staff", Claims: storage.Claims{UserID: user}, LastLogin: now}),
-		c.here.store.CreateAuthSession(ctx, storage.AuthSession{
-			ID: id, Secret: "x", UserID: user, ConnectorID: "staff", CreatedAt: now, LastActivity: now,
-			IdleExpiry: now.Add(time.Hour), AbsoluteExpiry: now.Add(time.Hour),
-		}),
-	); err != nil {
+	who := storetest.Person{Connector: "staff", ID: user, LastLogin: utc()}
+	err = errors.Join(storetest.AddPerson(ctx, c.here.store, who), storetest.AddSession(ctx, c.here.store, id, who, utc().Add(time.Hour)))
+	if err != nil {
 		return 0, 0, err
 	}
 	for _, s := range []*service{c.here, c.there} { // both know it by heart
