@@ -199,6 +199,7 @@ func (p *Provider) end(ctx context.Context, g *generation, id string, why cause)
 	refresh := tokens.NewRefreshStore(g.storage, p.now, p.dexLog)
 	refresh.RevokeClients(ctx, s.UserID, s.ConnectorID, g.boundClients(ctx, s))
 	g.dex.Backchannel().Notify(ctx, &s)
+	p.forget(ctx, s.ConnectorID, s.UserID)
 
 	door, ok := g.doors.Door(s.ConnectorID)
 	if !ok {
@@ -245,5 +246,6 @@ func (p *Provider) endAll(ctx context.Context, g *generation, connectorID, userI
 		}
 	}
 	tokens.NewRefreshStore(g.storage, p.now, p.dexLog).RevokeAll(ctx, userID, connectorID)
+	p.forget(ctx, connectorID, userID)
 	return errors.Join(errs...)
 }

@@ -437,19 +437,38 @@ func (d *Doors) Asker(id string) (a Asker, release func(), err error) {
 	}
 	door, open := d.live.Load().byID[id]
 	if !open {
-		for _, c := range d.configured {
-			if c.ID == id && c.Type == typeLDAP {
-				return nil, nil, errNotOpen
-			}
-		}
-		return nil, nil, nil
+		return d.askerOfClosed(id)
 	}
-	a, ok := door.inner.(Asker)
-	if !ok || id == dexconnectors.LocalConnector {
+	if a = door.asker(); a == nil {
 		return nil, nil, nil
 	}
 	door.handle.users.Add(1)
 	return a, func() { door.handle.release(d.opts.Log, id) }, nil
+}
+
+// asker returns who says who the users of the door are now, nil if nobody does.
+func (d *Door) asker() Asker {
+	if a, ok := d.inner.(Asker); ok && d.ID != dexconnectors.LocalConnector {
+		return a
+	}
+	if a := d.upstream(); a != nil {
+		return a
+	}
+	return nil
+}
+
+// askerOfClosed is Asker for a connector that is not open. Those that cannot be asked about by nature must not wait for it.
+func (d *Doors) askerOfClosed(id string) (Asker, func(), error) {
+	for _, c := range d.configured {
+		switch {
+		case c.ID != id:
+		case c.Type == typeLDAP:
+			return nil, nil, errNotOpen
+		case d.opts.Upstream != nil && AsksUpstream(c.Type):
+			return &upstreamAsker{up: d.opts.Upstream, door: id, kind: c.Type, config: c.ResourceVersion}, func() {}, nil
+		}
+	}
+	return nil, nil, nil
 }
 
 // Configured reports whether there is a connector of that id, open or not.
@@ -468,7 +487,7 @@ const typeLDAP = "ldap"
 func (d *Doors) Replaced(before *Doors) (ids []string) {
 	old := before.live.Load().byID
 	for id, door := range d.live.Load().byID {
-		if _, asks := door.inner.(Asker); asks && (old[id] == nil || old[id].handle != door.handle) {
+		if door.asker() != nil && (old[id] == nil || old[id].handle != door.handle) {
 			ids = append(ids, id)
 		}
 	}
