@@ -214,7 +214,12 @@ func TestUpstreamClaimOfTheDead(t *testing.T) {
 			t.Fatalf("no claim: %v", err)
 		}
 		began := time.Now()
-		expect(t, "the other replica", b.says(t.Context(), "ada"), "staff")
+		expect(t, "the other replica", b.says(t.Context(), "ada"), string(connectors.Unavailable))
+		if took := time.Since(began); took >= longestWait {
+			t.Errorf("it waited for %s, want less than a request does", took)
+		}
+		for b.says(t.Context(), "ada") != "staff" && time.Since(began) < time.Minute {
+		}
 		if took := time.Since(began); took < claimFor || took > claimFor+time.Second {
 			t.Errorf("it went on after %s, want %s", took, claimFor)
 		}
@@ -236,10 +241,12 @@ func TestUpstreamSlowAnswer(t *testing.T) {
 		hold := make(chan struct{})
 		p.set(func() { p.hold = hold })
 		var all sync.WaitGroup
-		for _, r := range []replica{a, b} {
-			all.Go(func() { expect(t, "waited", r.says(t.Context(), "ada"), "staff") })
+		all.Go(func() { expect(t, "who asks", a.says(t.Context(), "ada"), "staff") })
+		synctest.Wait()
+		for began := time.Now(); time.Since(began) < askTimeout-time.Second; {
+			expect(t, "who does not", b.says(t.Context(), "ada"), string(connectors.Unavailable))
 		}
-		pass(askTimeout - time.Second)
+		all.Go(func() { expect(t, "and in the end", b.says(t.Context(), "ada"), "staff") })
 		close(hold)
 		all.Wait()
 		if p.asked != 1 || p.reused != 0 {
