@@ -82,6 +82,7 @@ type Provider struct {
 	life     context.Context // of all generations: that of New
 	devices  front.Devices
 	live     *identity.Live
+	upstream *identity.Upstream
 	asked    askedLately
 	missing  sync.Map // of connector ids, since when a time.Time says that there is none
 	ended    *prometheus.CounterVec
@@ -101,7 +102,7 @@ func New(ctx context.Context, o Options) (*Provider, error) {
 		return nil, err
 	}
 	p.keyCache.follow(ctx, o.Log)
-	p.live = p.newLive(o.Config)
+	p.live, p.upstream = p.newLive(o.Config), p.newUpstream()
 	for _, c := range []prometheus.Collector{p.requests, p.ended, p.live.Collector(), identity.DirectoryCollector(p.doors)} {
 		if err := o.Registry.Register(c); err != nil {
 			return nil, fmt.Errorf("provider: metrics: %w", err)

@@ -137,7 +137,7 @@ func (p *Provider) Subscribe(f func(Change)) (cancel func()) {
 			f(Change{})
 		case store.KindAuthRequest, store.KindAuthCode, store.KindRefreshToken, store.KindOffline, store.KindDeviceRequest,
 			store.KindDeviceToken, store.KindClient, store.KindConnector, store.KindKeys, store.KindSecret,
-			store.KindSpentCode, store.KindReplay, store.KindVouched, store.KindMark:
+			store.KindSpentCode, store.KindReplay, store.KindVouched, store.KindMark, store.KindGrants:
 		}
 	})
 }
@@ -199,6 +199,7 @@ func (p *Provider) end(ctx context.Context, g *generation, id string, why cause)
 	refresh := tokens.NewRefreshStore(g.storage, p.now, p.dexLog)
 	refresh.RevokeClients(ctx, s.UserID, s.ConnectorID, g.boundClients(ctx, s))
 	g.dex.Backchannel().Notify(ctx, &s)
+	p.forget(ctx, s.ConnectorID, s.UserID)
 
 	door, ok := g.doors.Door(s.ConnectorID)
 	if !ok {

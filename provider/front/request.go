@@ -33,6 +33,8 @@ type request struct {
 
 	sealed string // as it stands in the page's URL
 	bind   string // of the issuer's pre-cookie; empty for the gateway's, which are bound to that of the app host
+
+	until time.Time // when the identity provider's session ends, and ours with it; zero: it does not say
 }
 
 // authorization is the sealed form of an outside client's request.

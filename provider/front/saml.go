@@ -104,11 +104,12 @@ func (f *Front) samlCallback(w http.ResponseWriter, r *http.Request) {
 	if !ok {
 		return
 	}
-	id, err := door.FinishSAML(r.Context(), q.scopes(), r.PostForm.Get("SAMLResponse"), st.Request)
+	id, end, err := door.FinishSAML(r.Context(), q.scopes(), r.PostForm.Get("SAMLResponse"), st.Request)
 	if err != nil {
 		f.refuse(w, r, q, door, "", err)
 		return
 	}
+	q.until = end
 	f.complete(w, r, q, door, id, f.Remembered)
 }
 

@@ -349,7 +349,7 @@ func (f *Front) complete(w http.ResponseWriter, r *http.Request, q *request, doo
 	}
 	sid := ""
 	if err == nil {
-		sid, err = f.settle(r, a, remember)
+		sid, err = f.settle(r, a, remember, q.until)
 	}
 	if err != nil {
 		f.result(r, q, door.ID, id.Email, "failed", err)
@@ -371,8 +371,8 @@ func (f *Front) supersede(w http.ResponseWriter, r *http.Request, connectorID, u
 }
 
 // settle finds the session that Dex made or continued, makes its cookie last as the user chose, and renews the
-// absolute lifetime, since a credential was just accepted.
-func (f *Front) settle(r *http.Request, a *answer, remember bool) (sid string, err error) {
+// absolute lifetime, since a credential was just accepted; it ends at until, if that is not zero.
+func (f *Front) settle(r *http.Request, a *answer, remember bool, until time.Time) (sid string, err error) {
 	cfg := f.Sessions.Config
 	c, ok := a.cookies[cfg.CookieName]
 	if !ok || c.MaxAge < 0 {
@@ -386,8 +386,8 @@ func (f *Front) settle(r *http.Request, a *answer, remember bool) (sid string, e
 	if err != nil {
 		return "", fmt.Errorf("read the new session: %w", err)
 	}
-	if now := f.Now(); s.AbsoluteExpiry.Before(now.Add(cfg.AbsoluteLifetime - time.Minute)) {
-		if err := f.renew(r, sid, now); err != nil {
+	if now := f.Now(); s.AbsoluteExpiry.Before(now.Add(cfg.AbsoluteLifetime-time.Minute)) || !until.IsZero() {
+		if err := f.renew(r, sid, now, until); err != nil {
 			return "", err
 		}
 	}

@@ -126,9 +126,19 @@ func (f *Front) outlives(ctx context.Context, client, userID, connectorID string
 	return err == nil && o.Refresh[client] != nil
 }
 
-// parseSubject reads Dex's "sub": the base64 of a message of two strings, user and connector.
+// parseSubject reads Dex's "sub": user and connector.
 func parseSubject(sub string) (userID, connectorID string, ok bool) {
-	b, err := base64.RawURLEncoding.DecodeString(sub)
+	userID, connectorID, ok = twoStrings(sub)
+	if !ok {
+		return "", "", false
+	}
+	again, err := tokens.GenSubject(userID, connectorID)
+	return userID, connectorID, err == nil && again == sub
+}
+
+// twoStrings reads the base64 of a message of two strings: Dex's "sub", or one of its refresh tokens, its id and secret.
+func twoStrings(raw string) (first, second string, ok bool) {
+	b, err := base64.RawURLEncoding.DecodeString(raw)
 	for err == nil && len(b) > 0 {
 		num, typ, n := protowire.ConsumeTag(b)
 		if n < 0 || typ != protowire.BytesType {
@@ -139,14 +149,13 @@ func parseSubject(sub string) (userID, connectorID string, ok bool) {
 			return "", "", false
 		}
 		if num == 1 {
-			userID = v
+			first = v
 		} else if num == 2 {
-			connectorID = v
+			second = v
 		}
 		b = b[n+m:]
 	}
-	again, err := tokens.GenSubject(userID, connectorID)
-	return userID, connectorID, err == nil && again == sub
+	return first, second, err == nil
 }
 
 // discovery is Dex's discovery document (OpenID Connect Discovery 1.0 section 4.2) without what is closed here.

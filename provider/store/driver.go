@@ -29,6 +29,7 @@ const (
 	KindReplay        Kind = "replay"
 	KindVouched       Kind = "vouched"
 	KindMark          Kind = "mark"
+	KindGrants        Kind = "upstream_grants"
 )
 
 var (
