@@ -84,6 +84,7 @@ type Provider struct {
 	asked    askedLately
 	missing  sync.Map // of connector ids, since when a time.Time says that there is none
 	ended    *prometheus.CounterVec
+	outbox   *outbox
 	reloaded chan struct{} // of one element: there is another configuration
 
 	current   atomic.Pointer[generation]
@@ -99,7 +100,7 @@ func New(ctx context.Context, o Options) (*Provider, error) {
 		return nil, fmt.Errorf("provider: cookie key: %w", err)
 	}
 	p.live = p.newLive(o.Config)
-	for _, c := range []prometheus.Collector{p.requests, p.ended, p.live.Collector(), identity.DirectoryCollector(p.doors)} {
+	for _, c := range append(p.outbox.collectors(), p.requests, p.ended, p.live.Collector(), identity.DirectoryCollector(p.doors)) {
 		if err := o.Registry.Register(c); err != nil {
 			return nil, fmt.Errorf("provider: metrics: %w", err)
 		}
@@ -110,6 +111,7 @@ func New(ctx context.Context, o Options) (*Provider, error) {
 	}
 	p.current.Store(g)
 	go p.collectGarbage(ctx)
+	go p.outbox.run(ctx)
 	if o.Config.Gateway != nil { // else users are in use for a moment only
 		go p.live.Watch(ctx, func() *identity.Doors { return p.current.Load().doors }, p.reloaded)
 	}
@@ -130,6 +132,8 @@ func newProvider(ctx context.Context, o Options) *Provider {
 		dexLog: slog.New(quiet{o.Log.Handler()}).With("part", "dex"), life: ctx,
 		ended: newEnded(), reloaded: make(chan struct{}, 1),
 	}
+	p.outbox = newOutbox(p.store, p.now, p.log)
+	p.outbox.client, p.outbox.sign = p.clientNow, p.signLogout
 	p.keys = &KeySet{issuer: p.issuer.String(), now: p.now}
 	p.keyCache = &keyCache{Store: p.store, now: p.now, set: p.keys}
 	p.keys.reread = func(ctx context.Context) error {

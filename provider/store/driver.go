@@ -28,6 +28,9 @@ const (
 	KindSpentCode     Kind = "spent_code"
 	KindReplay        Kind = "replay"
 	KindVouched       Kind = "vouched"
+	KindOutbox        Kind = "outbox"
+	KindUpstream      Kind = "upstream_session"
+	KindSeen          Kind = "seen"
 )
 
 var (
