@@ -243,6 +243,7 @@ func (p *Provider) frontOptions(g *generation) front.Options {
 		VerifyAny:  func(ctx context.Context, raw string) (front.Token, error) { return p.verify(ctx, raw, "") },
 		Vouch:      p.vouch,
 		CheckHint:  CheckHint,
+		VerifyHint: p.verifyHint,
 		Replayed:   p.replayed,
 		SignOut:    func(ctx context.Context, id string) (string, error) { return p.end(ctx, g, id, cause{by: byUser}) },
 		SkipChoice: !c.OAuth2.AlwaysShowLoginScreen,

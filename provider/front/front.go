@@ -43,11 +43,13 @@ const (
 	PurposeUpstream      seal.Purpose = "upstream state"
 	PurposeSAML          seal.Purpose = "saml state"
 	PurposeClientState   seal.Purpose = "gateway client state"
+	PurposeLogout        seal.Purpose = "logout form"
+	PurposeLoggedOut     seal.Purpose = "upstream logout state"
 )
 
 // Purposes are what a ring needs for New.
 func Purposes() []seal.Purpose {
-	return []seal.Purpose{handoff.PurposeRequest, handoff.PurposeTicket, handoff.PurposeCookie, PurposeAuthorization, PurposeUpstream, PurposeSAML, PurposeClientState}
+	return []seal.Purpose{handoff.PurposeRequest, handoff.PurposeTicket, handoff.PurposeCookie, PurposeAuthorization, PurposeUpstream, PurposeSAML, PurposeClientState, PurposeLogout, PurposeLoggedOut}
 }
 
 // A TokenVerifier checks a token of this issuer.
@@ -70,6 +72,8 @@ type Options struct {
 	Vouch func(ctx context.Context, connectorID, userID string, since time.Time) error
 	// CheckHint refuses what is no ID Token of this issuer by its form.
 	CheckHint func(raw string) error
+	// VerifyHint checks an ID Token that may have expired: ErrFormerKey where it is of a key that is not published any more.
+	VerifyHint TokenVerifier
 	// Replayed reports whether a token of a user is void since the code that led to it was used twice.
 	Replayed func(ctx context.Context, t Token, userID, connectorID string) (bool, error)
 	SignOut  func(ctx context.Context, sessionID string) (next string, err error)
