@@ -94,8 +94,14 @@ func newOutbox(s *store.Store, now func() time.Time, log *slog.Logger) *outbox {
 	}
 }
 
-func (o *outbox) collectors() []prometheus.Collector {
-	return []prometheus.Collector{o.pending, o.delivered, o.failed}
+// Describe implements prometheus.Collector.
+func (o *outbox) Describe(out chan<- *prometheus.Desc) { prometheus.DescribeByCollect(o, out) }
+
+// Collect implements prometheus.Collector.
+func (o *outbox) Collect(out chan<- prometheus.Metric) {
+	for _, c := range []prometheus.Collector{o.pending, o.delivered, o.failed} {
+		c.Collect(out)
+	}
 }
 
 // look has the outbox look for what is due, now.

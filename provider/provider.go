@@ -81,6 +81,7 @@ type Provider struct {
 	life     context.Context // of all generations: that of New
 	devices  front.Devices
 	live     *identity.Live
+	upstream *identity.Upstream
 	asked    askedLately
 	missing  sync.Map // of connector ids, since when a time.Time says that there is none
 	ended    *prometheus.CounterVec
@@ -99,8 +100,8 @@ func New(ctx context.Context, o Options) (*Provider, error) {
 	if p.sso, err = hkdf.Key(sha256.New, o.CookieKey, nil, "gatehouse sso cookie", 32); err != nil {
 		return nil, fmt.Errorf("provider: cookie key: %w", err)
 	}
-	p.live = p.newLive(o.Config)
-	for _, c := range append(p.outbox.collectors(), p.requests, p.ended, p.live.Collector(), identity.DirectoryCollector(p.doors)) {
+	p.live, p.upstream = p.newLive(o.Config), p.newUpstream()
+	for _, c := range []prometheus.Collector{p.requests, p.ended, p.outbox, p.live.Collector(), identity.DirectoryCollector(p.doors)} {
 		if err := o.Registry.Register(c); err != nil {
 			return nil, fmt.Errorf("provider: metrics: %w", err)
 		}

@@ -137,7 +137,7 @@ func (p *Provider) Subscribe(f func(Change)) (cancel func()) {
 			f(Change{})
 		case store.KindAuthRequest, store.KindAuthCode, store.KindRefreshToken, store.KindOffline, store.KindDeviceRequest,
 			store.KindDeviceToken, store.KindClient, store.KindConnector, store.KindKeys, store.KindSecret,
-			store.KindSpentCode, store.KindReplay, store.KindVouched, store.KindOutbox, store.KindUpstream, store.KindSeen:
+			store.KindSpentCode, store.KindReplay, store.KindVouched, store.KindGrants, store.KindOutbox, store.KindUpstream, store.KindSeen:
 		}
 	})
 }
@@ -202,6 +202,7 @@ func (p *Provider) end(ctx context.Context, g *generation, id string, why cause)
 	ctx = context.WithoutCancel(ctx) // the session is over: what follows from it is not to be lost to a closed connection
 	refresh := tokens.NewRefreshStore(g.storage, p.now, p.dexLog)
 	refresh.RevokeClients(ctx, s.UserID, s.ConnectorID, g.boundClients(ctx, s))
+	p.forget(ctx, s.ConnectorID, s.UserID)
 
 	door, ok := g.doors.Door(s.ConnectorID)
 	if !ok {
@@ -248,5 +249,6 @@ func (p *Provider) endAll(ctx context.Context, g *generation, connectorID, userI
 		}
 	}
 	tokens.NewRefreshStore(g.storage, p.now, p.dexLog).RevokeAll(ctx, userID, connectorID)
+	p.forget(ctx, connectorID, userID)
 	return errors.Join(errs...)
 }

@@ -132,7 +132,16 @@ func serve(ctx context.Context, l loaded, stdout, stderr io.Writer) error {
 	if !interrupt() {
 		return nil
 	}
-	return s.run(ctx, background, stop, newReloads(s, l, hangup))
+	err = s.run(ctx, background, stop, newReloads(s, l, hangup))
+	s.finish(context.WithoutCancel(ctx))
+	return err
+}
+
+// finish waits for what must be in the store before it closes: an identity provider's answer may have the only token that is still good.
+func (s *service) finish(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, drainTime)
+	defer cancel()
+	s.provider.Finish(ctx)
 }
 
 func (s *service) flushAudit(ctx context.Context) {

@@ -76,7 +76,7 @@ func failureOf(reason connectors.Reason) web.Failure {
 		return web.OtherWorkstation
 	case connectors.Busy:
 		return web.Busy
-	case connectors.Unavailable, connectors.UpstreamRefused:
+	case connectors.Unavailable, connectors.UpstreamRefused, connectors.Unaskable:
 		return web.DirectoryUnavailable
 	}
 	return web.DirectoryUnavailable

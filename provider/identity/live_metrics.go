@@ -13,6 +13,7 @@ const (
 	resultChanged     = "changed"
 	resultEnded       = "ended"
 	resultUnavailable = "unavailable"
+	resultUnaskable   = "unaskable"
 )
 
 // liveMetrics are those of a Live. Their labels are connectors of the configuration and the words above.
@@ -111,7 +112,7 @@ func (s *source) underWay() int {
 
 // oldest is the age of the oldest answer about a user who was seen lately.
 func (s *source) oldest() time.Duration {
-	at, lately, age := s.live.nowMilli(), s.live.lately(), int64(0)
+	at, lately, age := s.live.nowMilli(), s.lately(), int64(0)
 	for _, u := range s.live.usersOf(s.connector) {
 		u.mu.Lock()
 		if u.seen >= lately {

@@ -31,6 +31,7 @@ const (
 	KindOutbox        Kind = "outbox"
 	KindUpstream      Kind = "upstream_session"
 	KindSeen          Kind = "seen"
+	KindGrants        Kind = "upstream_grants"
 )
 
 var (
