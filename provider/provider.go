@@ -247,6 +247,10 @@ func (p *Provider) frontOptions(g *generation) front.Options {
 		VerifyHint: p.verifyHint,
 		Replayed:   p.replayed,
 		SignOut:    func(ctx context.Context, id string) (string, error) { return p.end(ctx, g, id, cause{by: byUser}) },
+		Link:       p.link,
+		UpstreamLogout: func(ctx context.Context, connector, token string) error {
+			return p.upstreamLogout(ctx, g, connector, token)
+		},
 		SkipChoice: !c.OAuth2.AlwaysShowLoginScreen,
 		RememberMe: true, Remembered: c.Sessions.RememberMeCheckedByDefault,
 		IPHeader: c.Web.ClientRemoteIP.Header, TrustedProxies: c.Web.ClientRemoteIP.Prefixes,

@@ -148,6 +148,7 @@ const (
 	byOperator  = "operator"
 	byFile      = "configuration" // the user is not in the file any more
 	byDirectory = "directory"     // the connector says that the user may not go on
+	byUpstream  = "upstream"      // the identity provider says that its session has ended
 )
 
 // A cause is who ended a session, and why where that is not said by it.
@@ -203,6 +204,7 @@ func (p *Provider) end(ctx context.Context, g *generation, id string, why cause)
 	refresh := tokens.NewRefreshStore(g.storage, p.now, p.dexLog)
 	refresh.RevokeClients(ctx, s.UserID, s.ConnectorID, g.boundClients(ctx, s))
 	p.forget(ctx, s.ConnectorID, s.UserID)
+	p.unlink(ctx, g, s.ConnectorID, id)
 
 	door, ok := g.doors.Door(s.ConnectorID)
 	if !ok {

@@ -77,6 +77,11 @@ type Options struct {
 	// Replayed reports whether a token of a user is void since the code that led to it was used twice.
 	Replayed func(ctx context.Context, t Token, userID, connectorID string) (bool, error)
 	SignOut  func(ctx context.Context, sessionID string) (next string, err error)
+	// Link remembers which session of the upstream a session is of, so that the upstream can end it.
+	Link func(ctx context.Context, sessionID, connectorID, userID string, from identity.UpstreamSession) error
+	// UpstreamLogout ends the sessions that a logout token of the upstream behind a connector names: ErrNoUpstream where there is none that sends such;
+	// ErrLogoutUnknown where it could not be done now; any other error is the token's.
+	UpstreamLogout func(ctx context.Context, connectorID, token string) error
 	Ring     *seal.Ring
 	Hosts    *hosts.Set // nil: a provider only, without gateway
 	Prefix   string     // of the gateway's own paths on app hosts
@@ -118,6 +123,7 @@ type Front struct {
 		address, devices, plain minutely // a missing client address, too many devices, and Kerberos over plain http
 		app, near, other        minutely // requests under another host: an app's, one that browsers cannot know, any other
 		path, scheme            minutely // a path that was cut on the way, and https before an issuer on http
+		logout                  minutely // a logout token that is not good
 	}
 }
 
@@ -201,6 +207,7 @@ func (f *Front) routes() *http.ServeMux {
 	page("GET /logout/callback", f.leaving(f.logoutCallback))
 	page("GET /logout", f.leaving(f.logout))
 	page("POST /logout", f.leaving(f.logout))
+	m.HandleFunc("POST "+f.base+UpstreamLogoutPath+"{connector}", f.upstreamLogout)
 	for _, p := range []string{
 		"/approval", "/mfa", "/mfa/totp", "/mfa/webauthn", "/mfa/webauthn/register/begin",
 		"/mfa/webauthn/register/finish", "/mfa/webauthn/login/begin", "/mfa/webauthn/login/finish",
