@@ -254,8 +254,9 @@ func (p *Provider) frontOptions(g *generation) front.Options {
 		SkipChoice: !c.OAuth2.AlwaysShowLoginScreen,
 		RememberMe: true, Remembered: c.Sessions.RememberMeCheckedByDefault,
 		IPHeader: c.Web.ClientRemoteIP.Header, TrustedProxies: c.Web.ClientRemoteIP.Prefixes,
-		CountNetworks: c.Web.ClientRemoteIP.Header != "",
-		Routes:        front.Routes{Device: deviceFlow(c)}, Devices: &p.devices, DevicesFor: c.Expiry.DeviceRequests.Std(),
+		CountNetworks:  c.Web.ClientRemoteIP.Header != "",
+		AllowedOrigins: c.Web.AllowedOrigins, Headers: c.Web.Headers.HTTP(), Refresh: refreshPolicy(c, o.Now), RefreshIdle: c.Expiry.RefreshTokens.ValidIfNotUsedFor.Std(),
+		Routes: front.Routes{Device: deviceFlow(c)}, Devices: &p.devices, DevicesFor: c.Expiry.DeviceRequests.Std(),
 		Now: o.Now, Log: o.Log, Audit: o.Audit, Registerer: o.Registry,
 	}
 	if g := c.Gateway; g != nil {

@@ -28,6 +28,7 @@ import (
 
 	"github.com/dexidp/dex/server/reqctx"
 	"github.com/dexidp/dex/server/session"
+	"github.com/dexidp/dex/server/tokens"
 	"github.com/dexidp/dex/storage"
 )
 
@@ -82,11 +83,11 @@ type Options struct {
 	// UpstreamLogout ends the sessions that a logout token of the upstream behind a connector names: ErrNoUpstream where there is none that sends such;
 	// ErrLogoutUnknown where it could not be done now; any other error is the token's.
 	UpstreamLogout func(ctx context.Context, connectorID, token string) error
-	Ring     *seal.Ring
-	Hosts    *hosts.Set // nil: a provider only, without gateway
-	Prefix   string     // of the gateway's own paths on app hosts
-	SameSite http.SameSite
-	Pages    *web.Pages
+	Ring           *seal.Ring
+	Hosts          *hosts.Set // nil: a provider only, without gateway
+	Prefix         string     // of the gateway's own paths on app hosts
+	SameSite       http.SameSite
+	Pages          *web.Pages
 	// SkipChoice goes straight to the only connector where it is not a password connector.
 	SkipChoice bool
 	// RememberMe shows the choice, Remembered is its default.
@@ -97,6 +98,11 @@ type Options struct {
 	// CountNetworks counts failures by the client's network; only right where the client's address is known.
 	CountNetworks bool
 	Routes        Routes
+	// AllowedOrigins may read the answers to programs (CORS), "*" is all; Headers are set on these.
+	AllowedOrigins []string
+	Headers        http.Header
+	Refresh        *tokens.RefreshStrategy // says which refresh tokens are good
+	RefreshIdle    time.Duration           // how long one may go unused; 0: for ever
 	// Devices bounds how many devices wait for their user, in all configurations together; DevicesFor is how long one may.
 	Devices    *Devices
 	DevicesFor time.Duration
