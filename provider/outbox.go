@@ -74,9 +74,6 @@ type recipient struct {
 }
 
 func newOutbox(s *store.Store, now func() time.Time, log *slog.Logger) *outbox {
-	counter := func(name, help string) prometheus.Counter {
-		return prometheus.NewCounter(prometheus.CounterOpts{Name: name, Help: help})
-	}
 	transport := http.DefaultTransport.(*http.Transport).Clone() //nolint:forcetypeassert,errcheck // net/http says that it is one
 	transport.MaxConnsPerHost, transport.MaxResponseHeaderBytes = perClient, 16<<10
 	return &outbox{
@@ -89,8 +86,12 @@ func newOutbox(s *store.Store, now func() time.Time, log *slog.Logger) *outbox {
 		pending: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "gatehouse_outbox_pending", Help: "Clients that have yet to be told of the end of a session (back-channel logout), of all replicas, as last looked.",
 		}),
-		delivered: counter("gatehouse_outbox_delivered_total", "Ends of sessions that this process has told a client."),
-		failed:    counter("gatehouse_outbox_failed_total", "Ends of sessions that a client was not told: it refused, or could not be reached for an hour. The log says which."),
+		delivered: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "gatehouse_outbox_delivered_total", Help: "Ends of sessions that this process has told a client.",
+		}),
+		failed: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "gatehouse_outbox_failed_total", Help: "Ends of sessions that a client was not told: it refused, or could not be reached for an hour. The log says which.",
+		}),
 	}
 }
 
