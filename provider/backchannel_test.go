@@ -236,9 +236,9 @@ func (w *opWorld) signInAs(sub, sid string) (*browser, string) {
 }
 
 // logout sends a logout token.
-func (w *world) logout(connector, token string) *browser {
+func (w *world) logout(token string) *browser {
 	w.t.Helper()
-	return w.browser().do(http.MethodPost, issuer+front.UpstreamLogoutPath+connector, url.Values{"logout_token": {token}}, nil)
+	return w.browser().do(http.MethodPost, issuer+front.UpstreamLogoutPath+"op", url.Values{"logout_token": {token}}, nil)
 }
 
 // living returns which of the sessions live.
@@ -292,7 +292,7 @@ func TestUpstreamEndsItsSessions(t *testing.T) {
 			browsers["a2"], ids["a2"] = w.signInAs("alice", "up-2")
 			browsers["b1"], ids["b1"] = w.signInAs("bob", "up-3")
 			_, ids["other"] = w.signInAs("alice", "")
-			if b := w.logout("op", w.op.token(tt.change)); b.code != 200 || b.page != "" || b.head.Get("Cache-Control") != "no-store" {
+			if b := w.logout(w.op.token(tt.change)); b.code != 200 || b.page != "" || b.head.Get("Cache-Control") != "no-store" {
 				t.Errorf("got %d %q", b.code, b.page)
 			}
 			if got := w.living(ids); got != tt.want {
@@ -393,7 +393,7 @@ func TestUpstreamLogoutTokenIsRefused(t *testing.T) {
 		"one of our own":                 w.ownLogoutToken(sid),
 	} {
 		w.driver.reset()
-		if b := w.logout("op", token); b.code != 400 || !strings.Contains(b.page, `"error":"invalid_request"`) {
+		if b := w.logout(token); b.code != 400 || !strings.Contains(b.page, `"error":"invalid_request"`) {
 			t.Errorf("%s: got %d %q", name, b.code, b.page)
 		}
 		if n := w.driver.count(); n != 0 {
@@ -421,7 +421,7 @@ func TestUpstreamLogoutTokenIsRefused(t *testing.T) {
 			t.Errorf("%s: got %d, want %d: %s", name, b.code, tt.want, b.page)
 		}
 	}
-	if b := w.logout("op", good); b.code != 200 {
+	if b := w.logout(good); b.code != 200 {
 		t.Errorf("and the good one: got %d %q", b.code, b.page)
 	}
 	if strings.Contains(w.logs.String(), parts[2]) || strings.Contains(w.logs.String(), parts[1]) {
@@ -444,12 +444,12 @@ func TestUpstreamLogoutTokenWorksOnce(t *testing.T) {
 	second := newWorld(t, w.text, w.store, w.key, w.clk) // another replica
 	w.signInAs("alice", "up-1")
 	token := w.op.token(nil)
-	if b := w.logout("op", token); b.code != 200 || w.sessionCount() != 0 {
+	if b := w.logout(token); b.code != 200 || w.sessionCount() != 0 {
 		t.Fatalf("got %d %q", b.code, b.page)
 	}
 	w.signInAs("alice", "up-1")
 	for name, replica := range map[string]*world{"here": w.world, "at another replica": second} {
-		if b := replica.logout("op", token); b.code != 400 || w.sessionCount() != 1 {
+		if b := replica.logout(token); b.code != 400 || w.sessionCount() != 1 {
 			t.Errorf("again, %s: got %d, %d sessions", name, b.code, w.sessionCount())
 		}
 	}
@@ -458,10 +458,10 @@ func TestUpstreamLogoutTokenWorksOnce(t *testing.T) {
 	if _, err := w.store.GarbageCollect(t.Context(), w.clk.now()); err != nil {
 		t.Fatal(err)
 	}
-	if b := w.logout("op", token); b.code != 400 || w.sessionCount() != 1 {
+	if b := w.logout(token); b.code != 400 || w.sessionCount() != 1 {
 		t.Errorf("after its expiry: got %d, %d sessions", b.code, w.sessionCount())
 	}
-	if b := second.logout("op", w.op.token(nil)); b.code != 200 || w.sessionCount() != 0 {
+	if b := second.logout(w.op.token(nil)); b.code != 200 || w.sessionCount() != 0 {
 		t.Errorf("another one: got %d, %d sessions", b.code, w.sessionCount())
 	}
 }
@@ -472,20 +472,20 @@ func TestUpstreamKeysAreFetchedSeldom(t *testing.T) {
 	before := w.op.count("/keys")
 	stranger := newRSAKey(t, "k7")
 	for range 50 {
-		if b := w.logout("op", w.op.signWith(stranger, jwa.RS256, nil, w.op.claims())); b.code != 400 {
+		if b := w.logout(w.op.signWith(stranger, jwa.RS256, nil, w.op.claims())); b.code != 400 {
 			t.Fatalf("got %d %q", b.code, b.page)
 		}
-		w.logout("op", "x.y.z")
+		w.logout("x.y.z")
 	}
 	if n := w.op.count("/keys") - before; n != 1 {
 		t.Errorf("50 strangers made us fetch the keys %d times, want 1", n)
 	}
 	w.op.rotate("k2") // is known after the pause
-	if b := w.logout("op", w.op.token(nil)); b.code != 400 {
+	if b := w.logout(w.op.token(nil)); b.code != 400 {
 		t.Errorf("within the pause: got %d", b.code)
 	}
 	w.clk.add(31 * time.Second)
-	if b := w.logout("op", w.op.token(nil)); b.code != 200 || w.sessionCount() != 0 {
+	if b := w.logout(w.op.token(nil)); b.code != 200 || w.sessionCount() != 0 {
 		t.Errorf("after the rotation: got %d %q, %d sessions", b.code, b.page, w.sessionCount())
 	}
 	if n := w.op.count("/keys") - before; n != 2 {
@@ -500,14 +500,14 @@ func TestUpstreamIsDown(t *testing.T) {
 	w.op.down = true
 	w.op.mu.Unlock()
 	w.driver.reset()
-	if b := w.logout("op", w.op.token(nil)); b.code != 503 || b.head.Get("Retry-After") == "" || w.driver.count() != 0 || w.sessionCount() != 1 {
+	if b := w.logout(w.op.token(nil)); b.code != 503 || b.head.Get("Retry-After") == "" || w.driver.count() != 0 || w.sessionCount() != 1 {
 		t.Errorf("got %d %q, %d writes, %d sessions", b.code, b.page, w.driver.count(), w.sessionCount())
 	}
 	w.op.mu.Lock()
 	w.op.down = false
 	w.op.mu.Unlock()
 	w.clk.add(31 * time.Second)
-	if b := w.logout("op", w.op.token(nil)); b.code != 200 || w.sessionCount() != 0 {
+	if b := w.logout(w.op.token(nil)); b.code != 200 || w.sessionCount() != 0 {
 		t.Errorf("then: got %d %q", b.code, b.page)
 	}
 	w.signInAs("alice", "up-1")
@@ -515,7 +515,7 @@ func TestUpstreamIsDown(t *testing.T) {
 	w.op.down = true
 	w.op.mu.Unlock()
 	w.clk.add(2 * time.Hour) // old keys are better than none
-	if b := w.logout("op", w.op.token(nil)); b.code != 200 || w.sessionCount() != 0 {
+	if b := w.logout(w.op.token(nil)); b.code != 200 || w.sessionCount() != 0 {
 		t.Errorf("with old keys: got %d %q", b.code, b.page)
 	}
 }
@@ -547,7 +547,7 @@ func TestUpstreamMetadataIsChecked(t *testing.T) {
 			if tt.options != "" {
 				w.reload(strings.Replace(w.text, "insecureEnableGroups: true", "insecureEnableGroups: true"+strings.ReplaceAll(tt.options, "KEYS", fmt.Sprintf("%q", w.op.server.URL+"/keys")), 1))
 			}
-			if b := w.logout("op", w.op.token(change)); b.code != tt.want {
+			if b := w.logout(w.op.token(change)); b.code != tt.want {
 				t.Errorf("got %d %q, want %d", b.code, b.page, tt.want)
 			}
 		})
@@ -582,7 +582,7 @@ func TestUpstreamSessionOfTwoBrowsers(t *testing.T) {
 	w := newOPWorld(t, "")
 	w.signInAs("alice", "up-1")
 	w.signInAs("alice", "up-1")
-	if b := w.logout("op", w.op.token(func(c map[string]any) { delete(c, "sub") })); b.code != 200 || w.sessionCount() != 0 {
+	if b := w.logout(w.op.token(func(c map[string]any) { delete(c, "sub") })); b.code != 200 || w.sessionCount() != 0 {
 		t.Errorf("got %d, %d sessions", b.code, w.sessionCount())
 	}
 	if left, err := w.store.UpstreamSessions(t.Context(), "op", claimSession, "up-1"); err != nil || len(left) != 0 {

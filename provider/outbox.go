@@ -74,7 +74,7 @@ type recipient struct {
 }
 
 func newOutbox(s *store.Store, now func() time.Time, log *slog.Logger) *outbox {
-	transport := http.DefaultTransport.(*http.Transport).Clone() //nolint:forcetypeassert,errcheck // net/http says that it is one
+	transport := http.DefaultTransport.(*http.Transport).Clone() //nolint:forcetypeassert // net/http says that it is one
 	transport.MaxConnsPerHost, transport.MaxResponseHeaderBytes = perClient, 16<<10
 	return &outbox{
 		store: s, now: now, log: log, wake: make(chan struct{}, 1), places: make(chan struct{}, perProcess), clients: map[string]*recipient{},

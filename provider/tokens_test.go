@@ -3,6 +3,7 @@ package provider
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/url"
 	"reflect"
@@ -38,9 +39,7 @@ func (w *world) program(h http.Handler, method, target string, form url.Values, 
 	if form != nil {
 		r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 	}
-	for k, v := range header {
-		r.Header[k] = v
-	}
+	maps.Copy(r.Header, header)
 	resp, err := inproc.Serve(h, r)
 	if err != nil {
 		w.t.Fatal(err)
@@ -91,7 +90,12 @@ func kindsOf(tok *oauth2.Token) map[string]string {
 // Of a token that was just issued we say what Dex says, field by field.
 func TestFreshTokenIsToldAsByDex(t *testing.T) {
 	for _, scopes := range [][]string{
-		{"openid"}, {"openid", "email"}, {"openid", "profile"}, {"openid", "groups"}, {"openid", "email", "profile", "groups", "federated:id"}, {"openid", "email", "offline_access"},
+		{"openid"},
+		{"openid", "email"},
+		{"openid", "profile"},
+		{"openid", "groups"},
+		{"openid", "email", "profile", "groups", "federated:id"},
+		{"openid", "email", "offline_access"},
 		{"openid", "email", "groups", "audience:server:client_id:other"},
 	} {
 		t.Run(strings.Join(scopes, " "), func(t *testing.T) {

@@ -14,7 +14,7 @@ import (
 const AppTokenType = "gatehouse-app+jwt" //nolint:gosec // G101: a type, no credential
 
 // LogoutTokenType is the type of a token that tells a client of the end of a session (OpenID Connect Back-Channel Logout 1.0 section 2.4).
-const LogoutTokenType = "logout+jwt"
+const LogoutTokenType = "logout+jwt" //nolint:gosec // G101: a type, no credential
 
 // void takes the place of a token that Dex is not to see. Dex refuses it in its own words.
 const void = "void"

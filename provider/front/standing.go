@@ -149,7 +149,7 @@ func (f *Front) answerJSON(w http.ResponseWriter, status int, v any) {
 // toPrograms sets the headers of an answer to a program: those of the configuration, and which scripts may read it (Fetch, "CORS protocol"), as Dex does.
 func (f *Front) toPrograms(w http.ResponseWriter, r *http.Request) {
 	for name, v := range f.Headers {
-		w.Header()[name] = v
+		w.Header()[name] = slices.Clone(v)
 	}
 	if len(f.AllowedOrigins) == 0 {
 		return

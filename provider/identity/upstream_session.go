@@ -65,7 +65,7 @@ func openOIDC(open dexconnectors.ResolveFunc, c storage.Connector) (connector.Co
 	for _, claim := range []string{"sid", "sub"} {
 		config.ClaimMutations.NewGroupFromClaims = append(config.ClaimMutations.NewGroupFromClaims, oidc.NewGroupFromClaims{Claims: []string{claim}, Delimiter: "=", Prefix: mark + claim})
 	}
-	marked, err := json.Marshal(config)
+	marked, err := json.Marshal(config) //nolint:gosec // G117: it goes to the connector that it came from
 	if err != nil {
 		return nil, fmt.Errorf("connector config: %w", err)
 	}

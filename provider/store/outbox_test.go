@@ -1,7 +1,6 @@
 package store
 
 import (
-	"context"
 	"errors"
 	"strconv"
 	"sync/atomic"
@@ -106,7 +105,7 @@ func TestNoticeExpires(t *testing.T) {
 
 // Without transactions a process that dies between the two leaves a notice whose session lives, and never the other way round.
 func TestSessionEndsAfterItsNoticesWithoutTransactions(t *testing.T) {
-	ctx, now := context.Background(), time.Now().UTC()
+	ctx, now := t.Context(), time.Now().UTC()
 	d := &sequential{memory: newMemory()}
 	s := newStore(d, Options{}, 0)
 	must(t, s.CreateAuthSession(ctx, storage.AuthSession{ID: "sid", UserID: "u", ConnectorID: "c"}))
@@ -140,8 +139,10 @@ func TestUpstreamSessionsAreFoundByClaim(t *testing.T) {
 	onBoth(t, func(t *testing.T, s *Store) {
 		ctx, end := t.Context(), time.Now().UTC().Add(time.Hour)
 		for _, v := range []UpstreamSession{
-			{SessionID: "a", ConnectorID: "c", Claim: "sid", Value: "up", Expiry: end}, {SessionID: "b", ConnectorID: "c", Claim: "sid", Value: "up", Expiry: end},
-			{SessionID: "a", ConnectorID: "c", Claim: "sub", Value: "up", Expiry: end}, {SessionID: "d", ConnectorID: "other", Claim: "sid", Value: "up", Expiry: end},
+			{SessionID: "a", ConnectorID: "c", Claim: "sid", Value: "up", Expiry: end},
+			{SessionID: "b", ConnectorID: "c", Claim: "sid", Value: "up", Expiry: end},
+			{SessionID: "a", ConnectorID: "c", Claim: "sub", Value: "up", Expiry: end},
+			{SessionID: "d", ConnectorID: "other", Claim: "sid", Value: "up", Expiry: end},
 		} {
 			must(t, s.PutUpstreamSession(ctx, v))
 		}
