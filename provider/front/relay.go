@@ -14,19 +14,6 @@ import (
 	"github.com/dexidp/dex/storage"
 )
 
-// logoutCallback is where an upstream returns after its logout. Dex finishes those that it began; ours have ended
-// before the browser left.
-func (f *Front) logoutCallback(w http.ResponseWriter, r *http.Request) {
-	if id, secret, ok := f.Sessions.ParseCookie(r); ok {
-		s, err := f.Storage.GetAuthSession(r.Context(), id)
-		if err == nil && sameSecret(s.Secret, secret) && s.LogoutState != nil {
-			f.dexPage(w, r)
-			return
-		}
-	}
-	f.signedOut(w, r)
-}
-
 // renew sets the absolute expiry of a session anew.
 func (f *Front) renew(r *http.Request, sid string, now, until time.Time) error {
 	cfg := f.Sessions.Config

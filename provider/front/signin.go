@@ -322,6 +322,11 @@ func retryAfter(w http.ResponseWriter, wait time.Duration) {
 
 // complete signs a proven user in: Dex's own flow, in process, with the proof in the context.
 func (f *Front) complete(w http.ResponseWriter, r *http.Request, q *request, door *identity.Door, id connector.Identity, remember bool) {
+	f.completeFrom(w, r, q, door, id, remember, nil)
+}
+
+// completeFrom is complete for a sign-in that is of a session of the upstream.
+func (f *Front) completeFrom(w http.ResponseWriter, r *http.Request, q *request, door *identity.Door, id connector.Identity, remember bool, from *identity.UpstreamSession) {
 	if err := f.supersede(w, r, door.ID, id.UserID); err != nil {
 		f.fail(w, r, web.Unavailable, err)
 		return
@@ -350,6 +355,9 @@ func (f *Front) complete(w http.ResponseWriter, r *http.Request, q *request, doo
 	sid := ""
 	if err == nil {
 		sid, err = f.settle(r, a, remember, q.until)
+	}
+	if err == nil && from != nil {
+		err = f.Link(r.Context(), sid, door.ID, id.UserID, *from)
 	}
 	if err != nil {
 		f.result(r, q, door.ID, id.Email, "failed", err)

@@ -109,12 +109,14 @@ func (f *Front) upstreamCallback(w http.ResponseWriter, r *http.Request) {
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), upstreamTimeout) // stock connectors have no time limit of their own
 	defer cancel()
+	ctx = identity.WithUpstreamSession(ctx)
 	id, err := door.FinishRedirect(q.scopes(), u.Data, r.WithContext(ctx))
 	if err != nil {
 		f.refuse(w, r, q, door, "", err)
 		return
 	}
-	f.complete(w, r, q, door, id, f.Remembered)
+	from := *identity.UpstreamSessionOf(ctx)
+	f.completeFrom(w, r, q, door, id, f.Remembered, &from)
 }
 
 // upstreamFailed tells what came of the trip to the identity provider.

@@ -197,6 +197,10 @@ type handle struct {
 	connector.Connector
 
 	users atomic.Int64
+
+	verifierOnce sync.Once // of the next two: see logouts
+	verifier     *logoutVerifier
+	verifierErr  error
 }
 
 func newHandle(c connector.Connector) *handle {

@@ -73,16 +73,16 @@ func (f *feed) deliver(changes ...Change) {
 //
 // A write that failed in an unknown way (the connection broke during the commit) may have happened, or may
 // happen yet. It is told at once all the same, and once more by Follow if it shows up in the log.
-func (s *Store) write(ctx context.Context, op Op) error {
+func (s *Store) write(ctx context.Context, op Op, more ...Op) error {
 	if len(op.Changes) == 0 {
-		_, err := s.driver.Write(ctx, []Op{op})
+		_, err := s.driver.Write(ctx, append([]Op{op}, more...))
 		return err
 	}
 	origin, now := fmt.Sprintf("%s%d", s.feed.instance, s.feed.writes.Add(1)), s.opts.Now()
 	for i := range op.Changes {
 		op.Changes[i].Origin, op.Changes[i].At = origin, now
 	}
-	seq, err := s.driver.Write(ctx, []Op{op})
+	seq, err := s.driver.Write(ctx, append([]Op{op}, more...))
 	if err != nil && isOutcome(err) {
 		return err
 	}

@@ -36,6 +36,7 @@ const provider = new Provider(issuer, {
   clients: settings.clients,
   jwks: { keys: [{ ...privateKey.export({ format: 'jwk' }), kid: 'test', alg: 'RS256', use: 'sig' }] },
   cookies: { keys: [randomBytes(32).toString('hex')] },
+  fetch: (url, options) => globalThis.fetch(url, { ...options, dispatcher: undefined }), // which would not go to a relying party on the loopback
   scopes: ['openid', 'offline_access', 'email', 'profile', 'groups'],
   claims: { openid: ['sub'], email: ['email', 'email_verified'], profile: ['name', 'preferred_username'], groups: ['groups'] },
   conformIdTokenClaims: false, // a relying party finds the claims in the ID Token, as with most providers
@@ -149,5 +150,6 @@ server.on('request', (req, res) => {
   else callback(req, res);
 });
 provider.on('server_error', (_, err) => console.error(err));
+provider.on('backchannel.error', (_, err) => console.error(err));
 process.on('SIGTERM', () => process.exit(0));
 console.log(`issuer ${issuer}`);
