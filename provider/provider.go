@@ -241,6 +241,7 @@ func (p *Provider) frontOptions(g *generation) front.Options {
 		CheckHint:  CheckHint,
 		Replayed:   p.replayed,
 		SignOut:    func(ctx context.Context, id string) (string, error) { return p.end(ctx, g, id, cause{by: byUser}) },
+		Account:    p.account(),
 		SkipChoice: !c.OAuth2.AlwaysShowLoginScreen,
 		RememberMe: true, Remembered: c.Sessions.RememberMeCheckedByDefault,
 		IPHeader: c.Web.ClientRemoteIP.Header, TrustedProxies: c.Web.ClientRemoteIP.Prefixes,

@@ -43,11 +43,12 @@ const (
 	PurposeUpstream      seal.Purpose = "upstream state"
 	PurposeSAML          seal.Purpose = "saml state"
 	PurposeClientState   seal.Purpose = "gateway client state"
+	PurposeAccount       seal.Purpose = "account page"
 )
 
 // Purposes are what a ring needs for New.
 func Purposes() []seal.Purpose {
-	return []seal.Purpose{handoff.PurposeRequest, handoff.PurposeTicket, handoff.PurposeCookie, PurposeAuthorization, PurposeUpstream, PurposeSAML, PurposeClientState}
+	return []seal.Purpose{handoff.PurposeRequest, handoff.PurposeTicket, handoff.PurposeCookie, PurposeAuthorization, PurposeUpstream, PurposeSAML, PurposeClientState, PurposeAccount}
 }
 
 // A TokenVerifier checks a token of this issuer.
@@ -73,6 +74,8 @@ type Options struct {
 	// Replayed reports whether a token of a user is void since the code that led to it was used twice.
 	Replayed func(ctx context.Context, t Token, userID, connectorID string) (bool, error)
 	SignOut  func(ctx context.Context, sessionID string) (next string, err error)
+	// Account is what the account page needs besides.
+	Account  Account
 	Ring     *seal.Ring
 	Hosts    *hosts.Set // nil: a provider only, without gateway
 	Prefix   string     // of the gateway's own paths on app hosts
@@ -189,6 +192,9 @@ func (f *Front) routes() *http.ServeMux {
 	page("GET /auth/{connector}", f.authorizeWith)
 	page("GET /auth/{connector}/login", f.signInPage)
 	page("POST /auth/{connector}/login", f.signIn)
+	page("GET "+accountPath, f.accountPage)
+	page("POST "+accountPath, f.endSessions)
+	page("GET "+accountPath+"/password", f.newPassword)
 	page("GET /auth/{connector}/password", f.passwordPage)
 	page("POST /auth/{connector}/password", f.changePassword)
 	page("GET /callback", f.upstreamCallback)
