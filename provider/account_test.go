@@ -379,44 +379,62 @@ func TestAccountSignOutLeadsUpstream(t *testing.T) {
 	}
 }
 
-// An attack is what another site, another user or another program sends to the account page of a victim who is signed in.
-func TestAccountFormIsRefused(t *testing.T) {
-	type cast struct {
-		w                      *world
-		victim, other, foreign *browser // other is another browser of the victim, foreign another user
+// A cast is who is there when the account page is attacked.
+type cast struct {
+	w                      *world
+	victim, other, foreign *browser // other is another browser of the victim, foreign another user
+}
+
+// notice is what the page tells the victim, sealed.
+func (c *cast) notice() string {
+	c.w.member("admin@example.com")
+	for _, ref := range c.victim.get(account).refs()[1:] {
+		if ref != c.other.get(account).refs()[0] {
+			return c.victim.end(ref).last.Query().Get("n")
+		}
 	}
+	c.w.t.Fatal("no third session")
+	return ""
+}
+
+// Whatever another site, another user or another program sends to the account page of a victim who is signed in, nothing ends.
+func TestAccountFormIsRefused(t *testing.T) {
 	form := func(token, end string) url.Values { return url.Values{"token": {token}, "end": {end}} }
+	w, _ := memoryWorld(t)
+	c := &cast{w: w, victim: w.member("admin@example.com"), other: w.member("admin@example.com"), foreign: w.member("user@example.com")}
 	for name, tt := range map[string]struct {
 		form   func(c *cast) url.Values
 		header http.Header
 		want   int
 	}{
-		"from another origin": {func(c *cast) url.Values { return form(c.victim.token(), "all") }, http.Header{"Origin": {"https://app.example.com"}}, 403},
-		"from origin null":    {func(c *cast) url.Values { return form(c.victim.token(), "all") }, http.Header{"Origin": {"null"}}, 403},
+		"from another origin": {func(c *cast) url.Values { return form(c.victim.get(account).token(), "all") }, http.Header{"Origin": {"https://app.example.com"}}, 403},
+		"from origin null":    {func(c *cast) url.Values { return form(c.victim.get(account).token(), "all") }, http.Header{"Origin": {"null"}}, 403},
 		"from the issuer's host over http": {
-			func(c *cast) url.Values { return form(c.victim.token(), "all") }, http.Header{"Origin": {"http://sso.example.com"}}, 403,
+			func(c *cast) url.Values { return form(c.victim.get(account).token(), "all") }, http.Header{"Origin": {"http://sso.example.com"}}, 403,
 		},
-		"with two origins":              {func(c *cast) url.Values { return form(c.victim.token(), "all") }, http.Header{"Origin": {"https://sso.example.com", "https://sso.example.com"}}, 403},
-		"cross-site by Sec-Fetch-Site":  {func(c *cast) url.Values { return form(c.victim.token(), "all") }, http.Header{"Sec-Fetch-Site": {"cross-site"}}, 403},
-		"same-site by Sec-Fetch-Site":   {func(c *cast) url.Values { return form(c.victim.token(), "all") }, http.Header{"Sec-Fetch-Site": {"same-site"}}, 403},
-		"without a token":               {func(*cast) url.Values { return url.Values{"end": {"all"}} }, own, 403},
-		"with an empty token":           {func(*cast) url.Values { return form("", "all") }, own, 403},
-		"with a damaged token":          {func(c *cast) url.Values { return form(c.victim.token()+"A", "all") }, own, 403},
-		"with a token of 1 MB":          {func(*cast) url.Values { return form(strings.Repeat("A", 1<<20), "all") }, own, 413},
-		"with another user's token":     {func(c *cast) url.Values { return form(c.foreign.token(), "all") }, own, 403},
-		"with another session's token":  {func(c *cast) url.Values { return form(c.other.token(), "all") }, own, 403},
-		"with a notice for a token":     {func(c *cast) url.Values { return form(c.victim.end("others").last.Query().Get("n"), "all") }, own, 403},
-		"with a sign-in for a token":    {func(c *cast) url.Values { return form(c.w.browser().get(account).last.Query().Get("req"), "all") }, own, 403},
-		"for another user's session":    {func(c *cast) url.Values { return form(c.victim.token(), c.foreign.refs()[0]) }, own, 404},
-		"for another user's session id": {func(c *cast) url.Values { return form(c.victim.token(), c.w.sessionIDs("user@example.com")[0]) }, own, 404},
-		"for its own session id":        {func(c *cast) url.Values { return form(c.victim.token(), c.w.sessionIDs("admin@example.com")[0]) }, own, 404},
-		"for nothing":                   {func(c *cast) url.Values { return form(c.victim.token(), "") }, own, 404},
-		"for what the page only says":   {func(c *cast) url.Values { return form(c.victim.token(), "one") }, own, 404},
-		"for markup":                    {func(c *cast) url.Values { return form(c.victim.token(), "<script>alert(1)</script>") }, own, 404},
+		"with two origins":             {func(c *cast) url.Values { return form(c.victim.get(account).token(), "all") }, http.Header{"Origin": {"https://sso.example.com", "https://sso.example.com"}}, 403},
+		"cross-site by Sec-Fetch-Site": {func(c *cast) url.Values { return form(c.victim.get(account).token(), "all") }, http.Header{"Sec-Fetch-Site": {"cross-site"}}, 403},
+		"same-site by Sec-Fetch-Site":  {func(c *cast) url.Values { return form(c.victim.get(account).token(), "all") }, http.Header{"Sec-Fetch-Site": {"same-site"}}, 403},
+		"without a token":              {func(*cast) url.Values { return url.Values{"end": {"all"}} }, own, 403},
+		"with an empty token":          {func(*cast) url.Values { return form("", "all") }, own, 403},
+		"with a damaged token":         {func(c *cast) url.Values { return form(c.victim.get(account).token()+"A", "all") }, own, 403},
+		"with a token of 1 MB":         {func(*cast) url.Values { return form(strings.Repeat("A", 1<<20), "all") }, own, 413},
+		"with another user's token":    {func(c *cast) url.Values { return form(c.foreign.get(account).token(), "all") }, own, 403},
+		"with another session's token": {func(c *cast) url.Values { return form(c.other.get(account).token(), "all") }, own, 403},
+		"with a notice for a token":    {func(c *cast) url.Values { return form(c.notice(), "all") }, own, 403},
+		"with a sign-in for a token":   {func(c *cast) url.Values { return form(c.w.browser().get(account).last.Query().Get("req"), "all") }, own, 403},
+		"for another user's session":   {func(c *cast) url.Values { return form(c.victim.get(account).token(), c.foreign.refs()[0]) }, own, 404},
+		"for another user's session id": {func(c *cast) url.Values {
+			return form(c.victim.get(account).token(), c.w.sessionIDs("user@example.com")[0])
+		}, own, 404},
+		"for its own session id": {func(c *cast) url.Values {
+			return form(c.victim.get(account).token(), c.w.sessionIDs("admin@example.com")[0])
+		}, own, 404},
+		"for nothing":                 {func(c *cast) url.Values { return form(c.victim.get(account).token(), "") }, own, 404},
+		"for what the page only says": {func(c *cast) url.Values { return form(c.victim.get(account).token(), "one") }, own, 404},
+		"for markup":                  {func(c *cast) url.Values { return form(c.victim.get(account).token(), "<script>alert(1)</script>") }, own, 404},
 	} {
 		t.Run(name, func(t *testing.T) {
-			w, _ := memoryWorld(t)
-			c := &cast{w: w, victim: w.member("admin@example.com"), other: w.member("admin@example.com"), foreign: w.member("user@example.com")}
 			sent := tt.form(c)
 			before := len(w.sessionIDs("admin@example.com"))
 			b := c.victim.do(http.MethodPost, account, sent, tt.header)
