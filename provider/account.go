@@ -18,7 +18,8 @@ func (p *Provider) account() front.Account {
 			return p.store.SessionsOf(ctx, userID, connectorID)
 		},
 		EndOthers: func(ctx context.Context, connectorID, userID, except string) error {
-			return p.SignOutEverywhere(ctx, connectorID, userID, except, byUser)
+			_, err := p.SignOutEverywhere(ctx, connectorID, userID, except, byUser)
+			return err
 		},
 	}
 }
