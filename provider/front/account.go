@@ -15,6 +15,7 @@ import (
 	"gatehouse/provider/identity"
 	"gatehouse/web"
 
+	dexconnectors "github.com/dexidp/dex/server/connectors"
 	"github.com/dexidp/dex/storage"
 )
 
@@ -166,7 +167,9 @@ func (f *Front) accountView(w http.ResponseWriter, r *http.Request, v *visitor, 
 		Count: len(all), Now: f.Now(), Within: max(time.Minute, f.Sessions.Config.ValidIfNotUsedFor/20), // as often as use is written down
 	}
 	if d, ok := f.Doors.Door(v.session.ConnectorID); ok {
-		page.Connector = d.Name
+		if d.Type != dexconnectors.LocalConnector { // whose name is no choice of anybody's
+			page.Connector = d.Name
+		}
 		if d.Kind == identity.Password && d.Changes() {
 			page.PasswordURL = f.AccountPath() + "/password"
 		}
