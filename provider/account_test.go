@@ -164,9 +164,16 @@ func TestAccountPageForAScript(t *testing.T) {
 func TestAccountPageOfAProviderWithoutGateway(t *testing.T) {
 	clk := &clock{}
 	text, _, _ := strings.Cut(testConfig, "gateway:\n")
-	w := newWorld(t, text, store.Memory(store.Options{Now: clk.now}), seal.NewKey(), clk)
-	b := w.member("admin@example.com")
-	w.member("admin@example.com")
+	w := newWorld(t, text+withTOTP, store.Memory(store.Options{Now: clk.now}), seal.NewKey(), clk)
+	b := w.browser().get(account)
+	b.signIn("admin@example.com", "password")
+	if csp := b.head.Get("Content-Security-Policy"); b.code != 200 || !strings.Contains(csp, "form-action 'self';") {
+		t.Errorf("the second factor's page: %d with %s", b.code, csp)
+	}
+	b.do(http.MethodPost, b.last.String(), url.Values{"totp": {w.code("u1", clk.now())}}, nil)
+	if b.last.String() != account {
+		t.Fatalf("got %d at %s: %s", b.code, b.last, b.page)
+	}
 	if b.end("all"); b.last.Path != "/dex/logout/callback" {
 		t.Errorf("got %d at %s: %s", b.code, b.last, b.page)
 	}
@@ -479,6 +486,26 @@ func TestAccountFormIsRefusedElsewhere(t *testing.T) {
 	}
 	if b.do(http.MethodPost, "https://app.example.com/dex/account", url.Values{"token": {token}, "end": {"all"}}, own); len(w.sessionIDs("admin@example.com")) != 1 {
 		t.Error("a form that was sent to an app ended a session")
+	}
+}
+
+// A form that was open in this browser while somebody else, or the same user anew, signed in there is not theirs.
+func TestAccountFormOfAnEarlierSessionIsRefused(t *testing.T) {
+	for _, next := range []string{"user@example.com", "admin@example.com"} {
+		w, _ := memoryWorld(t)
+		b := w.member("admin@example.com")
+		w.member(next)
+		token := b.get(account).token()
+		b.end(b.refs()[0])
+		b.get(account)
+		b.signIn(next, "password")
+		if b.last.String() != account {
+			t.Fatalf("got %d at %s", b.code, b.last)
+		}
+		before := len(w.sessionIDs(next))
+		if b.do(http.MethodPost, account, url.Values{"token": {token}, "end": {"others"}}, own); b.code != 403 || len(w.sessionIDs(next)) != before {
+			t.Errorf("%s: got %d, and %d sessions, want 403 and %d", next, b.code, len(w.sessionIDs(next)), before)
+		}
 	}
 }
 
