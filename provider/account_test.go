@@ -227,6 +227,23 @@ func TestAccountPageAsksForTheSecondFactor(t *testing.T) {
 	}
 }
 
+func TestAccountPageByTicket(t *testing.T) {
+	k := kerberosWorld(t, false, ldapWorldConfig("staff"))
+	b := k.browser().get(account)
+	if b.code != 401 {
+		t.Fatalf("got %d at %s, want to be asked for a ticket", b.code, b.last)
+	}
+	if b.answer(k.ticket("alice")); b.last.String() != account || !strings.Contains(b.page, "alice@example.test") {
+		t.Fatalf("got %d at %s: %s", b.code, b.last, b.page)
+	}
+	if b.end(b.refs()[0]); b.last.Path != "/dex/logout/callback" {
+		t.Errorf("got %d at %s", b.code, b.last)
+	}
+	if b.get(account); b.code != 200 || !b.form() { // or the ticket would sign in again at once
+		t.Errorf("after the sign-out: %d at %s", b.code, b.last)
+	}
+}
+
 func TestAccountEndsOneSession(t *testing.T) {
 	w, _ := memoryWorld(t)
 	first, other := w.member("admin@example.com", "Mozilla/5.0 (Windows NT 10.0) Gecko/20100101 Firefox/133.0"), w.member("admin@example.com", "<script>alert(1)</script>")
