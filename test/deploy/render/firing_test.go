@@ -2,6 +2,7 @@ package render
 
 import (
 	"context"
+	"maps"
 	"slices"
 	"testing"
 	"time"
@@ -63,9 +64,7 @@ func TestAlertsFire(t *testing.T) {
 			`gatehouse_outbox_pending{}`:                                                       {0, 0},
 			`gatehouse_outbox_failed_total{}`:                                                  {0, 0},
 		}
-		for name, l := range more {
-			all[name] = l
-		}
+		maps.Copy(all, more)
 		return all
 	}
 	bad := map[string]series{
