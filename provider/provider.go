@@ -283,6 +283,7 @@ func (p *Provider) frontOptions(g *generation) front.Options {
 		UpstreamLogout: func(ctx context.Context, connector, token string) error {
 			return p.upstreamLogout(ctx, g, connector, token)
 		},
+		Account:    p.account(),
 		SkipChoice: !c.OAuth2.AlwaysShowLoginScreen,
 		RememberMe: true, Remembered: c.Sessions.RememberMeCheckedByDefault,
 		IPHeader: c.Web.ClientRemoteIP.Header, TrustedProxies: c.Web.ClientRemoteIP.Prefixes,

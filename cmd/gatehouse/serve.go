@@ -238,7 +238,7 @@ func (s *service) build(ctx context.Context) (err error) {
 		Capacity: s.cfg.Gateway.Session.Cache, Idle: s.cfg.Sessions.ValidIfNotUsedFor.Std(), Now: utc, Logger: s.log,
 	})
 	s.authz, err = authz.NewServer(authz.Options{
-		Ring: s.ring, Sessions: s.view, Ender: s.provider, Pages: gatewayPages{s.pages, s.cfg.Gateway.Prefix + "/sign-out"}, Signer: appTokens{s.provider}, Audit: s.audit, Logger: s.log, Registerer: s.registry, Now: utc,
+		Ring: s.ring, Sessions: s.view, Ender: s.provider, Pages: gatewayPages{s.pages, s.cfg.Gateway.Prefix + "/sign-out", s.provider.AccountURL()}, Signer: appTokens{s.provider}, Audit: s.audit, Logger: s.log, Registerer: s.registry, Now: utc,
 	})
 	if err != nil {
 		return err

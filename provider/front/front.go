@@ -46,11 +46,12 @@ const (
 	PurposeClientState   seal.Purpose = "gateway client state"
 	PurposeLogout        seal.Purpose = "logout form"
 	PurposeLoggedOut     seal.Purpose = "upstream logout state"
+	PurposeAccount       seal.Purpose = "account page"
 )
 
 // Purposes are what a ring needs for New.
 func Purposes() []seal.Purpose {
-	return []seal.Purpose{handoff.PurposeRequest, handoff.PurposeTicket, handoff.PurposeCookie, PurposeAuthorization, PurposeUpstream, PurposeSAML, PurposeClientState, PurposeLogout, PurposeLoggedOut}
+	return []seal.Purpose{handoff.PurposeRequest, handoff.PurposeTicket, handoff.PurposeCookie, PurposeAuthorization, PurposeUpstream, PurposeSAML, PurposeClientState, PurposeLogout, PurposeLoggedOut, PurposeAccount}
 }
 
 // A TokenVerifier checks a token of this issuer.
@@ -86,11 +87,13 @@ type Options struct {
 	// UpstreamLogout ends the sessions that a logout token of the upstream behind a connector names: ErrNoUpstream where there is none that sends such;
 	// ErrLogoutUnknown where it could not be done now; any other error is the token's.
 	UpstreamLogout func(ctx context.Context, connectorID, token string) error
-	Ring           *seal.Ring
-	Hosts          *hosts.Set // nil: a provider only, without gateway
-	Prefix         string     // of the gateway's own paths on app hosts
-	SameSite       http.SameSite
-	Pages          *web.Pages
+	// Account is what the account page needs besides.
+	Account  Account
+	Ring     *seal.Ring
+	Hosts    *hosts.Set // nil: a provider only, without gateway
+	Prefix   string     // of the gateway's own paths on app hosts
+	SameSite http.SameSite
+	Pages    *web.Pages
 	// SkipChoice goes straight to the only connector where it is not a password connector.
 	SkipChoice bool
 	// RememberMe shows the choice, Remembered is its default.
@@ -208,6 +211,9 @@ func (f *Front) routes() *http.ServeMux {
 	page("GET /auth/{connector}", f.authorizeWith)
 	page("GET /auth/{connector}/login", f.signInPage)
 	page("POST /auth/{connector}/login", f.signIn)
+	page("GET "+accountPath, f.accountPage)
+	page("POST "+accountPath, f.endSessions)
+	page("GET "+accountPath+"/password", f.newPassword)
 	page("GET /auth/{connector}/password", f.passwordPage)
 	page("POST /auth/{connector}/password", f.changePassword)
 	page("GET /callback", f.upstreamCallback)

@@ -42,7 +42,7 @@ func (f *Front) startSAML(w http.ResponseWriter, r *http.Request, q *request, do
 		return
 	}
 	st := samlState{Request: "_" + rand.Text(), upstreamState: upstreamState{
-		Gateway: q.gateway, Query: q.query.Encode(), Connector: door.ID, Expiry: f.Now().Add(handoff.RequestLifetime),
+		Gateway: q.gateway, Query: q.query.Encode(), Account: q.account, Connector: door.ID, Expiry: f.Now().Add(handoff.RequestLifetime),
 	}}
 	target, value, err := door.StartSAML(q.scopes(), st.Request)
 	if err != nil {

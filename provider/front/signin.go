@@ -209,7 +209,7 @@ func (f *Front) signInPage(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	chosen := "" // the gateway takes a session of any connector; an outside client may have asked for this one
-	if q.gateway == nil {
+	if !q.own() {
 		chosen = r.PathValue("connector")
 	}
 	if f.signOn(w, r, q, chosen) {
@@ -331,11 +331,7 @@ func (f *Front) completeFrom(w http.ResponseWriter, r *http.Request, q *request,
 		f.fail(w, r, web.Unavailable, err)
 		return
 	}
-	query := q.query
-	if q.gateway != nil {
-		query = f.gatewayQuery(*q.gateway)
-	}
-	query = cloneQuery(query)
+	query := f.authorization(q)
 	query.Del("connector_id")
 	// Without prompt=login Dex would take a live session, even of another user, instead of who was just proven.
 	prompts := []string{"login"}
@@ -426,7 +422,7 @@ func (f *Front) choice(w http.ResponseWriter, r *http.Request, q *request, id st
 func (f *Front) doorsFor(r *http.Request, q *request) ([]*identity.Door, error) {
 	var allowed []string
 	grant := oauth2.GrantTypeAuthorizationCode
-	if q.gateway == nil {
+	if !q.own() {
 		c, err := f.Storage.GetClient(r.Context(), q.query.Get("client_id"))
 		if err != nil {
 			return nil, err

@@ -32,6 +32,7 @@ type feed struct {
 
 	mu        sync.Mutex
 	listeners []*func(Change)      // replaced, never modified
+	delays    func(time.Duration)  // nil: nobody counts
 	unknown   map[string]time.Time // writes of ours whose outcome is not known, and since when
 }
 
@@ -55,6 +56,23 @@ func (s *Store) Subscribe(f func(Change)) (cancel func()) {
 		s.feed.mu.Lock()
 		defer s.feed.mu.Unlock()
 		s.feed.listeners = slices.DeleteFunc(slices.Clone(s.feed.listeners), func(o *func(Change)) bool { return o == l })
+	}
+}
+
+// ObserveDelays has f called for each change of another process that Follow sees, with how long ago it was made, by the clocks of both. f must not block.
+func (s *Store) ObserveDelays(f func(time.Duration)) {
+	s.feed.mu.Lock()
+	defer s.feed.mu.Unlock()
+	s.feed.delays = f
+}
+
+// late notes that a change was seen.
+func (f *feed) late(by time.Duration) {
+	f.mu.Lock()
+	observe := f.delays
+	f.mu.Unlock()
+	if observe != nil {
+		observe(max(0, by)) // less: the other clock is ahead
 	}
 }
 
@@ -210,6 +228,7 @@ func (s *Store) poll(ctx context.Context) error {
 		for _, c := range page {
 			if !s.feed.isTold(c) {
 				s.feed.deliver(c)
+				s.feed.late(s.opts.Now().Sub(c.At))
 			}
 			s.feed.cursor = c.Seq
 		}
