@@ -88,6 +88,7 @@ type Provider struct {
 
 	current   atomic.Pointer[generation]
 	reconcile sync.Mutex // of whoever brings stored users in line with the configuration
+	secrets   sync.Mutex // and its secrets
 }
 
 // New starts a provider. An error says which connector, or what else of the configuration, does not work. Reconcile
@@ -236,11 +237,20 @@ func (p *Provider) frontOptions(g *generation) front.Options {
 		Verify: func(ctx context.Context, raw string) (front.Token, error) {
 			return p.verify(ctx, raw, front.GatewayClient)
 		},
-		VerifyAny:  func(ctx context.Context, raw string) (front.Token, error) { return p.verify(ctx, raw, "") },
-		Vouch:      p.vouch,
-		CheckHint:  CheckHint,
-		Replayed:   p.replayed,
-		SignOut:    func(ctx context.Context, id string) (string, error) { return p.end(ctx, g, id, cause{by: byUser}) },
+		VerifyAny: func(ctx context.Context, raw string) (front.Token, error) {
+			t, err := p.verify(ctx, raw, "")
+			if err == nil {
+				err = g.cutoffs.clientStands(ctx, t)
+			}
+			return t, err
+		},
+		Vouch:     p.vouch,
+		CheckHint: CheckHint,
+		Replayed:  p.replayed,
+		SignOut:   func(ctx context.Context, id string) (string, error) { return p.end(ctx, g, id, cause{by: byUser}) },
+		PasswordChanged: func(ctx context.Context, connectorID, userID, kept string) {
+			p.passwordChanged(ctx, g, connectorID, userID, kept)
+		},
 		SkipChoice: !c.OAuth2.AlwaysShowLoginScreen,
 		RememberMe: true, Remembered: c.Sessions.RememberMeCheckedByDefault,
 		IPHeader: c.Web.ClientRemoteIP.Header, TrustedProxies: c.Web.ClientRemoteIP.Prefixes,
