@@ -36,7 +36,7 @@ func TestClockJumps(t *testing.T) {
 			if s, err := w.provider.Touch(t.Context(), session.ID, w.now()); err != nil || !w.now().Before(s.IdleExpiry) || !w.now().Before(s.AbsoluteExpiry) {
 				t.Errorf("%v off: activity on %s: %+v, %v", off, name, s, err)
 			}
-			if err := w.vouch(session); err != nil {
+			if err := w.vouch(w.sessionOf("user@example.com")); err != nil {
 				t.Errorf("%v off: %s cannot vouch for the user: %v", off, name, err)
 			}
 			if other := user.asAt(w).get("https://x.apps.example.com/"); !hello(other) {
