@@ -700,7 +700,7 @@ func TestBlockedUserIsCutOff(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := w.provider.Block(t.Context(), "local", "u1", clk.now().Add(time.Hour)); err != nil {
+	if _, err := w.provider.Block(t.Context(), "local", "u1", clk.now().Add(time.Hour)); err != nil {
 		t.Fatal(err)
 	}
 	b.get("https://app.example.com/")

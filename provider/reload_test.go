@@ -266,7 +266,7 @@ func TestConnectorsStayWrapped(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := w.provider.Block(t.Context(), "local", "u1", clk.now().Add(time.Hour)); err != nil {
+	if _, err := w.provider.Block(t.Context(), "local", "u1", clk.now().Add(time.Hour)); err != nil {
 		t.Fatal(err)
 	}
 	for i, text := range []string{up("One", "first"), up("Two", "first"), up("Two", "second"), edited(t, up("Two", "second"), "groups: [team-a]", "groups: [x]")} {
