@@ -134,10 +134,16 @@ func (s *site) issuerIsChecked(t *testing.T) {
 var checksRE = regexp.MustCompile(`(?m)^gatehouse_checks_total\{.*\} (\d+)$`)
 
 // checks is how often Gatehouse was asked.
-func (s *site) checks(t *testing.T) (n int) {
+func (s *site) checks(t *testing.T) int {
+	t.Helper()
+	return s.checksAt(t, gatehousePod)
+}
+
+// checksAt is how often the pod at an address was asked.
+func (s *site) checksAt(t *testing.T, addr string) (n int) {
 	t.Helper()
 	client := &http.Client{Timeout: 10 * time.Second}
-	res, err := client.Get("http://" + gatehousePod + ":5558/metrics") //nolint:noctx // it has a timeout
+	res, err := client.Get("http://" + addr + ":5558/metrics") //nolint:noctx // it has a timeout
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -132,7 +132,7 @@ func (c *cluster) everyManifest(t *testing.T) {
 	w := c.checkout(t)
 	w.names(t)
 	overlays, err := filepath.Glob(filepath.Join(w.dir, "deploy/overlays/*/kustomization.yaml"))
-	if err != nil || len(overlays) < 5 {
+	if err != nil || len(overlays) < 6 {
 		t.Fatalf("found %d overlays, %v", len(overlays), err)
 	}
 	for _, file := range overlays {
@@ -146,7 +146,7 @@ func (c *cluster) everyManifest(t *testing.T) {
 	}
 	write(t, filepath.Join(w.dir, "my-values.yaml"), block(t, "docs/install.md", "## Helm", "provider: istio")) // the chart has no users
 	for _, provider := range []string{"istio", "istio-envoyfilter", "gateway-api", "envoy-gateway"} {
-		for variant, more := range map[string]string{"": "", " with LDAP": "-f deploy/chart/values-ldap.yaml", " hardened": "--set istio.hardenedGateway=true"} {
+		for variant, more := range map[string]string{"": "", " with LDAP": "-f deploy/chart/values-ldap.yaml", " hardened": "--set istio.hardenedGateway=true", " with two replicas": "--set replicas=2 --set config.storage.type=kubernetes --set config.storage.config.inCluster=true"} {
 			t.Run("chart, "+provider+variant, func(t *testing.T) {
 				c.ready(t, provider)
 				namespace := map[string]string{"envoy-gateway": "gatehouse"}[provider]
@@ -188,7 +188,7 @@ func (c *cluster) refusedManifests(t *testing.T) {
 	for name, tc := range map[string]struct{ flags, want string }{
 		"no provider":                {"", "provider"},
 		"a provider that is none":    {"--set provider=nginx", "provider"},
-		"two replicas":               {"--set provider=istio --set replicas=2", "replicas"},
+		"two replicas on one file":   {"--set provider=istio --set replicas=2", "replicas"},
 		"another port":               {"--set provider=istio --set config.gateway.grpc=0.0.0.0:9100", "/config/gateway/grpc"},
 		"a namespace with no policy": {"--set provider=istio --namespace default", "istio-system"},
 	} {

@@ -54,6 +54,9 @@ func enter() (int, error) {
 		return 0, err
 	}
 	defer func() { _ = os.RemoveAll(tmp) }()
+	if err := os.Chmod(tmp, 0o711); err != nil { // #nosec G302 -- servers that run as another user come through
+		return 0, err
+	}
 	cmd.Env = append(os.Environ(), inside+"=1", "TMPDIR="+tmp)
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWPID | syscall.CLONE_NEWNS,
