@@ -9,7 +9,6 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
-	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 
 	"gatehouse/internal/inproc"
 )
@@ -43,22 +42,13 @@ func (s *service) telemetry() http.Handler {
 		}
 		w.WriteHeader(http.StatusOK)
 	})
-	m.HandleFunc("GET /healthz/serving", func(w http.ResponseWriter, r *http.Request) {
-		if !s.serving(r.Context()) {
-			http.Error(w, "not serving", http.StatusServiceUnavailable)
+	// A storage that is away takes no replica out of its Service: each still knows who is signed in.
+	m.HandleFunc("GET /healthz/serving", func(w http.ResponseWriter, _ *http.Request) {
+		if s.draining.Load() {
+			http.Error(w, "draining", http.StatusServiceUnavailable)
 		}
 	})
 	return m
-}
-
-// serving reports whether requests are welcome: from the time that all listeners serve until the process begins to end. It does not ask the
-// storage, as ready does: while that is away every replica still knows who is signed in, and none is to be taken out of its Service for it.
-func (s *service) serving(ctx context.Context) bool {
-	if s.health == nil {
-		return true
-	}
-	r, err := s.health.Check(ctx, &healthv1.HealthCheckRequest{})
-	return err == nil && r.GetStatus() == healthv1.HealthCheckResponse_SERVING
 }
 
 // buffered lets h come to its end before its answer is sent: a client that does not read holds up nobody else.

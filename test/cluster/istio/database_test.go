@@ -25,7 +25,7 @@ func (c *cluster) onPostgres(t *testing.T) {
 		w.provider(t)
 		write(t, filepath.Join(w.dir, "db-password"), databasePassword)
 		write(t, filepath.Join(w.dir, "db-ca.pem"), string(c.ca.PEM))
-		w.run(t, block(t, "docs/install.md", "## Two replicas", "type: postgres"))
+		w.run(t, block(t, "docs/install.md", "## Two replicas", "GATEHOUSE_DB_PASSWORD="))
 	})
 	s.two(t)
 	t.Run("no token of the API server", func(t *testing.T) {

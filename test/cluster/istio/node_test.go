@@ -88,7 +88,8 @@ func (c *cluster) node(t *testing.T, namespace string) *node {
 			p.kill()
 		}
 		if t.Failed() {
-			t.Logf("the node: %s, %d restarts\nthe end of Gatehouse's log:\n%s", n.problem, n.restarts, tail(n.log(), 6000))
+			t.Logf("the node: %s, %d restarts\nthe end of Gatehouse's log, without and with decisions:\n%s\n%s", n.problem, n.restarts,
+				tail(undecided(n.log()), 6000), tail(n.log(), 3000))
 		}
 		n.unmount()
 	})
@@ -363,6 +364,17 @@ func (n *node) log() string {
 		all.Write(b)
 	}
 	return all.String()
+}
+
+// undecided is a log without the audit's decisions, of which there are many.
+func undecided(log string) string {
+	var b strings.Builder
+	for line := range strings.Lines(log) {
+		if !strings.Contains(line, `"msg":"decision"`) {
+			b.WriteString(line)
+		}
+	}
+	return b.String()
 }
 
 func tail(s string, max int) string {
