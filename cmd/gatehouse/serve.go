@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -341,6 +342,7 @@ func (s *service) run(ctx, background context.Context, stop func(), r *reloads) 
 		tryIssuer(gctx, s.log, reach.NewClient(), s.cfg.IssuerURL, gatewayDelay)
 		return nil
 	})
+	debug.FreeOSMemory() // what the start has left behind: gcPercent would let it stay
 	s.log.InfoContext(ctx, "ready", "version", version(), "issuer", s.cfg.Issuer)
 	return g.Wait()
 }
