@@ -80,7 +80,7 @@ func (p *Provider) Unblock(ctx context.Context, connectorID, userID string) erro
 func (p *Provider) SignOutEverywhere(ctx context.Context, connectorID, userID, exceptSession, by string) (ended int, err error) {
 	g := p.acquire()
 	defer g.release()
-	return p.signOutEverywhere(context.WithoutCancel(ctx), g, connectorID, userID, exceptSession, cause{by: by})
+	return p.signOutEverywhere(context.WithoutCancel(ctx), g, connectorID, userID, exceptSession, cause{by: by}) // half of it is none
 }
 
 func (p *Provider) signOutEverywhere(ctx context.Context, g *generation, connectorID, userID, exceptSession string, why cause) (ended int, err error) {
@@ -90,6 +90,23 @@ func (p *Provider) signOutEverywhere(ctx context.Context, g *generation, connect
 	}
 	p.audit.InfoContext(ctx, "sign-out everywhere", "by", why.by, "connector", connectorID, "user_id", userID, "sessions", ended, "kept", hashOf(exceptSession))
 	return ended, nil
+}
+
+// passwordChanged ends what a user has who has chosen another password here, but for one session. Where that fails it is tried again until it
+// is done: whoever knew the old password is not to stay.
+func (p *Provider) passwordChanged(ctx context.Context, g *generation, connectorID, userID, kept string) {
+	now := p.now()
+	_, err := p.signOutEverywhere(context.WithoutCancel(ctx), g, connectorID, userID, kept, cause{by: byUser})
+	if err == nil {
+		return
+	}
+	p.log.ErrorContext(ctx, "sessions from before a change of password could not be ended; it is tried again", "connector", connectorID, "user_id", userID, "error", err)
+	go p.untilStored(func() error {
+		g := p.acquire()
+		defer g.release()
+		_, err := p.endSessions(p.life, g, connectorID, userID, cause{by: byUser}, ending{until: now, except: kept})
+		return err
+	})
 }
 
 // RevokeUser is SignOutEverywhere by an operator.
@@ -149,6 +166,9 @@ func (p *Provider) endSessions(ctx context.Context, g *generation, connectorID, 
 		}
 	}
 	errs = append(errs, p.revokeRefresh(ctx, connectorID, userID)) // afterwards: a session gives new ones
+	if deviceFlow(g.config) {
+		errs = append(errs, p.forgetDevices(ctx, connectorID, userID))
+	}
 	return ended, errors.Join(errs...)
 }
 
@@ -184,4 +204,17 @@ func (p *Provider) revokeRefresh(ctx context.Context, connectorID, userID string
 		return fmt.Errorf("provider: revoke refresh tokens: %w", err)
 	}
 	return nil
+}
+
+// forgetDevices deletes the tokens that a user's devices have not fetched yet. There are few: they wait for some minutes.
+func (p *Provider) forgetDevices(ctx context.Context, connectorID, userID string) error {
+	err := p.store.DeleteDeviceTokens(ctx, func(t *storage.DeviceToken) bool {
+		made, err := readDeviceToken(t.Token)
+		if t.Token == "" || err != nil {
+			return false
+		}
+		user, connector, ok := front.ParseSubject(made.Subject)
+		return ok && user == userID && connector == connectorID
+	})
+	return wrapped("tokens of devices", err)
 }

@@ -137,7 +137,7 @@ func (p *Provider) Subscribe(f func(Change)) (cancel func()) {
 			f(Change{})
 		case store.KindAuthRequest, store.KindAuthCode, store.KindRefreshToken, store.KindOffline, store.KindDeviceRequest,
 			store.KindDeviceToken, store.KindClient, store.KindConnector, store.KindKeys, store.KindSecret,
-			store.KindSpentCode, store.KindReplay, store.KindVouched:
+			store.KindSpentCode, store.KindReplay, store.KindVouched, store.KindMark:
 		}
 	})
 }

@@ -87,6 +87,8 @@ type service struct {
 	passwords   *passwords.Pool
 	provider    *provider.Provider
 	ring        *seal.Ring
+	atRest      *seal.AtRest  // nil where gateway.keys.file is not set
+	rekeyed     chan struct{} // of one element: atRest has other keys
 	pages       *web.Pages
 	portMetrics *listen.Metrics
 	draining    atomic.Bool  // no more requests are wanted
@@ -105,7 +107,7 @@ func serve(ctx context.Context, l loaded, stdout, stderr io.Writer) error {
 	hangup := make(chan os.Signal, 1) // it would end the process
 	signal.Notify(hangup, syscall.SIGHUP)
 	defer signal.Stop(hangup)
-	s := &service{cfg: l.cfg, audit: audit.NewWriter(stdout, auditQueue), registry: prometheus.NewRegistry()}
+	s := &service{cfg: l.cfg, audit: audit.NewWriter(stdout, auditQueue), registry: prometheus.NewRegistry(), rekeyed: make(chan struct{}, 1)}
 	s.log = newLogger(l.cfg, &s.level, stderr)
 	s.level.Set(l.logLevel())
 	s.drainDelay.Store(int64(l.cfg.DrainDelay()))
@@ -121,7 +123,7 @@ func serve(ctx context.Context, l loaded, stdout, stderr io.Writer) error {
 		return err
 	}
 	defer unlock()
-	if s.store, err = openStore(ctx, l.cfg, s.log); err != nil {
+	if err := s.openStore(ctx); err != nil {
 		return err
 	}
 	defer func() { _ = s.store.Close() }()
@@ -174,8 +176,8 @@ func lockStore(cfg *config.Config) (unlock func(), err error) {
 	return func() { _ = l.Close() }, nil
 }
 
-func openStore(ctx context.Context, cfg *config.Config, log *slog.Logger) (*store.Store, error) {
-	opts, c := store.Options{Now: utc, Logger: log}, cfg.Storage.Config
+func openStore(ctx context.Context, cfg *config.Config, log *slog.Logger, sealer store.Sealer) (*store.Store, error) {
+	opts, c := store.Options{Now: utc, Logger: log, Sealer: sealer}, cfg.Storage.Config
 	switch cfg.Storage.Type {
 	case "memory":
 		return store.Memory(opts), nil
@@ -207,19 +209,15 @@ func (s *service) build(ctx context.Context) (err error) {
 	if err := s.prepareTLS(); err != nil {
 		return err
 	}
-	keys, err := s.sealKeys(ctx)
+	stored, cookieKey, err := s.openRing(ctx)
 	if err != nil {
-		return err
-	}
-	purposes := slices.Concat(front.Purposes(), authz.Purposes())
-	if s.ring, err = seal.NewRing(keys, purposes...); err != nil {
 		return err
 	}
 	if s.pages, err = web.New(web.Options{Title: s.cfg.Frontend.Issuer}); err != nil {
 		return err
 	}
 	s.provider, err = provider.New(ctx, provider.Options{
-		Config: s.cfg, Store: s.store, Ring: s.ring, CookieKey: keys[len(keys)-1], Pages: s.pages,
+		Config: s.cfg, Store: s.store, Ring: s.ring, CookieKey: cookieKey, StoredRing: stored, Pages: s.pages,
 		Log: s.log, Audit: s.auditLog, Registry: s.registry, Now: utc, Match: s.passwords.Match,
 	})
 	if err != nil {
@@ -244,23 +242,9 @@ func (s *service) build(ctx context.Context) (err error) {
 	if err := s.authz.Apply(gatewayConfig(s.cfg, s.pages, s.provider.SignInPath())); err != nil {
 		return err
 	}
+	s.provider.OnKeysWithdrawn(s.authz.RenewTokens)
 	s.grpc, s.health = authz.NewGRPCServer(s.authz, s.grpcOptions()...)
 	return s.registerMetrics()
-}
-
-// sealKeys are what cookies and sealed states are made with: from a file, or made once and kept in the store.
-func (s *service) sealKeys(ctx context.Context) ([][]byte, error) {
-	if g := s.cfg.Gateway; g != nil && g.Keys.File != "" {
-		return g.Keys.Ring, nil
-	}
-	key, created, err := s.store.Secret(ctx, "seal", seal.NewKey)
-	if err != nil {
-		return nil, err
-	}
-	if created {
-		s.log.InfoContext(ctx, "made a key for cookies and kept it in the storage; gateway.keys.file keeps it outside")
-	}
-	return [][]byte{key}, nil
 }
 
 // gatewayConfig is one generation of the authorizer.
@@ -321,6 +305,10 @@ func (s *service) run(ctx, background context.Context, stop func(), r *reloads) 
 		if err := s.store.Follow(background); background.Err() == nil {
 			return fmt.Errorf("store: change log: %w", err)
 		}
+		return nil
+	})
+	g.Go(func() error {
+		s.resealRecords(background)
 		return nil
 	})
 	g.Go(func() error {

@@ -73,11 +73,14 @@ type Options struct {
 	// Replayed reports whether a token of a user is void since the code that led to it was used twice.
 	Replayed func(ctx context.Context, t Token, userID, connectorID string) (bool, error)
 	SignOut  func(ctx context.Context, sessionID string) (next string, err error)
-	Ring     *seal.Ring
-	Hosts    *hosts.Set // nil: a provider only, without gateway
-	Prefix   string     // of the gateway's own paths on app hosts
-	SameSite http.SameSite
-	Pages    *web.Pages
+	// PasswordChanged ends what a user has who has just chosen another password, but for one session ("": for none). What fails of it goes on in the
+	// background.
+	PasswordChanged func(ctx context.Context, connectorID, userID, keptSession string)
+	Ring            *seal.Ring
+	Hosts           *hosts.Set // nil: a provider only, without gateway
+	Prefix          string     // of the gateway's own paths on app hosts
+	SameSite        http.SameSite
+	Pages           *web.Pages
 	// SkipChoice goes straight to the only connector where it is not a password connector.
 	SkipChoice bool
 	// RememberMe shows the choice, Remembered is its default.

@@ -27,7 +27,7 @@ func (f *Front) passwordPage(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// changePassword takes the posted form for a new password, and signs in with it.
+// changePassword takes the posted form for a new password, and signs in with it. Whatever began with the old one ends.
 func (f *Front) changePassword(w http.ResponseWriter, r *http.Request) {
 	q, door, ok := f.posted(w, r)
 	if !ok {
@@ -52,6 +52,16 @@ func (f *Front) changePassword(w http.ResponseWriter, r *http.Request) {
 	id, err := door.CheckPassword(r.Context(), in)
 	if err != nil {
 		f.refuse(w, r, q, door, in.User, err)
+		return
+	}
+	s, err := f.session(w, r)
+	kept := "" // this browser's session goes on, if it is this user's
+	if s != nil && s.UserID == id.UserID && s.ConnectorID == door.ID {
+		kept = s.ID
+	}
+	f.PasswordChanged(r.Context(), door.ID, id.UserID, kept)
+	if err != nil {
+		f.fail(w, r, web.Unavailable, err)
 		return
 	}
 	f.complete(w, r, q, door, id, remembers(r))

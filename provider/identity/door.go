@@ -583,3 +583,9 @@ func WithProof(ctx context.Context, connectorID string, id connector.Identity) (
 
 // Used reports whether Dex took the identity.
 func (p *Proof) Used() bool { return p.used.Load() }
+
+// Proves reports whether ctx is of a request that brings a proof: somebody has just shown a credential.
+func Proves(ctx context.Context) bool {
+	_, ok := ctx.Value(proofKey{}).(*Proof)
+	return ok
+}

@@ -28,6 +28,7 @@ const (
 	KindSpentCode     Kind = "spent_code"
 	KindReplay        Kind = "replay"
 	KindVouched       Kind = "vouched"
+	KindMark          Kind = "mark"
 )
 
 var (

@@ -186,7 +186,7 @@ func TestInstallHelm(t *testing.T) {
 func TestInstallLook(t *testing.T) {
 	e := startShippedFor(t, "corp.test")
 	config := strings.ReplaceAll(block(t, "http: 127.0.0.1:5556"), "example.com", "corp.test")
-	config = replaced(t, config, "127.0.0.1:5556", e.issuer, "127.0.0.1:9001", e.check, "127.0.0.1:5558", peers.FreeAddr(t),
+	config = replaced(t, config, "127.0.0.1:5556", e.issuer, "127.0.0.1:9001", e.check, "127.0.0.1:5558", e.health,
 		"/var/lib/gatehouse/", "", "gateway:\n", "gateway:\n  admin: "+peers.FreeAddr(t)+"\n", "${YOUR_HASH}", shippedConfig(t).text("staticPasswords.0.hash"))
 	peers.Gatehouse(t, config)
 

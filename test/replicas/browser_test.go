@@ -5,12 +5,15 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"html"
 	"io"
 	"net/http"
 	"net/http/cookiejar"
 	"net/url"
 	"regexp"
+	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -37,8 +40,22 @@ type page struct {
 	took   time.Duration
 }
 
+// title is the heading of a page of Gatehouse's.
+func (p page) title() string {
+	if m := titleRE.FindStringSubmatch(p.body); m != nil {
+		return html.UnescapeString(m[1])
+	}
+	return ""
+}
+
 func (p page) String() string {
-	return fmt.Sprintf("status %d at %s: %.300s", p.status, p.url, p.body)
+	text := p.title()
+	if text == "" {
+		text = p.body
+	}
+	where := *p.url
+	where.RawQuery = ""
+	return fmt.Sprintf("status %d at %s: %.300s", p.status, &where, text)
 }
 
 func (f *fleet) browser(t *testing.T) *browser {
@@ -48,6 +65,12 @@ func (f *fleet) browser(t *testing.T) *browser {
 		t.Fatal(err)
 	}
 	return &browser{f: f, http: f.envoy.Transport(t), jar: jar}
+}
+
+// at is the same browser with the same cookies, as they are now and as they become, that comes to another fleet.
+func (b *browser) at(t *testing.T, other *fleet) *browser {
+	t.Helper()
+	return &browser{f: other, http: other.envoy.Transport(t), jar: b.jar}
 }
 
 // answer sends one request.
@@ -114,6 +137,8 @@ func (b *browser) visit(ctx context.Context, method, address string, form url.Va
 	}
 	return page{}, fmt.Errorf("%s: more than %d redirects", address, maxSteps)
 }
+
+var titleRE = regexp.MustCompile(`<h1[^>]*>([^<]*)</h1>`)
 
 var formRE = regexp.MustCompile(`<form method="post" action="([^"]*)"`)
 
@@ -219,8 +244,10 @@ func stays(t *testing.T, when string, b *browser, mail string) {
 type load struct {
 	sent, failed atomic.Int64
 	first        atomic.Pointer[string] // the first failure
-	slowest      atomic.Int64           // nanoseconds
 	stop         func()
+
+	mu   sync.Mutex
+	took []time.Duration
 }
 
 // pace is how often each browser of a load asks: it is a load, and not a flood that starves the health checks of a busy machine.
@@ -265,12 +292,9 @@ func (l *load) ask(ctx context.Context, b *browser, mail string) {
 		return
 	}
 	l.sent.Add(1)
-	for took := int64(p.took); ; {
-		old := l.slowest.Load()
-		if took <= old || l.slowest.CompareAndSwap(old, took) {
-			break
-		}
-	}
+	l.mu.Lock()
+	l.took = append(l.took, p.took)
+	l.mu.Unlock()
 	if err != nil {
 		text := time.Now().Format(time.TimeOnly) + " " + err.Error()
 		l.failed.Add(1)
@@ -278,11 +302,23 @@ func (l *load) ask(ctx context.Context, b *browser, mail string) {
 	}
 }
 
+// percentile is how long p per cent of the requests took at most.
+func (l *load) percentile(p int) time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.took) == 0 {
+		return 0
+	}
+	slices.Sort(l.took)
+	return l.took[(len(l.took)-1)*p/100].Round(10 * time.Microsecond)
+}
+
 // done stops the load, says how it was, and fails the test where a request has failed.
 func (l *load) done(t *testing.T, during string) {
 	t.Helper()
 	l.stop()
-	t.Logf("%s: %d requests of signed-in users, %d failed, the slowest took %s", during, l.sent.Load(), l.failed.Load(), time.Duration(l.slowest.Load()).Round(time.Millisecond))
+	t.Logf("%s: %d requests of signed-in users, %d failed; half of them took up to %s, 99%% up to %s, the slowest %s",
+		during, l.sent.Load(), l.failed.Load(), l.percentile(50), l.percentile(99), l.percentile(100))
 	if n := l.failed.Load(); n > 0 {
 		t.Errorf("%s: %d of %d requests failed, the first: %s", during, n, l.sent.Load(), *l.first.Load())
 	}

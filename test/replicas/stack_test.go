@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -76,6 +77,7 @@ type replica struct {
 type fleet struct {
 	issuer, app string // issuer URL, origin of the app
 	port        string
+	apps        string // address of the app itself
 	replicas    []*replica
 	envoy       *peers.EnvoyServer
 	direct      []*http.Transport // to the issuer's port of each replica
@@ -89,23 +91,38 @@ func newFleet(t *testing.T, n int, storage, session table) *fleet {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := &fleet{port: port, issuer: "http://" + issuerHost + ":" + port + "/dex", app: "http://" + appHost + ":" + port}
-	edge := demo.Edge{Listen: listen}
+	app := httptest.NewServer(demo.SampleApp())
+	t.Cleanup(app.Close)
+	f := &fleet{apps: app.Listener.Addr().String(), port: port, issuer: "http://" + issuerHost + ":" + port + "/dex", app: "http://" + appHost + ":" + port}
 	for i := range n {
-		r := f.start(t, string(rune('A'+i)), storage, session)
-		f.replicas = append(f.replicas, r)
+		f.replicas = append(f.replicas, f.start(t, string(rune('A'+i)), storage, session))
+	}
+	f.behindEnvoy(t, listen)
+	return f
+}
+
+// beside starts one more replica, behind an Envoy of its own: browsers of f may come to it, too.
+func (f *fleet) beside(t *testing.T, name string, storage, session table) *fleet {
+	t.Helper()
+	other := &fleet{apps: f.apps, port: f.port, issuer: f.issuer, app: f.app}
+	other.replicas = []*replica{other.start(t, name, storage, session)}
+	other.behindEnvoy(t, "")
+	return other
+}
+
+// behindEnvoy starts the Envoy of a fleet.
+func (f *fleet) behindEnvoy(t *testing.T, listen string) {
+	t.Helper()
+	edge := demo.Edge{Listen: listen, Hosts: []demo.VirtualHost{
+		{Name: "auth", Domains: []string{issuerHost, issuerHost + ":*"}, Routes: []demo.Route{{Prefix: "/dex", Upstream: demo.Issuer}}},
+		{Name: "apps", Domains: []string{"*"}, Routes: []demo.Route{{Prefix: "/", Upstream: f.apps}}},
+	}}
+	for _, r := range f.replicas {
 		edge.Replicas = append(edge.Replicas, demo.Replica{Check: r.check, Issuer: r.web, Health: r.Telemetry})
 		f.direct = append(f.direct, directTo(t, r.web))
 	}
-	app := httptest.NewServer(demo.SampleApp())
-	t.Cleanup(app.Close)
-	edge.Hosts = []demo.VirtualHost{
-		{Name: "auth", Domains: []string{issuerHost, issuerHost + ":*"}, Routes: []demo.Route{{Prefix: "/dex", Upstream: demo.Issuer}}},
-		{Name: "apps", Domains: []string{"*"}, Routes: []demo.Route{{Prefix: "/", Upstream: app.Listener.Addr().String()}}},
-	}
 	f.envoy = peers.Envoy(t, edge)
 	f.allHealthy(t)
-	return f
 }
 
 // start starts one more replica of the fleet, which Envoy knows nothing of.
@@ -137,6 +154,9 @@ func (f *fleet) start(t *testing.T, name string, storage, session table) *replic
 		t.Fatal(err)
 	}
 	r.GatehouseServer = peers.Gatehouse(t, string(text))
+	t.Cleanup(func() { // each takes its time to leave: all at once
+		_ = syscall.Kill(r.Pid(), syscall.SIGTERM)
+	})
 	return r
 }
 
