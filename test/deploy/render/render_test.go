@@ -290,11 +290,12 @@ func TestNotes(t *testing.T) {
 		{
 			"Istio", "provider: istio\nistio: {gatewayLabels: {app: edge}, extensionProvider: door}" + config + "}}",
 			[]string{"kubectl -n istio-system rollout status deployment/gatehouse\n", secret, "open https://app.corp.test:8443/ in", " https://app.corp.test:8443/\n\n  401 ", "provider door yet", labels},
-			[]string{"gateway-tls", "302"},
+			[]string{"gateway-tls", "302", "crd.yaml"},
 		},
 		{"EnvoyFilter", "provider: istio-envoyfilter\nistio: {gatewayLabels: {app: edge}}" + config + "}}", []string{secret, labels}, []string{"RBAC", "gateway-tls"}},
 		{"Gateway API", "provider: gateway-api" + config + "}}", []string{secret, "Secrets gateway-tls-issuer, gateway-tls-apps", "RBAC", "route on this Gateway"}, []string{"labels"}},
 		{"Envoy Gateway", "provider: envoy-gateway\ngatewayAPI: {certificates: corp}" + config + "}}", []string{"Secrets corp-issuer, corp-apps"}, []string{"RBAC", "labels"}},
+		{"the Kubernetes API for storage", "provider: istio\nreplicas: 2" + config + "}, storage: {type: kubernetes, config: {inCluster: true}}}", []string{"kubectl apply -f deploy/store-kubernetes/crd.yaml"}, nil},
 		{"Kubeflow's clients", "provider: istio" + config + ", clients: kubeflow}}", []string{"\n\n  302 "}, []string{"401"}},
 		{"wildcards and no variables", "provider: istio\nconfig: {connectors: [{type: ldap}], gateway: {hosts: ['*.apps.corp.test']}}", []string{"rollout status"}, []string{"curl", "gatehouse-env", "<no value>"}},
 	} {
