@@ -87,6 +87,9 @@ func (c *cluster) node(t *testing.T, namespace string) *node {
 		for _, p := range n.pods {
 			p.kill()
 		}
+		if _, err := n.api.do(context.WithoutCancel(ctx), http.MethodDelete, n.path("endpointslices", "gatehouse-node"), "", nil, nil); err != nil {
+			t.Error(err)
+		}
 		if t.Failed() {
 			t.Logf("the node: %s, %d restarts\nthe end of Gatehouse's log, without and with decisions:\n%s\n%s", n.problem, n.restarts,
 				tail(undecided(n.log()), 6000), tail(n.log(), 3000))
