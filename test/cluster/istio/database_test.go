@@ -16,9 +16,6 @@ import (
 
 // onPostgres installs two replicas on a PostgreSQL server, by the document's commands.
 func (c *cluster) onPostgres(t *testing.T) {
-	if os.Getenv(netns.UserNamespace) != "" {
-		t.Skip("PostgreSQL does not run as root, and in this user namespace there is nobody else: run this as root")
-	}
 	server := c.database(t)
 	s := c.install(t, c.ingressGateway(t), func(w *checkout) {
 		w.names(t)

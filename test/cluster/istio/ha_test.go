@@ -56,7 +56,7 @@ func (s *site) two(t *testing.T) {
 	t.Run("a session that is ended through one", func(t *testing.T) {
 		s.cutOff(t, func(addr string) {
 			list := s.exec(t, addr, "sessions", "list", "--admin", "127.0.0.1:5559")
-			for _, line := range strings.Split(list, "\n") {
+			for line := range strings.SplitSeq(list, "\n") {
 				if id, _, _ := strings.Cut(line, " "); strings.Contains(line, you) {
 					s.exec(t, addr, "sessions", "revoke", "--admin", "127.0.0.1:5559", id)
 				}
@@ -64,6 +64,7 @@ func (s *site) two(t *testing.T) {
 		})
 	})
 	t.Run("a user who is blocked through one", s.blocked)
+	t.Run("keys rotated through one", s.keysRotated)
 	t.Run("replaced without a failed request", s.replaced)
 }
 
@@ -152,6 +153,16 @@ func (s *site) blocked(t *testing.T) {
 	}
 	s.exec(t, other, "users", "unblock", you, "--admin", "127.0.0.1:5559")
 	s.eventuallySignedIn(t)
+}
+
+// keysRotated: nobody is signed out by it, and tokens of the new key are good at both at once: a sign-in has one that either makes and either verifies.
+func (s *site) keysRotated(t *testing.T) {
+	one, _ := s.replicas(t)
+	s.exec(t, one, "keys", "rotate", "--now", "--admin", "127.0.0.1:5559")
+	for range 6 {
+		s.isYou(t, s.you.open(t, "https://"+appHost+"/"))
+		s.isYou(t, s.browser(t).signIn(t, s.password))
+	}
 }
 
 // eventuallySignedIn signs you in as soon as that is possible again.

@@ -92,13 +92,13 @@ func (c *cluster) helm(t *testing.T) {
 	})
 	s.common(t)
 	t.Run("what helm install tells", func(t *testing.T) {
-		var commands string
+		var commands strings.Builder
 		for line := range strings.Lines(notes) {
 			if strings.HasPrefix(line, "  kubectl ") || strings.HasPrefix(line, "  curl ") {
-				commands += line
+				commands.WriteString(line)
 			}
 		}
-		if out := s.work.run(t, commands); !strings.HasSuffix(out, "successfully rolled out\n401\n") {
+		if out := s.work.run(t, commands.String()); !strings.HasSuffix(out, "successfully rolled out\n401\n") {
 			t.Errorf("got %q, want a pod that is ready and 401, of\n%s", out, notes)
 		}
 	})
