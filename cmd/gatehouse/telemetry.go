@@ -43,6 +43,12 @@ func (s *service) telemetry() http.Handler {
 		}
 		w.WriteHeader(http.StatusOK)
 	})
+	// A storage that is away takes no replica out of its Service: each still knows who is signed in.
+	m.HandleFunc("GET /healthz/serving", func(w http.ResponseWriter, _ *http.Request) {
+		if s.draining.Load() {
+			http.Error(w, "draining", http.StatusServiceUnavailable)
+		}
+	})
 	return m
 }
 
