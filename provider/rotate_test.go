@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"path/filepath"
@@ -15,6 +16,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"golang.org/x/oauth2"
@@ -519,6 +521,46 @@ func TestKeysOfCookiesRotate(t *testing.T) {
 		if v, created, err := stores[0].Secret(t.Context(), "seal", func() []byte { return []byte("x") }); err != nil || !created {
 			t.Errorf("the one key of an earlier version is still there: %q, %v", v, err)
 		}
+	})
+}
+
+// TestKeysOfCookiesGoByTheClock pins that nobody has to do anything for a key to seal, and for one to be dropped, in time.
+func TestKeysOfCookiesGoByTheClock(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		st := store.Memory(store.Options{})
+		r, created, err := OpenStoredRing(ctx, st, time.Now, slog.New(slog.DiscardHandler), handoff.PurposeCookie)
+		if err != nil || !created {
+			t.Fatal(created, err)
+		}
+		seals := func() string { return handoff.SealCookie(r.Ring(), "h", "sid", time.Now()) }
+		old, err := seal.NewRing([][]byte{r.Oldest()}, handoff.PurposeCookie)
+		if err != nil {
+			t.Fatal(err)
+		}
+		first := seals()
+		of := func(ring *seal.Ring, cookie string) bool {
+			_, _, err := handoff.OpenCookie(nil, ring, "h", cookie)
+			return err == nil
+		}
+		if err := r.rotate(ctx, 24*time.Hour); err != nil {
+			t.Fatal(err)
+		}
+		for _, step := range []struct {
+			wait                    time.Duration
+			oldSeals, opens, stored bool
+		}{
+			{r.lead - 1, true, true, true}, {1, false, true, true}, {24*time.Hour + r.lead - 1, false, true, true}, {1, false, false, false},
+		} {
+			time.Sleep(step.wait)
+			synctest.Wait()
+			k, _, err := st.SealKeys(ctx, nil)
+			if got := of(old, seals()); got != step.oldSeals || of(r.Ring(), first) != step.opens || (len(k.Keys) == 2) != step.stored || err != nil {
+				t.Errorf("%v later: the old key seals %v, opens %v, and %d are stored (%v); want %+v", step.wait, got, of(r.Ring(), first), len(k.Keys), err, step)
+			}
+		}
+		cancel()
+		synctest.Wait()
 	})
 }
 
