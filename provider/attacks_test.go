@@ -393,7 +393,7 @@ func TestTokensEndWithTheSession(t *testing.T) {
 				t.Fatal(err)
 			}
 			good("after the session's end", tt.outlives)
-			if err := w.provider.Block(t.Context(), "local", "u1", w.now().Add(time.Hour)); err != nil {
+			if _, err := w.provider.Block(t.Context(), "local", "u1", w.now().Add(time.Hour)); err != nil {
 				t.Fatal(err)
 			}
 			good("of a blocked user", false)
@@ -432,7 +432,7 @@ func TestCodeEndsWithTheUser(t *testing.T) {
 	verifier := oauth2.GenerateVerifier()
 	b := w.browser().get(clientURL(verifier))
 	b.signIn("admin@example.com", "password")
-	if err := w.provider.Block(t.Context(), "local", "u1", clk.now().Add(time.Hour)); err != nil {
+	if _, err := w.provider.Block(t.Context(), "local", "u1", clk.now().Add(time.Hour)); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := webClient().Exchange(w.direct(t.Context()), b.last.Query().Get("code"), oauth2.VerifierOption(verifier)); err == nil {

@@ -31,8 +31,8 @@ import (
 )
 
 // dexStorage is what Dex sees of our store: sign-ins under way, static entries, no blocked users, and codes that
-// were used.
-func (p *Provider) dexStorage(c *config.Config) (storage.Storage, error) {
+// were used; and nobody who was cut off.
+func (p *Provider) dexStorage(c *config.Config) (cutoffs, error) {
 	s := storage.Storage(replays{Storage: identity.Guard(front.Flights(p.store), p.now), store: p.store, now: p.now, tokens: c.Expiry.IDTokens.Std(), audit: p.audit})
 	clients := []storage.Client{{
 		ID: front.GatewayClient, Secret: p.secret, Name: c.Frontend.Issuer,
@@ -48,9 +48,9 @@ func (p *Provider) dexStorage(c *config.Config) (storage.Storage, error) {
 	}
 	all := staticConnectors(c, users)
 	if len(all) == 0 {
-		return nil, errors.New("provider: no connectors and no enablePasswordDB: nobody could sign in")
+		return cutoffs{}, errors.New("provider: no connectors and no enablePasswordDB: nobody could sign in")
 	}
-	return storage.WithStaticConnectors(s, all), nil
+	return newCutoffs(storage.WithStaticConnectors(s, all), p.store, c, p.now), nil
 }
 
 func staticUsers(c *config.Config) []storage.Password {

@@ -27,6 +27,7 @@ type generation struct {
 	config   *config.Config
 	sessions *session.Config
 	storage  storage.Storage // what Dex sees: static entries added, blocked users hidden
+	cutoffs  cutoffs         // below it
 	dex      *server.Server
 	doors    *identity.Doors
 	front    *front.Front
@@ -52,7 +53,7 @@ func (p *Provider) newGeneration(c *config.Config, running *generation) (_ *gene
 		return nil, err
 	}
 	gate := identity.NewGate(all)
-	g.storage = gate
+	g.storage, g.cutoffs = gate, all
 	sign, err := p.openSigner(c)
 	if err != nil {
 		return nil, err
@@ -132,16 +133,21 @@ func (n *Next) Drop() {
 	n.p.endGeneration(n.g)
 }
 
-// Use makes the configuration the current one, from the next request on; requests under way end on what they began with.
+// Use makes the configuration the current one, from the next request on; requests under way end on what they began with. Former secrets
+// of clients and passwords of users are refused before the new ones are good.
 func (n *Next) Use() {
+	n.p.markBefore(n.p.current.Load().config, n.g.config)
 	n.old = n.p.current.Swap(n.g)
 	n.p.refollow(n.old, n.g)
 }
 
-// Settle follows Use: static users who are gone are signed out, and what has changed about the others is true when it
-// returns. An error says that this could not be stored; it is tried again until it can.
+// Settle follows Use: static users who are gone, or have another password, are signed out, what was given out to clients that are gone, or
+// have another secret, is revoked, and what has changed about the others is true when it returns. An error says that this could not be stored; it is tried again until it can.
 func (n *Next) Settle(ctx context.Context) error {
 	err := n.p.reconcileUsers(ctx, touchedUsers(n.old.config, n.g.config))
+	if err == nil && !sameSecrets(n.old.config, n.g.config) {
+		err = n.p.reconcileSecrets(ctx, n.g.config)
+	}
 	n.old.release()
 	go n.p.retire(n.old)
 	return err
@@ -179,11 +185,21 @@ func (p *Provider) retire(g *generation) {
 	}
 	p.endGeneration(g)
 	p.reconcileUntilStored(touchedUsers(g.config, p.current.Load().config))
+	p.untilStored(func() error {
+		if now := p.current.Load().config; !sameSecrets(g.config, now) {
+			return p.reconcileSecrets(p.life, now)
+		}
+		return nil
+	})
 }
 
 func (p *Provider) reconcileUntilStored(users []string) {
+	p.untilStored(func() error { return p.reconcileUsers(p.life, users) })
+}
+
+func (p *Provider) untilStored(reconcile func() error) {
 	for {
-		err := p.reconcileUsers(p.life, users)
+		err := reconcile()
 		if err == nil || p.life.Err() != nil {
 			return
 		}

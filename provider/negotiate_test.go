@@ -267,7 +267,7 @@ func TestTicketIsReplayed(t *testing.T) {
 func TestTicketOfABlockedUser(t *testing.T) {
 	k := kerberosWorld(t, false, ldapWorldConfig("staff"))
 	k.browser().get("https://app.example.com/").answer(k.ticket("alice"))
-	if err := k.provider.Block(t.Context(), "staff", "id-alice", k.now().Add(time.Hour)); err != nil {
+	if _, err := k.provider.Block(t.Context(), "staff", "id-alice", k.now().Add(time.Hour)); err != nil {
 		t.Fatal(err)
 	}
 	b := k.browser().get("https://app.example.com/").answer(k.ticket("alice"))

@@ -131,7 +131,8 @@ func TestClientIsToldOfEveryEnd(t *testing.T) {
 		},
 		"revoked": func(w *world, _ *browser, _ string) error { return w.provider.Revoke(w.t.Context(), w.onlySession()) },
 		"blocked": func(w *world, _ *browser, _ string) error {
-			return w.provider.Block(w.t.Context(), "local", "u1", w.now().Add(time.Hour))
+			_, err := w.provider.Block(w.t.Context(), "local", "u1", w.now().Add(time.Hour))
+			return err
 		},
 		"not in the file any more": func(w *world, _ *browser, text string) error {
 			w.reload(edited(w.t, text, removeAdmin, ""))

@@ -51,8 +51,9 @@ const never = 100 * 365 * 24 * time.Hour
 type Options struct {
 	Config     *config.Config
 	Store      *store.Store
-	Ring       *seal.Ring // for the purposes of front.Purposes
-	CookieKey  []byte     // what the key of Dex's session cookie is derived from
+	Ring       *seal.Ring  // for the purposes of front.Purposes
+	CookieKey  []byte      // what the key of Dex's session cookie is derived from, unless the storage has one
+	StoredRing *StoredRing // that Ring is of; nil where its keys are not in the storage
 	Pages      *web.Pages
 	Log, Audit *slog.Logger
 	Registry   *prometheus.Registry
@@ -90,6 +91,7 @@ type Provider struct {
 
 	current   atomic.Pointer[generation]
 	reconcile sync.Mutex // of whoever brings stored users in line with the configuration
+	secrets   sync.Mutex // and its secrets
 }
 
 // New starts a provider. An error says which connector, or what else of the configuration, does not work. Reconcile
@@ -97,9 +99,10 @@ type Provider struct {
 func New(ctx context.Context, o Options) (*Provider, error) {
 	p := newProvider(ctx, o)
 	var err error
-	if p.sso, err = hkdf.Key(sha256.New, o.CookieKey, nil, "gatehouse sso cookie", 32); err != nil {
-		return nil, fmt.Errorf("provider: cookie key: %w", err)
+	if p.sso, err = p.ssoKey(ctx); err != nil {
+		return nil, err
 	}
+	p.keyCache.follow(ctx, o.Log)
 	p.live, p.upstream = p.newLive(o.Config), p.newUpstream()
 	for _, c := range []prometheus.Collector{p.requests, p.ended, p.outbox, p.live.Collector(), identity.DirectoryCollector(p.doors)} {
 		if err := o.Registry.Register(c); err != nil {
@@ -117,6 +120,29 @@ func New(ctx context.Context, o Options) (*Provider, error) {
 		go p.live.Watch(ctx, func() *identity.Doors { return p.current.Load().doors }, p.reloaded)
 	}
 	return p, nil
+}
+
+// ssoKey returns the key of Dex's session cookie, which knows one only: it is kept in the storage, and stays when keys of cookies change. An
+// installation that had none before goes on with what was derived from its keys, so that nobody is signed out.
+func (p *Provider) ssoKey(ctx context.Context) ([]byte, error) {
+	keys, err := p.store.SigningKeys(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("provider: cookie key: %w", err)
+	}
+	first := seal.NewKey()
+	if keys.SigningKey != nil { // it has run before
+		if first, err = hkdf.Key(sha256.New, p.options.CookieKey, nil, "gatehouse sso cookie", len(first)); err != nil {
+			return nil, fmt.Errorf("provider: cookie key: %w", err)
+		}
+	}
+	key, _, err := p.store.Secret(ctx, "sso", func() []byte { return first })
+	if err == nil && len(key) != len(first) {
+		err = fmt.Errorf("the stored secret sso has %d bytes, want %d: restore the database", len(key), len(first))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("provider: cookie key: %w", err)
+	}
+	return key, nil
 }
 
 // doors are those of the current configuration, nil before there is one.
@@ -137,10 +163,7 @@ func newProvider(ctx context.Context, o Options) *Provider {
 	p.outbox.client, p.outbox.sign = p.clientNow, p.signLogout
 	p.keys = &KeySet{issuer: p.issuer.String(), now: p.now}
 	p.keyCache = &keyCache{Store: p.store, now: p.now, set: p.keys}
-	p.keys.reread = func(ctx context.Context) error {
-		_, err := p.keyCache.read(ctx)
-		return err
-	}
+	p.keys.reread = p.keyCache.read
 	return p
 }
 
@@ -241,16 +264,26 @@ func (p *Provider) frontOptions(g *generation) front.Options {
 		Verify: func(ctx context.Context, raw string) (front.Token, error) {
 			return p.verify(ctx, raw, front.GatewayClient)
 		},
-		VerifyAny:  func(ctx context.Context, raw string) (front.Token, error) { return p.verify(ctx, raw, "") },
+		VerifyAny: func(ctx context.Context, raw string) (front.Token, error) {
+			t, err := p.verify(ctx, raw, "")
+			if err == nil {
+				err = g.cutoffs.clientStands(ctx, t)
+			}
+			return t, err
+		},
 		Vouch:      p.vouch,
 		CheckHint:  CheckHint,
 		VerifyHint: p.verifyHint,
 		Replayed:   p.replayed,
 		SignOut:    func(ctx context.Context, id string) (string, error) { return p.end(ctx, g, id, cause{by: byUser}) },
-		Link:       p.link,
+		PasswordChanged: func(ctx context.Context, connectorID, userID, kept string) {
+			p.passwordChanged(ctx, g, connectorID, userID, kept)
+		},
+		Link: p.link,
 		UpstreamLogout: func(ctx context.Context, connector, token string) error {
 			return p.upstreamLogout(ctx, g, connector, token)
 		},
+		Account:    p.account(),
 		SkipChoice: !c.OAuth2.AlwaysShowLoginScreen,
 		RememberMe: true, Remembered: c.Sessions.RememberMeCheckedByDefault,
 		IPHeader: c.Web.ClientRemoteIP.Header, TrustedProxies: c.Web.ClientRemoteIP.Prefixes,

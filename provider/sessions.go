@@ -137,7 +137,7 @@ func (p *Provider) Subscribe(f func(Change)) (cancel func()) {
 			f(Change{})
 		case store.KindAuthRequest, store.KindAuthCode, store.KindRefreshToken, store.KindOffline, store.KindDeviceRequest,
 			store.KindDeviceToken, store.KindClient, store.KindConnector, store.KindKeys, store.KindSecret,
-			store.KindSpentCode, store.KindReplay, store.KindVouched, store.KindGrants, store.KindOutbox, store.KindUpstream, store.KindSeen:
+			store.KindSpentCode, store.KindReplay, store.KindVouched, store.KindMark, store.KindGrants, store.KindOutbox, store.KindUpstream, store.KindSeen:
 		}
 	})
 }
@@ -237,20 +237,6 @@ var always = time.Unix(1<<40, 0)
 
 // endAll ends what a user has: the sessions that began until then, or are of the future, and all refresh tokens.
 func (p *Provider) endAll(ctx context.Context, g *generation, connectorID, userID string, why cause, until time.Time) error {
-	all, err := p.store.SessionsOf(ctx, userID, connectorID)
-	if err != nil {
-		return fmt.Errorf("provider: sessions of a user: %w", err)
-	}
-	var errs []error
-	for i := range all {
-		if at := front.AuthenticatedAt(&all[i]); at.After(until) && !at.After(p.now()) { // a later one is of a clock that was ahead
-			continue
-		}
-		if _, err := p.end(ctx, g, all[i].ID, why); err != nil {
-			errs = append(errs, err)
-		}
-	}
-	tokens.NewRefreshStore(g.storage, p.now, p.dexLog).RevokeAll(ctx, userID, connectorID)
-	p.forget(ctx, connectorID, userID)
-	return errors.Join(errs...)
+	_, err := p.endSessions(ctx, g, connectorID, userID, why, ending{until: until})
+	return err
 }

@@ -14,7 +14,7 @@ import (
 )
 
 // A user of the file signs in once and is known by what is stored then. So what the file says later has to be stored
-// too, or a user who is gone would stay signed in. A changed password alone changes nothing here: sessions go on.
+// too, or a user who is gone would stay signed in. A changed password is a matter of marks (marks.go): sessions that began before end.
 
 // touchedUsers returns the user ids of those of whom the two files say something else.
 func touchedUsers(before, after *config.Config) []string {
@@ -46,13 +46,17 @@ func touchedUsers(before, after *config.Config) []string {
 }
 
 // Reconcile makes what is stored of local users say what the configuration of New says, which may have changed while no
-// process ran: who is not in it any more is signed out everywhere. It is for whoever is sure to serve.
+// process ran: who is not in it any more, or has another password, is signed out everywhere. What clients have that are gone, or have another secret, is
+// revoked. It is for whoever is sure to serve.
 func (p *Provider) Reconcile(ctx context.Context) error {
 	ids, err := p.store.UsersOf(ctx, dexconnectors.LocalConnector)
 	if err != nil {
 		return fmt.Errorf("provider: list users: %w", err)
 	}
-	return p.reconcileUsers(ctx, ids)
+	if err := p.reconcileUsers(ctx, ids); err != nil {
+		return err
+	}
+	return p.reconcileSecrets(ctx, p.current.Load().config)
 }
 
 // reconcileUsers makes what is stored of local users say what the current configuration says: who is not in it is

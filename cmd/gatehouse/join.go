@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"errors"
+	"iter"
+	"slices"
 	"time"
 
 	"gatehouse/authz"
@@ -104,22 +106,125 @@ func (o operatorSessions) List(ctx context.Context) ([]admin.Session, error) {
 
 // Revoke implements admin.Sessions.
 func (o operatorSessions) Revoke(ctx context.Context, hash string) error {
-	all, err := o.p.Sessions(ctx)
-	if err != nil {
-		return err
+	err := o.p.RevokeHashed(ctx, hash)
+	if errors.Is(err, provider.ErrNoSession) {
+		return admin.ErrNotFound
 	}
-	for _, s := range all {
-		if audit.Hash(s.ID) == hash {
-			return o.p.Revoke(ctx, s.ID)
+	return err
+}
+
+// operatorUsers shows the provider's users to the admin listener.
+type operatorUsers struct{ p *provider.Provider }
+
+// Users implements admin.Users.
+func (o operatorUsers) Users(ctx context.Context, blocked bool) iter.Seq2[admin.User, error] {
+	return func(yield func(admin.User, error) bool) {
+		for u, err := range o.p.Users(ctx) {
+			if err != nil {
+				yield(admin.User{}, err)
+				return
+			}
+			shown := adminUser(u)
+			if blocked && shown.BlockedUntil.IsZero() {
+				continue
+			}
+			if !yield(shown, nil) {
+				return
+			}
 		}
 	}
-	return admin.ErrNotFound
+}
+
+func adminUser(u *provider.User) admin.User {
+	out := admin.User{
+		User: u.Email, Name: u.Name, Connector: u.ConnectorID, UserID: u.UserID, Groups: u.Groups, LastSignIn: u.LastLogin, Sessions: u.Sessions,
+	}
+	if out.Groups == nil {
+		out.Groups = []string{}
+	}
+	if u.BlockedUntil.After(utc()) {
+		out.BlockedUntil = u.BlockedUntil
+	}
+	return out
+}
+
+// find returns the one user of a name.
+func (o operatorUsers) find(ctx context.Context, name string) (admin.User, error) {
+	u, err := o.p.FindUser(ctx, name)
+	if several, ok := errors.AsType[*provider.AmbiguousError](err); ok {
+		out := &admin.AmbiguousError{}
+		for _, c := range several.Users {
+			out.Candidates = append(out.Candidates, adminUser(c))
+		}
+		return admin.User{}, out
+	}
+	if err != nil {
+		return admin.User{}, userError(err)
+	}
+	return adminUser(u), nil
+}
+
+func userError(err error) error {
+	if errors.Is(err, provider.ErrNoUser) {
+		return admin.ErrNoUser
+	}
+	return err
+}
+
+// Block implements admin.Users.
+func (o operatorUsers) Block(ctx context.Context, name string, until time.Time) (admin.Outcome, error) {
+	if until.IsZero() || until.After(provider.Forever) {
+		until = provider.Forever
+	}
+	u, err := o.find(ctx, name)
+	if err != nil {
+		return admin.Outcome{}, err
+	}
+	ended, err := o.p.Block(ctx, u.Connector, u.UserID, until)
+	if err != nil {
+		return admin.Outcome{}, err
+	}
+	u.BlockedUntil = until
+	return admin.Outcome{User: u, Ended: ended}, nil
+}
+
+// Unblock implements admin.Users.
+func (o operatorUsers) Unblock(ctx context.Context, name string) (admin.Outcome, error) {
+	u, err := o.find(ctx, name)
+	if err != nil {
+		return admin.Outcome{}, err
+	}
+	if err := o.p.Unblock(ctx, u.Connector, u.UserID); err != nil {
+		return admin.Outcome{}, userError(err)
+	}
+	u.BlockedUntil = time.Time{}
+	return admin.Outcome{User: u}, nil
+}
+
+// SignOut implements admin.Users.
+func (o operatorUsers) SignOut(ctx context.Context, name string) (admin.Outcome, error) {
+	u, err := o.find(ctx, name)
+	if err != nil {
+		return admin.Outcome{}, err
+	}
+	ended, err := o.p.RevokeUser(ctx, u.Connector, u.UserID)
+	return admin.Outcome{User: u, Ended: ended}, err
+}
+
+// operatorKeys rotates the provider's signing keys for the admin listener.
+type operatorKeys struct{ p *provider.Provider }
+
+// RotateKeys implements admin.Keys.
+func (o operatorKeys) RotateKeys(ctx context.Context, now bool) (admin.Rotation, error) {
+	r, err := o.p.RotateKeys(ctx, now)
+	return admin.Rotation{KeyID: r.KeyID, SignsFrom: r.SignsFrom, Withdrawn: slices.Concat([]string{}, r.Withdrawn)}, err
 }
 
 // gatewayPages are the pages of package web as the authorizer shows them on app hosts.
 type gatewayPages struct {
 	web     *web.Pages
 	signOut string // path
+	account string // URL
 }
 
 // Page implements authz.Pages.
@@ -129,13 +234,13 @@ func (g gatewayPages) Page(kind authz.PageKind, d authz.PageData, accept string)
 	case kind == authz.PageDenied && (d.Problem == authz.ProblemDenied || d.Problem == authz.ProblemBlocked):
 		page := web.Denied{User: d.User, Rule: d.Rule, RequestID: d.RequestID}
 		if d.User != "" {
-			page.SignOutURL = g.signOut
+			page.SignOutURL, page.AccountURL = g.signOut, g.account
 		}
 		return g.web.Denied(lang, page).Body
 	case kind == authz.PageSignedOut:
 		return g.web.SignedOut(lang, web.SignedOut{SignInURL: d.SignIn, ContinueURL: d.Next}).Body
 	case kind == authz.PageSignOut:
-		return g.web.SignOutConfirm(lang, web.SignOutConfirm{Action: d.Action, User: d.User, BackURL: "/"}).Body
+		return g.web.SignOutConfirm(lang, web.SignOutConfirm{Action: d.Action, User: d.User, AccountURL: g.account, BackURL: "/"}).Body
 	}
 	page := web.Error{Code: problemCode(d.Problem), Status: d.Status, RequestID: d.RequestID}
 	if page.Code != web.NotFound {

@@ -184,7 +184,9 @@ func (s *service) httpListeners() (all []httpListener) {
 	}
 	if g := s.cfg.Gateway; g != nil {
 		network, address := g.AdminListener()
-		h := admin.Handler(admin.Options{Sessions: operatorSessions{s.provider}, Version: version(), Log: s.log})
+		h := admin.Handler(admin.Options{
+			Sessions: operatorSessions{s.provider}, Users: operatorUsers{s.provider}, Keys: operatorKeys{s.provider}, Version: version(), Log: s.log,
+		})
 		all = append(all, httpListener{"gateway.admin", network, address, h, maxOtherBody, nil})
 	}
 	return all

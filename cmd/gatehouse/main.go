@@ -45,7 +45,7 @@ When in doubt:        gatehouse explain --config gatehouse.yaml --user alice@exa
 	root.SetErr(stderr)
 	root.CompletionOptions.HiddenDefaultCmd = true
 	//nolint:contextcheck // cobra hands ctx to each command
-	root.AddCommand(serveCommand(), demoCommand(), checkCommand(), explainCommand(), hashCommand(), sessionsCommand(), versionCommand(), passwordsCommand(), ldapCommand())
+	root.AddCommand(serveCommand(), demoCommand(), checkCommand(), explainCommand(), hashCommand(), sessionsCommand(), usersCommand(), keysCommand(), versionCommand(), passwordsCommand(), ldapCommand())
 	if err := root.ExecuteContext(ctx); err != nil {
 		if !errors.Is(err, errSaid) {
 			_, _ = fmt.Fprintln(stderr, "gatehouse:", err)

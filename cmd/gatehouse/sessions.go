@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -16,8 +15,20 @@ import (
 	"gatehouse/internal/config"
 )
 
+// A connection says which gatehouse a command talks to.
+type connection struct{ path, address string }
+
+func (n *connection) flags(c *cobra.Command) {
+	c.PersistentFlags().StringVar(&n.path, "config", "", "the configuration `FILE` of the running gatehouse; only gateway.admin is read of it")
+	c.PersistentFlags().StringVar(&n.address, "admin", "", "`ADDRESS` of its admin listener, instead of the file's: host:port or unix:/path")
+}
+
+func (n *connection) client(c *cobra.Command) (*admin.Client, error) {
+	return adminClient(c, n.path, n.address)
+}
+
 func sessionsCommand() *cobra.Command {
-	var path, address, output string
+	var connect connection
 	c := &cobra.Command{
 		Use: "sessions", Short: "List or end sessions of a running gatehouse",
 		Long: `List or end sessions of a running gatehouse, through its admin listener. Of the file that --config names only
@@ -26,18 +37,23 @@ itself, and needs no file:
 
   gatehouse sessions list --config gatehouse.yaml
   gatehouse sessions revoke --admin 127.0.0.1:5559 ID
-  gatehouse sessions revoke --admin unix:/run/gatehouse/admin.sock ID`,
+  gatehouse sessions revoke --admin unix:/run/gatehouse/admin.sock ID
+  gatehouse sessions revoke --config gatehouse.yaml --user alice@example.com`,
 	}
-	c.PersistentFlags().StringVar(&path, "config", "", "the configuration file of the running gatehouse")
-	c.PersistentFlags().StringVar(&address, "admin", "", "its admin listener, instead of the file's: host:port or unix:/path")
-	connect := func(c *cobra.Command) (*admin.Client, error) { return adminClient(c, path, address) }
+	connect.flags(c)
+	c.AddCommand(sessionsList(&connect), sessionsRevoke(&connect))
+	return c
+}
+
+func sessionsList(connect *connection) *cobra.Command {
+	var output string
 	list := &cobra.Command{
 		Use: "list", Short: "List sessions", Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			if output != "" && output != "json" {
-				return fmt.Errorf("sessions list: -o %q: want json, or nothing", output)
+			if err := checkOutput("sessions list", output); err != nil {
+				return err
 			}
-			client, err := connect(c)
+			client, err := connect.client(c)
 			if err != nil {
 				return err
 			}
@@ -52,22 +68,53 @@ itself, and needs no file:
 		},
 	}
 	list.Flags().StringVarP(&output, "output", "o", "", "json for programs")
+	return list
+}
+
+func sessionsRevoke(connect *connection) *cobra.Command {
+	var user string
 	revoke := &cobra.Command{
-		Use: "revoke ID", Short: "End a session, by the id that list and the audit log show", Args: cobra.ExactArgs(1),
+		Use: "revoke ID | --user USER", Short: "End a session, by the id that list and the audit log show, or all that a user has",
+		Long: `End one session, by the id that list and the audit log show; or, with --user, all sessions and refresh
+tokens of a user, who may sign in again at once (users block keeps them out).
+
+` + whoHelp,
+		Args: func(c *cobra.Command, args []string) error {
+			switch byUser := c.Flags().Changed("user"); {
+			case byUser && (len(args) > 0 || user == ""):
+				return errors.New("sessions revoke: want a session's ID, or --user USER, and not both")
+			case !byUser && (len(args) != 1 || args[0] == ""):
+				return fmt.Errorf("sessions revoke: got %d session ids, want one, or --user USER for all that a user has", len(args))
+			}
+			return nil
+		},
 		RunE: func(c *cobra.Command, args []string) error {
-			client, err := connect(c)
+			client, err := connect.client(c)
 			if err != nil {
 				return err
 			}
-			return client.Revoke(c.Context(), args[0])
+			if user == "" {
+				err := client.Revoke(c.Context(), args[0])
+				if errors.Is(err, admin.ErrNotFound) {
+					return fmt.Errorf("there is no session %s: see sessions list for those that there are", printable(args[0]))
+				}
+				return err
+			}
+			done, err := client.SignOut(c.Context(), user)
+			if err != nil {
+				return explainUser(c, user, err)
+			}
+			_, err = fmt.Fprintf(c.OutOrStdout(), "%s is signed out everywhere; sessions ended: %d\n", nameOf(&done.User), done.Ended)
+			return err
 		},
 	}
-	c.AddCommand(list, revoke)
-	return c
+	revoke.Flags().StringVar(&user, "user", "", "end all sessions and refresh tokens of this `USER`: an e-mail address, or connector:ID")
+	return revoke
 }
 
 // adminClient returns a client of the listener at address, or of the one that the file at path names.
 func adminClient(c *cobra.Command, path, address string) (*admin.Client, error) {
+	group := c.Parent().Name()
 	if address != "" {
 		if p, ok := strings.CutPrefix(address, "unix:"); ok {
 			return admin.NewClient("unix", p), nil
@@ -78,30 +125,22 @@ func adminClient(c *cobra.Command, path, address string) (*admin.Client, error) 
 		return admin.NewClient("tcp", address), nil
 	}
 	if path == "" {
-		return nil, errors.New("sessions: say which gatehouse: --config FILE or --admin ADDRESS")
+		return nil, fmt.Errorf("%s: say which gatehouse: --config FILE or --admin ADDRESS", group)
 	}
 	network, listener, err := config.AdminListener(path, config.OS())
 	if err != nil {
-		_, _ = fmt.Fprintf(c.ErrOrStderr(), "%v\nsessions: --admin ADDRESS names the listener without the file\n", err)
+		_, _ = fmt.Fprintf(c.ErrOrStderr(), "%v\n%s: --admin ADDRESS names the listener without the file\n", err, group)
 		return nil, errSaid
 	}
 	return admin.NewClient(network, listener), nil
-}
-
-// printable quotes what would disturb a terminal.
-func printable(s string) string {
-	if strings.ContainsFunc(s, func(r rune) bool { return !strconv.IsPrint(r) || r == ' ' }) {
-		return strconv.Quote(s)
-	}
-	return s
 }
 
 func writeSessions(c *cobra.Command, all []admin.Session) error {
 	w := tabwriter.NewWriter(c.OutOrStdout(), 0, 0, 2, ' ', 0)
 	_, _ = fmt.Fprintln(w, "ID\tUSER\tCONNECTOR\tSIGNED IN\tLAST USE\tEXPIRES\tADDRESS")
 	for _, s := range all {
-		_, _ = fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", s.ID, printable(s.User), s.Connector,
-			s.SignedInAt.Format(time.RFC3339), s.LastActivity.Format(time.RFC3339), s.ExpiresAt.Format(time.RFC3339), s.Address)
+		_, _ = fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", s.ID, orDash(s.User), printable(s.Connector),
+			s.SignedInAt.Format(time.RFC3339), s.LastActivity.Format(time.RFC3339), s.ExpiresAt.Format(time.RFC3339), orDash(s.Address))
 	}
 	return w.Flush()
 }

@@ -6,11 +6,13 @@
 package admin
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"log/slog"
 	"net"
 	"net/http"
@@ -24,6 +26,14 @@ const Header = "X-Gatehouse-Admin"
 
 // ErrNotFound means that there is no session of that name.
 var ErrNotFound = errors.New("admin: no such session")
+
+// ErrNoUser means that there is no user of that name.
+var ErrNoUser = errors.New("admin: no such user")
+
+// An AmbiguousError means that a name is that of several users: nothing was done. Candidates are some of them.
+type AmbiguousError struct{ Candidates []User }
+
+func (e *AmbiguousError) Error() string { return "admin: several users are known by this name" }
 
 // A Session is one signed-in browser. ID is the hash by which logs know the session, never the session's id.
 type Session struct {
@@ -39,15 +49,58 @@ type Session struct {
 	UserAgent    string    `json:"user_agent"`
 }
 
-// Sessions is what the listener acts on. Revoke ends the session of a hash, or fails with ErrNotFound.
+// A User is somebody who signed in, or was blocked. Times that never were are left out.
+type User struct {
+	User       string    `json:"user"` // e-mail
+	Name       string    `json:"name"`
+	Connector  string    `json:"connector"`
+	UserID     string    `json:"user_id"`
+	Groups     []string  `json:"groups"`
+	LastSignIn time.Time `json:"last_sign_in,omitzero"`
+	// BlockedUntil is set while the user is blocked only.
+	BlockedUntil time.Time `json:"blocked_until,omitzero"`
+	Sessions     int       `json:"sessions"` // that live
+}
+
+// An Outcome is what was done to a user.
+type Outcome struct {
+	User  User `json:"user"`
+	Ended int  `json:"sessions_ended"`
+}
+
+// A Rotation is what became of the signing keys.
+type Rotation struct {
+	KeyID     string    `json:"key_id"` // of the new key
+	SignsFrom time.Time `json:"signs_from"`
+	Withdrawn []string  `json:"withdrawn"` // ids of keys that verify nothing any more
+}
+
+// Sessions is what the listener does with sessions. Revoke ends the session of a hash, or fails with ErrNotFound.
 type Sessions interface {
 	List(ctx context.Context) ([]Session, error)
 	Revoke(ctx context.Context, id string) error
 }
 
+// Users is what the listener does with users. A name is an e-mail address or "connector:user id"; the methods that take one fail with
+// ErrNoUser, or with an *AmbiguousError and have done nothing.
+type Users interface {
+	// Users yields all users, or those who are blocked. The sequence ends after an error.
+	Users(ctx context.Context, blocked bool) iter.Seq2[User, error]
+	Block(ctx context.Context, name string, until time.Time) (Outcome, error)
+	Unblock(ctx context.Context, name string) (Outcome, error)
+	SignOut(ctx context.Context, name string) (Outcome, error)
+}
+
+// Keys is what the listener does with signing keys: RotateKeys makes a new one, which signs at once and alone if now is set.
+type Keys interface {
+	RotateKeys(ctx context.Context, now bool) (Rotation, error)
+}
+
 // Options for Handler.
 type Options struct {
 	Sessions Sessions
+	Users    Users
+	Keys     Keys
 	Version  string
 	Log      *slog.Logger
 }
@@ -67,17 +120,15 @@ func Handler(o Options) http.Handler {
 		answer(w, http.StatusOK, all)
 	})
 	m.HandleFunc("DELETE /v1/sessions/{id}", func(w http.ResponseWriter, r *http.Request) {
-		err := o.Sessions.Revoke(r.Context(), r.PathValue("id"))
-		switch {
-		case errors.Is(err, ErrNotFound):
-			refuse(w, http.StatusNotFound, err)
-		case err != nil:
-			refuse(w, http.StatusServiceUnavailable, err)
-		default:
-			o.Log.InfoContext(r.Context(), "session revoked by an operator", "session", r.PathValue("id"))
-			w.WriteHeader(http.StatusNoContent)
+		if err := o.Sessions.Revoke(r.Context(), r.PathValue("id")); err != nil {
+			fail(w, err)
+			return
 		}
+		o.Log.InfoContext(r.Context(), "session revoked by an operator", "session", r.PathValue("id"))
+		w.WriteHeader(http.StatusNoContent)
 	})
+	o.users(m)
+	o.keys(m)
 	return guard(m)
 }
 
@@ -106,8 +157,27 @@ func answer(w http.ResponseWriter, status int, v any) {
 	_ = json.NewEncoder(w).Encode(v) // the operator may be gone
 }
 
+// A refusal is the answer to what was not done.
+type refusal struct {
+	Error      string `json:"error"`
+	Candidates []User `json:"candidates,omitempty"`
+}
+
 func refuse(w http.ResponseWriter, status int, err error) {
-	answer(w, status, map[string]string{"error": err.Error()})
+	answer(w, status, refusal{Error: err.Error()})
+}
+
+// fail refuses with the status that fits the error.
+func fail(w http.ResponseWriter, err error) {
+	if several, ok := errors.AsType[*AmbiguousError](err); ok {
+		answer(w, http.StatusConflict, refusal{Error: err.Error(), Candidates: several.Candidates})
+		return
+	}
+	status := http.StatusServiceUnavailable
+	if errors.Is(err, ErrNotFound) || errors.Is(err, ErrNoUser) {
+		status = http.StatusNotFound
+	}
+	refuse(w, status, err)
 }
 
 // unixHost is the Host of requests over a unix socket.
@@ -129,53 +199,93 @@ func NewClient(network, address string) *Client {
 	if network == "unix" {
 		base = "http://" + unixHost
 	}
-	return &Client{http: &http.Client{Transport: &http.Transport{DialContext: dial}, Timeout: 30 * time.Second}, base: base}
+	return &Client{http: &http.Client{Transport: &http.Transport{DialContext: dial, ResponseHeaderTimeout: clientTimeout}}, base: base}
 }
+
+// clientTimeout is how long the client waits for an answer, or for the beginning of a list.
+const clientTimeout = 75 * time.Second
 
 // List implements Sessions.
 func (c *Client) List(ctx context.Context) (all []Session, err error) {
-	err = c.do(ctx, http.MethodGet, "/v1/sessions", &all)
+	err = c.do(ctx, http.MethodGet, "/v1/sessions", nil, &all)
 	return all, err
 }
 
 // Revoke implements Sessions.
 func (c *Client) Revoke(ctx context.Context, id string) error {
-	return c.do(ctx, http.MethodDelete, "/v1/sessions/"+url.PathEscape(id), nil)
+	return c.do(ctx, http.MethodDelete, "/v1/sessions/"+url.PathEscape(id), nil, nil)
 }
 
-// maxAnswer bounds what the client reads, in bytes.
+// maxAnswer bounds what the client reads at once, in bytes.
 const maxAnswer = 256 << 20
 
-func (c *Client) do(ctx context.Context, method, path string, out any) error {
-	r, err := http.NewRequestWithContext(ctx, method, c.base+path, http.NoBody) //nolint:gosec // G704: the operator says where
+// do sends in, unless it is nil, and reads the answer into out.
+func (c *Client) do(ctx context.Context, method, path string, in, out any) error {
+	ctx, cancel := context.WithTimeout(ctx, clientTimeout)
+	defer cancel()
+	resp, err := c.send(ctx, method, path, in)
 	if err != nil {
-		return fmt.Errorf("admin: %w", err)
-	}
-	r.Header.Set(Header, "1")
-	resp, err := c.http.Do(r) //nolint:gosec // G704: the operator says where
-	if err != nil {
-		return fmt.Errorf("admin: is gatehouse running, and is its gateway.admin this address? %w", err)
+		return err
 	}
 	defer resp.Body.Close()
+	if out == nil {
+		return nil
+	}
 	body, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
 	if err != nil {
 		return fmt.Errorf("admin: %w", err)
-	}
-	if resp.StatusCode >= http.StatusBadRequest {
-		var e struct{ Error string }
-		if json.Unmarshal(body, &e) != nil || e.Error == "" {
-			return fmt.Errorf("admin: %s: this does not look like the admin listener of gatehouse", resp.Status)
-		}
-		if e.Error == ErrNotFound.Error() {
-			return ErrNotFound
-		}
-		return fmt.Errorf("admin: %s: %s", resp.Status, e.Error)
-	}
-	if out == nil {
-		return nil
 	}
 	if err := json.Unmarshal(body, out); err != nil {
 		return fmt.Errorf("admin: %w", err)
 	}
 	return nil
+}
+
+// send returns the answer to a request that was not refused. Whoever calls it closes the body.
+func (c *Client) send(ctx context.Context, method, path string, in any) (*http.Response, error) {
+	body := io.Reader(http.NoBody)
+	if in != nil {
+		b, err := json.Marshal(in)
+		if err != nil {
+			return nil, fmt.Errorf("admin: %w", err)
+		}
+		body = bytes.NewReader(b)
+	}
+	r, err := http.NewRequestWithContext(ctx, method, c.base+path, body) //nolint:gosec // G704: the operator says where
+	if err != nil {
+		return nil, fmt.Errorf("admin: %w", err)
+	}
+	r.Header.Set(Header, "1")
+	resp, err := c.http.Do(r) //nolint:gosec // G704: the operator says where
+	if err != nil {
+		return nil, fmt.Errorf("admin: is gatehouse running, and is its gateway.admin this address? %w", err)
+	}
+	if resp.StatusCode < http.StatusBadRequest {
+		return resp, nil
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(io.LimitReader(resp.Body, maxRefusal))
+	if err != nil {
+		return nil, fmt.Errorf("admin: %w", err)
+	}
+	return nil, refused(resp.Status, text)
+}
+
+// maxRefusal bounds the answer to a request that was refused, in bytes.
+const maxRefusal = 1 << 20
+
+// refused is the error that an answer tells.
+func refused(status string, text []byte) error {
+	var e refusal
+	switch {
+	case json.Unmarshal(text, &e) != nil || e.Error == "":
+		return fmt.Errorf("admin: %s: this does not look like the admin listener of gatehouse", status)
+	case e.Error == ErrNotFound.Error():
+		return ErrNotFound
+	case e.Error == ErrNoUser.Error():
+		return ErrNoUser
+	case len(e.Candidates) > 0:
+		return &AmbiguousError{e.Candidates}
+	}
+	return fmt.Errorf("admin: %s: %s", status, e.Error)
 }

@@ -29,7 +29,7 @@ func (s *table) Revoke(_ context.Context, id string) error {
 }
 
 func options(s Sessions) Options {
-	return Options{Sessions: s, Version: "1", Log: slog.New(slog.DiscardHandler)}
+	return Options{Sessions: s, Users: &people{}, Keys: &people{}, Version: "1", Log: slog.New(slog.DiscardHandler)}
 }
 
 func TestGuard(t *testing.T) {

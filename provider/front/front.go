@@ -46,11 +46,12 @@ const (
 	PurposeClientState   seal.Purpose = "gateway client state"
 	PurposeLogout        seal.Purpose = "logout form"
 	PurposeLoggedOut     seal.Purpose = "upstream logout state"
+	PurposeAccount       seal.Purpose = "account page"
 )
 
 // Purposes are what a ring needs for New.
 func Purposes() []seal.Purpose {
-	return []seal.Purpose{handoff.PurposeRequest, handoff.PurposeTicket, handoff.PurposeCookie, PurposeAuthorization, PurposeUpstream, PurposeSAML, PurposeClientState, PurposeLogout, PurposeLoggedOut}
+	return []seal.Purpose{handoff.PurposeRequest, handoff.PurposeTicket, handoff.PurposeCookie, PurposeAuthorization, PurposeUpstream, PurposeSAML, PurposeClientState, PurposeLogout, PurposeLoggedOut, PurposeAccount}
 }
 
 // A TokenVerifier checks a token of this issuer.
@@ -78,16 +79,21 @@ type Options struct {
 	// Replayed reports whether a token of a user is void since the code that led to it was used twice.
 	Replayed func(ctx context.Context, t Token, userID, connectorID string) (bool, error)
 	SignOut  func(ctx context.Context, sessionID string) (next string, err error)
+	// PasswordChanged ends what a user has who has just chosen another password, but for one session ("": for none). What fails of it goes on in the
+	// background.
+	PasswordChanged func(ctx context.Context, connectorID, userID, keptSession string)
 	// Link remembers which session of the upstream a session is of, so that the upstream can end it.
 	Link func(ctx context.Context, sessionID, connectorID, userID string, from identity.UpstreamSession) error
 	// UpstreamLogout ends the sessions that a logout token of the upstream behind a connector names: ErrNoUpstream where there is none that sends such;
 	// ErrLogoutUnknown where it could not be done now; any other error is the token's.
 	UpstreamLogout func(ctx context.Context, connectorID, token string) error
-	Ring           *seal.Ring
-	Hosts          *hosts.Set // nil: a provider only, without gateway
-	Prefix         string     // of the gateway's own paths on app hosts
-	SameSite       http.SameSite
-	Pages          *web.Pages
+	// Account is what the account page needs besides.
+	Account  Account
+	Ring     *seal.Ring
+	Hosts    *hosts.Set // nil: a provider only, without gateway
+	Prefix   string     // of the gateway's own paths on app hosts
+	SameSite http.SameSite
+	Pages    *web.Pages
 	// SkipChoice goes straight to the only connector where it is not a password connector.
 	SkipChoice bool
 	// RememberMe shows the choice, Remembered is its default.
@@ -205,6 +211,9 @@ func (f *Front) routes() *http.ServeMux {
 	page("GET /auth/{connector}", f.authorizeWith)
 	page("GET /auth/{connector}/login", f.signInPage)
 	page("POST /auth/{connector}/login", f.signIn)
+	page("GET "+accountPath, f.accountPage)
+	page("POST "+accountPath, f.endSessions)
+	page("GET "+accountPath+"/password", f.newPassword)
 	page("GET /auth/{connector}/password", f.passwordPage)
 	page("POST /auth/{connector}/password", f.changePassword)
 	page("GET /callback", f.upstreamCallback)

@@ -15,10 +15,13 @@ import (
 )
 
 // renew sets the absolute expiry of a session anew.
-func (f *Front) renew(r *http.Request, sid string, now time.Time) error {
+func (f *Front) renew(r *http.Request, sid string, now, until time.Time) error {
 	cfg := f.Sessions.Config
 	err := f.Storage.UpdateAuthSession(r.Context(), sid, func(s storage.AuthSession) (storage.AuthSession, error) {
 		s.AbsoluteExpiry = now.Add(cfg.AbsoluteLifetime)
+		if !until.IsZero() && until.Before(s.AbsoluteExpiry) {
+			s.AbsoluteExpiry = until
+		}
 		s.IdleExpiry = expiryOf(s, cfg.ValidIfNotUsedFor, now)
 		return s, nil
 	})

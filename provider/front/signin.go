@@ -209,7 +209,7 @@ func (f *Front) signInPage(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	chosen := "" // the gateway takes a session of any connector; an outside client may have asked for this one
-	if q.gateway == nil {
+	if !q.own() {
 		chosen = r.PathValue("connector")
 	}
 	if f.signOn(w, r, q, chosen) {
@@ -331,11 +331,7 @@ func (f *Front) completeFrom(w http.ResponseWriter, r *http.Request, q *request,
 		f.fail(w, r, web.Unavailable, err)
 		return
 	}
-	query := q.query
-	if q.gateway != nil {
-		query = f.gatewayQuery(*q.gateway)
-	}
-	query = cloneQuery(query)
+	query := f.authorization(q)
 	query.Del("connector_id")
 	// Without prompt=login Dex would take a live session, even of another user, instead of who was just proven.
 	prompts := []string{"login"}
@@ -354,7 +350,7 @@ func (f *Front) completeFrom(w http.ResponseWriter, r *http.Request, q *request,
 	}
 	sid := ""
 	if err == nil {
-		sid, err = f.settle(r, a, remember)
+		sid, err = f.settle(r, a, remember, q.until)
 	}
 	if err == nil && from != nil && *from != (identity.UpstreamSession{}) {
 		err = f.Link(r.Context(), sid, door.ID, id.UserID, *from)
@@ -379,8 +375,8 @@ func (f *Front) supersede(w http.ResponseWriter, r *http.Request, connectorID, u
 }
 
 // settle finds the session that Dex made or continued, makes its cookie last as the user chose, and renews the
-// absolute lifetime, since a credential was just accepted.
-func (f *Front) settle(r *http.Request, a *answer, remember bool) (sid string, err error) {
+// absolute lifetime, since a credential was just accepted; it ends at until, if that is not zero.
+func (f *Front) settle(r *http.Request, a *answer, remember bool, until time.Time) (sid string, err error) {
 	cfg := f.Sessions.Config
 	c, ok := a.cookies[cfg.CookieName]
 	if !ok || c.MaxAge < 0 {
@@ -394,8 +390,8 @@ func (f *Front) settle(r *http.Request, a *answer, remember bool) (sid string, e
 	if err != nil {
 		return "", fmt.Errorf("read the new session: %w", err)
 	}
-	if now := f.Now(); s.AbsoluteExpiry.Before(now.Add(cfg.AbsoluteLifetime - time.Minute)) {
-		if err := f.renew(r, sid, now); err != nil {
+	if now := f.Now(); s.AbsoluteExpiry.Before(now.Add(cfg.AbsoluteLifetime-time.Minute)) || !until.IsZero() {
+		if err := f.renew(r, sid, now, until); err != nil {
 			return "", err
 		}
 	}
@@ -426,7 +422,7 @@ func (f *Front) choice(w http.ResponseWriter, r *http.Request, q *request, id st
 func (f *Front) doorsFor(r *http.Request, q *request) ([]*identity.Door, error) {
 	var allowed []string
 	grant := oauth2.GrantTypeAuthorizationCode
-	if q.gateway == nil {
+	if !q.own() {
 		c, err := f.Storage.GetClient(r.Context(), q.query.Get("client_id"))
 		if err != nil {
 			return nil, err

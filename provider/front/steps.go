@@ -74,7 +74,7 @@ func (f *Front) stepTargets(a *storage.AuthRequest) []string {
 		return []string{formTarget(a.RedirectURI)}
 	}
 	st, err := f.openState(a.State)
-	if err != nil {
+	if err != nil || st.Account {
 		return nil
 	}
 	origin, ok := f.Hosts.Origin(st.Request.Host)

@@ -24,6 +24,7 @@ const maxUpstreamState = 2000
 type upstreamState struct {
 	Gateway   *handoff.Request `json:"g,omitempty"`
 	Query     string           `json:"q,omitempty"`
+	Account   bool             `json:"a,omitempty"`
 	Connector string           `json:"c"`
 	Data      []byte           `json:"d,omitempty"` // of the connector: PKCE and such
 	Bind      string           `json:"b"`           // of the issuer's pre-cookie
@@ -33,7 +34,7 @@ type upstreamState struct {
 // startUpstream sends the browser to the identity provider behind door.
 func (f *Front) startUpstream(w http.ResponseWriter, r *http.Request, q *request, door *identity.Door) {
 	u := upstreamState{
-		Gateway: q.gateway, Query: q.query.Encode(), Connector: door.ID,
+		Gateway: q.gateway, Query: q.query.Encode(), Account: q.account, Connector: door.ID,
 		Bind: f.ensurePreCookie(w, r).Bind(), Expiry: f.Now().Add(handoff.RequestLifetime),
 	}
 	const placeholder = "gatehouse-state" // the real one has the connector's data in it, which comes with the URL
@@ -78,6 +79,9 @@ func (u *upstreamState) toFront() bool {
 func (u *upstreamState) request() (*request, error) {
 	if u.Gateway != nil {
 		return &request{gateway: u.Gateway}, nil
+	}
+	if u.Account {
+		return &request{account: true}, nil
 	}
 	q, err := url.ParseQuery(u.Query)
 	return &request{query: q}, err

@@ -485,18 +485,26 @@ func (d *Door) StartSAML(s connector.Scopes, requestID string) (target, request 
 	return target, request, nil
 }
 
-// FinishSAML proves a user by a SAML response to the request of that id. Every error is a *connectors.Refusal.
-func (d *Door) FinishSAML(ctx context.Context, s connector.Scopes, response, requestID string) (connector.Identity, error) {
+// FinishSAML proves a user by a SAML response to the request of that id, and returns when the provider's session ends, the zero time if it does not
+// say. Every error is a *connectors.Refusal.
+func (d *Door) FinishSAML(ctx context.Context, s connector.Scopes, response, requestID string) (id connector.Identity, end time.Time, err error) {
 	sc, ok := d.inner.(connector.SAMLConnector)
 	if !ok {
-		return connector.Identity{}, &connectors.Refusal{Reason: connectors.Unavailable, Err: errors.New("not a SAML connector")}
+		return id, end, &connectors.Refusal{Reason: connectors.Unavailable, Err: errors.New("not a SAML connector")}
 	}
 	s.Groups = true
-	id, err := sc.HandlePOST(s, response, requestID)
-	if err != nil {
-		return connector.Identity{}, refusal(err)
+	if id, err = sc.HandlePOST(s, response, requestID); err != nil {
+		return connector.Identity{}, end, refusal(err)
 	}
-	return id, d.allowed(ctx, id)
+	id.ConnectorData = nil // the identity once more, for a Refresh that would only repeat it
+	end, err = sessionEnd(response)
+	if err == nil && !end.IsZero() && !d.doors.opts.Now().Before(end) {
+		err = fmt.Errorf("identity: the provider's session ended at %s", end.Format(time.RFC3339))
+	}
+	if err != nil {
+		return connector.Identity{}, end, &connectors.Refusal{Reason: connectors.Unavailable, Err: err}
+	}
+	return id, end, d.allowed(ctx, id)
 }
 
 // StartRedirect returns the upstream's URL with state in it, and data that FinishRedirect needs back.
@@ -625,3 +633,9 @@ func WithProof(ctx context.Context, connectorID string, id connector.Identity) (
 
 // Used reports whether Dex took the identity.
 func (p *Proof) Used() bool { return p.used.Load() }
+
+// Proves reports whether ctx is of a request that brings a proof: somebody has just shown a credential.
+func Proves(ctx context.Context) bool {
+	_, ok := ctx.Value(proofKey{}).(*Proof)
+	return ok
+}

@@ -31,8 +31,10 @@ const (
 	askTimeout = 6 * time.Second
 	// claimFor is how long a claim is respected once it was seen. It is measured here, not by the claimant's clock, and is longer than
 	// askTimeout and the write that follows: whoever holds it longer has died.
-	claimFor     = 8 * time.Second
-	pollClaim    = 100 * time.Millisecond // how often whoever waits for another's answer looks for it
+	claimFor = 8 * time.Second
+	// waitClaim is how long another's answer is waited for: less than a request waits, which then gets what was said last.
+	waitClaim    = 700 * time.Millisecond
+	pollClaim    = 100 * time.Millisecond // how often it is looked for meanwhile
 	writeTimeout = 1500 * time.Millisecond
 	keepWriting  = 5 * time.Minute // how long an answer that could not be stored is tried to be
 	maxGrants    = 8               // per user: sign-ins, the newest
@@ -237,7 +239,7 @@ func (a *upstreamAsker) refreshed(ctx context.Context, id connector.Identity) (c
 // one asks about one user, or waits for the answer that somebody else gets. An error is of the connector.
 func (a *upstreamAsker) one(ctx context.Context, userID string) (connectors.Answer, error) {
 	k := userKey{a.door, userID}
-	for {
+	for began := time.Now(); ; {
 		known, mine, err := a.claim(ctx, k)
 		switch {
 		case err != nil:
@@ -246,8 +248,8 @@ func (a *upstreamAsker) one(ctx context.Context, userID string) (connectors.Answ
 			return *known, nil
 		case mine != nil:
 			return a.ask(ctx, k, *mine)
-		case !sleep(ctx, pollClaim):
-			return unknown(ctx.Err()), nil
+		case time.Since(began) >= waitClaim || !sleep(ctx, pollClaim):
+			return unknown(errClaimed), nil
 		}
 	}
 }

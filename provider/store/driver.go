@@ -28,6 +28,7 @@ const (
 	KindSpentCode     Kind = "spent_code"
 	KindReplay        Kind = "replay"
 	KindVouched       Kind = "vouched"
+	KindMark          Kind = "mark"
 	KindOutbox        Kind = "outbox"
 	KindUpstream      Kind = "upstream_session"
 	KindSeen          Kind = "seen"

@@ -197,6 +197,7 @@ type event struct {
 	Msg       string `json:"msg"`
 	Log       string `json:"log"`
 	Result    string `json:"result"`
+	Reason    string `json:"reason"`
 	Decision  string `json:"decision"`
 	Connector string `json:"connector"`
 	User      string `json:"user"`

@@ -1,0 +1,278 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"strconv"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"gatehouse/internal/admin"
+)
+
+// whoHelp says how commands take users.
+const whoHelp = `USER is an e-mail address, or connector:ID with the user id that "users list" shows, such as
+ldap:1f3870be. An address that several users have is refused, with a list of them: nobody is hit by
+accident.`
+
+func usersCommand() *cobra.Command {
+	var connect connection
+	c := &cobra.Command{
+		Use: "users", Short: "List, block and unblock users of a running gatehouse",
+		Long: `List, block and unblock users of a running gatehouse, through its admin listener. One replica is
+enough: the others obey within a second.
+
+` + whoHelp + `
+
+  gatehouse users list --config gatehouse.yaml
+  gatehouse users block alice@example.com --config gatehouse.yaml
+  gatehouse users block ldap:1f3870be --for 24h --admin 127.0.0.1:5559
+  gatehouse users unblock alice@example.com --config gatehouse.yaml`,
+	}
+	connect.flags(c)
+	c.AddCommand(usersList(&connect), usersBlock(&connect), usersUnblock(&connect))
+	return c
+}
+
+func usersList(connect *connection) *cobra.Command {
+	var output string
+	var blocked bool
+	c := &cobra.Command{
+		Use: "list", Short: "List everybody who has signed in, and who is blocked", Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			if err := checkOutput("users list", output); err != nil {
+				return err
+			}
+			client, err := connect.client(c)
+			if err != nil {
+				return err
+			}
+			all := client.Users(c.Context(), blocked)
+			if output == "json" {
+				return writeJSON(c.OutOrStdout(), all)
+			}
+			return writeUsers(c.OutOrStdout(), all)
+		},
+	}
+	c.Flags().StringVarP(&output, "output", "o", "", "json for programs: with the names of all groups")
+	c.Flags().BoolVar(&blocked, "blocked", false, "only those who are blocked now")
+	return c
+}
+
+func usersBlock(connect *connection) *cobra.Command {
+	var until string
+	var period time.Duration
+	c := &cobra.Command{
+		Use: "block USER", Short: "Refuse a user everywhere, and end all sessions and refresh tokens of theirs", Args: oneUser,
+		Long: `Refuse a user everywhere (sign-in, single sign-on, refresh, token exchange, every app) and end all
+that they have: sessions and refresh tokens. The block lasts until "users unblock", or as long as
+--until or --for says. Somebody who never signed in can be blocked, too, as connector:ID.
+
+` + whoHelp,
+		RunE: func(c *cobra.Command, args []string) error {
+			end, err := blockEnd(until, period, c.Flags().Changed("for"), time.Now())
+			if err != nil {
+				return err
+			}
+			client, err := connect.client(c)
+			if err != nil {
+				return err
+			}
+			done, err := client.Block(c.Context(), args[0], end)
+			if err != nil {
+				return explainUser(c, args[0], err)
+			}
+			_, err = fmt.Fprintf(c.OutOrStdout(), "%s is blocked %s; sessions ended: %d\n", nameOf(&done.User), untilWhen(done.User.BlockedUntil), done.Ended)
+			if err == nil && done.User.LastSignIn.IsZero() {
+				_, err = fmt.Fprintln(c.OutOrStdout(), "Nobody of this id has signed in so far: it must be the id that the connector will give.")
+			}
+			return err
+		},
+	}
+	c.Flags().StringVar(&until, "until", "", "`TIME` when the block ends: 2026-01-31T18:00:00Z, or 2026-01-31 for the begin of that day here")
+	c.Flags().DurationVar(&period, "for", 0, "`DURATION` for which it lasts, such as 45m or 72h")
+	return c
+}
+
+// blockEnd is when a block ends; the zero time: it does not by itself.
+func blockEnd(until string, period time.Duration, hasPeriod bool, now time.Time) (time.Time, error) {
+	switch {
+	case hasPeriod && until != "":
+		return time.Time{}, errors.New("users block: --for and --until say the same thing in two ways: want one of them")
+	case hasPeriod && period <= 0:
+		return time.Time{}, fmt.Errorf("users block: --for %s: want more than nothing, such as 72h", period)
+	case hasPeriod:
+		return now.Add(period).UTC(), nil
+	case until == "":
+		return time.Time{}, nil
+	}
+	end, err := time.Parse(time.RFC3339, until)
+	if err != nil {
+		if end, err = time.ParseInLocation(time.DateOnly, until, time.Local); err != nil {
+			return time.Time{}, fmt.Errorf("users block: --until %q: want a time such as 2026-01-31T18:00:00Z, or a day such as 2026-01-31", until)
+		}
+	}
+	if !end.After(now) {
+		return time.Time{}, fmt.Errorf("users block: --until %s is over already: it is %s now", until, now.Format(time.RFC3339))
+	}
+	return end.UTC(), nil
+}
+
+func usersUnblock(connect *connection) *cobra.Command {
+	return &cobra.Command{
+		Use: "unblock USER", Short: "Let a blocked user sign in again", Args: oneUser,
+		Long: "Let a blocked user sign in again. Sessions and refresh tokens that the block has ended stay so.\n\n" + whoHelp,
+		RunE: func(c *cobra.Command, args []string) error {
+			client, err := connect.client(c)
+			if err != nil {
+				return err
+			}
+			done, err := client.Unblock(c.Context(), args[0])
+			if err != nil {
+				return explainUser(c, args[0], err)
+			}
+			_, err = fmt.Fprintf(c.OutOrStdout(), "%s may sign in again\n", nameOf(&done.User))
+			return err
+		},
+	}
+}
+
+// oneUser is cobra.ExactArgs(1), told for people.
+func oneUser(c *cobra.Command, args []string) error {
+	switch {
+	case len(args) != 1:
+		return fmt.Errorf("%s: got %d arguments, want one user: an e-mail address, or connector:ID", c.CommandPath(), len(args))
+	case args[0] == "":
+		return fmt.Errorf("%s: the user is empty: want an e-mail address, or connector:ID", c.CommandPath())
+	}
+	return nil
+}
+
+// explainUser says what to do about a name that is nobody's, or several users'.
+func explainUser(c *cobra.Command, name string, err error) error {
+	if several, ok := errors.AsType[*admin.AmbiguousError](err); ok {
+		w := c.ErrOrStderr()
+		_, _ = fmt.Fprintf(w, "gatehouse: %s is the name of several users, and nothing was done. Say which of them:\n", printable(name))
+		for i := range several.Candidates {
+			u := &several.Candidates[i]
+			_, _ = fmt.Fprintf(w, "  %s\n", printable(u.Connector+":"+u.UserID)+describeCandidate(u))
+		}
+		return errSaid
+	}
+	if errors.Is(err, admin.ErrNoUser) {
+		return fmt.Errorf("nobody is known as %s: see users list for who has signed in, or say connector:ID", printable(name))
+	}
+	return err
+}
+
+func describeCandidate(u *admin.User) string {
+	if u.LastSignIn.IsZero() {
+		return "  (never signed in)"
+	}
+	return fmt.Sprintf("  (%s, last sign-in %s)", printable(u.User), u.LastSignIn.Format(time.RFC3339))
+}
+
+// nameOf is a user in one line: the e-mail address, and what is unique.
+func nameOf(u *admin.User) string {
+	id := printable(u.Connector + ":" + u.UserID)
+	if u.User == "" {
+		return id
+	}
+	return printable(u.User) + " (" + id + ")"
+}
+
+// lastYear is that of a block without an end.
+const lastYear = 9999
+
+func untilWhen(t time.Time) string {
+	if t.Year() >= lastYear {
+		return "until unblocked"
+	}
+	return "until " + t.Format(time.RFC3339)
+}
+
+// userPage is how many users the columns are as wide as the widest of: more would have to be held.
+const userPage = 1000
+
+// writeUsers writes users as they come.
+func writeUsers(to io.Writer, all iter.Seq2[admin.User, error]) error {
+	w := tabwriter.NewWriter(to, 0, 0, 2, ' ', 0)
+	_, _ = fmt.Fprintln(w, "USER\tCONNECTOR\tUSER ID\tGROUPS\tLAST SIGN-IN\tBLOCKED\tSESSIONS")
+	n := 0
+	for u, err := range all {
+		if err != nil {
+			return errors.Join(w.Flush(), err)
+		}
+		blocked := "-"
+		if !u.BlockedUntil.IsZero() {
+			blocked = untilWhen(u.BlockedUntil)
+		}
+		_, _ = fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\t%s\t%d\n", orDash(u.User), printable(u.Connector), printable(u.UserID), len(u.Groups),
+			orNever(u.LastSignIn), blocked, u.Sessions)
+		if n++; n%userPage == 0 {
+			if err := w.Flush(); err != nil {
+				return err
+			}
+		}
+	}
+	return w.Flush()
+}
+
+func orDash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return printable(s)
+}
+
+func orNever(t time.Time) string {
+	if t.IsZero() {
+		return "never"
+	}
+	return t.Format(time.RFC3339)
+}
+
+// writeJSON writes one array, item by item.
+func writeJSON[T any](to io.Writer, all iter.Seq2[T, error]) error {
+	sep := "["
+	for item, err := range all {
+		if err != nil {
+			return err
+		}
+		b, err := json.Marshal(item)
+		if err != nil {
+			return err
+		}
+		if _, err := fmt.Fprintf(to, "%s%s", sep, b); err != nil {
+			return err
+		}
+		sep = ",\n"
+	}
+	if sep == "[" {
+		_, err := fmt.Fprintln(to, "[]")
+		return err
+	}
+	_, err := fmt.Fprintln(to, "]")
+	return err
+}
+
+func checkOutput(command, output string) error {
+	if output != "" && output != "json" {
+		return fmt.Errorf("%s: -o %q: want json, or nothing", command, output)
+	}
+	return nil
+}
+
+// printable quotes what would disturb a terminal or a table.
+func printable(s string) string {
+	if s == "" || strings.ContainsFunc(s, func(r rune) bool { return !strconv.IsPrint(r) || r == ' ' }) {
+		return strconv.Quote(s)
+	}
+	return s
+}
