@@ -230,6 +230,10 @@ func (s *service) apply(ctx context.Context, l *loaded) error {
 	s.applyKeys(ctx, l.cfg)
 	s.applyTLS(l.cfg)
 	s.level.Set(l.logLevel())
+	s.drainDelay.Store(int64(l.cfg.DrainDelay()))
+	if s.view != nil {
+		s.view.SetGrace(l.cfg.Gateway.Session.StorageGrace.Std())
+	}
 	if err := next.Settle(ctx); err != nil {
 		s.log.ErrorContext(ctx, "changed users could not be stored; it is tried again", "error", err)
 	}

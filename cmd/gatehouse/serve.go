@@ -12,6 +12,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -37,7 +38,7 @@ import (
 	"gatehouse/web"
 )
 
-// drainTime is how long requests under way may still take after SIGTERM, and auditQueue how many bytes of audit events
+// drainTime is how long requests under way may still take after SIGTERM and the delay of the configuration, and auditQueue how many bytes of audit events
 // wait for a slow reader of standard output.
 const (
 	drainTime  = 10 * time.Second
@@ -90,6 +91,8 @@ type service struct {
 	rekeyed     chan struct{} // of one element: atRest has other keys
 	pages       *web.Pages
 	portMetrics *listen.Metrics
+	draining    atomic.Bool  // no more requests are wanted
+	drainDelay  atomic.Int64 // config.DrainDelay of what runs
 
 	webTLS, grpcTLS *listen.TLS // nil where the listener speaks plain text, or is not there
 
@@ -107,6 +110,7 @@ func serve(ctx context.Context, l loaded, stdout, stderr io.Writer) error {
 	s := &service{cfg: l.cfg, audit: audit.NewWriter(stdout, auditQueue), registry: prometheus.NewRegistry(), rekeyed: make(chan struct{}, 1)}
 	s.log = newLogger(l.cfg, &s.level, stderr)
 	s.level.Set(l.logLevel())
+	s.drainDelay.Store(int64(l.cfg.DrainDelay()))
 	s.auditLog = slog.New(slog.NewJSONHandler(s.audit, nil)).With("log", "audit")
 	tuneMemory(ctx, s.log)
 	s.warnOfFewFiles(ctx, openFiles())
@@ -236,6 +240,7 @@ func (s *service) build(ctx context.Context) (err error) {
 	}
 	s.view = session.NewView(viewStore{s.provider}, session.Options{
 		Capacity: s.cfg.Gateway.Session.Cache, Idle: s.cfg.Sessions.ValidIfNotUsedFor.Std(), Now: utc, Logger: s.log,
+		Silence: s.store.FeedAge, Grace: s.cfg.Gateway.Session.StorageGrace.Std(),
 	})
 	s.authz, err = authz.NewServer(authz.Options{
 		Ring: s.ring, Sessions: s.view, Ender: s.provider, Pages: gatewayPages{s.pages, s.cfg.Gateway.Prefix + "/sign-out", s.provider.AccountURL()}, Signer: appTokens{s.provider}, Audit: s.audit, Logger: s.log, Registerer: s.registry, Now: utc,
@@ -318,6 +323,12 @@ func (s *service) run(ctx, background context.Context, stop func(), r *reloads) 
 	g.Go(func() error {
 		<-gctx.Done()
 		defer stop()
+		if ctx.Err() != nil { // else a part has failed
+			again := make(chan os.Signal, 1)
+			signal.Notify(again, os.Interrupt, syscall.SIGTERM)
+			defer signal.Stop(again)
+			s.leave(context.WithoutCancel(ctx), again)
+		}
 		return s.drain(context.WithoutCancel(ctx), all)
 	})
 	g.Go(func() error {
@@ -333,12 +344,32 @@ func (s *service) run(ctx, background context.Context, stop func(), r *reloads) 
 	return g.Wait()
 }
 
-// drain says that no more requests are wanted, lets those under way end, and closes.
-func (s *service) drain(ctx context.Context, all []listener) error {
-	s.log.InfoContext(ctx, "draining")
+// leave says that no more requests are wanted, and goes on serving until whoever sends them has had the time to hear of it.
+// Another signal ends that.
+func (s *service) leave(ctx context.Context, again <-chan os.Signal) {
+	delay := time.Duration(s.drainDelay.Load())
+	s.log.InfoContext(ctx, "leaving: health says so, requests are still served", "for", delay.String())
+	s.unready()
+	wait := time.NewTimer(delay)
+	defer wait.Stop()
+	select {
+	case <-wait.C:
+	case <-again:
+	}
+}
+
+// unready says that no more requests are wanted.
+func (s *service) unready() {
+	s.draining.Store(true)
 	if s.health != nil {
 		s.health.Shutdown()
 	}
+}
+
+// drain lets requests under way end, and closes.
+func (s *service) drain(ctx context.Context, all []listener) error {
+	s.unready()
+	s.log.InfoContext(ctx, "draining")
 	ctx, cancel := context.WithTimeout(ctx, drainTime)
 	defer cancel()
 	g := new(errgroup.Group)

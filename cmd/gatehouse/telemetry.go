@@ -30,6 +30,10 @@ func (s *service) telemetry() http.Handler {
 	m.Handle("GET /metrics", buffered(inTurn(maxScrapes, scrapeWait, promhttp.HandlerFor(s.registry, promhttp.HandlerOpts{Registry: s.registry}))))
 	m.HandleFunc("GET /healthz/live", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusOK) })
 	m.HandleFunc("GET /healthz/ready", func(w http.ResponseWriter, r *http.Request) {
+		if s.draining.Load() {
+			http.Error(w, "draining", http.StatusServiceUnavailable)
+			return
+		}
 		ctx, cancel := context.WithTimeout(r.Context(), readyTimeout)
 		defer cancel()
 		if err := s.provider.Ready(ctx); err != nil {
@@ -38,6 +42,12 @@ func (s *service) telemetry() http.Handler {
 			return
 		}
 		w.WriteHeader(http.StatusOK)
+	})
+	// A storage that is away takes no replica out of its Service: each still knows who is signed in.
+	m.HandleFunc("GET /healthz/serving", func(w http.ResponseWriter, _ *http.Request) {
+		if s.draining.Load() {
+			http.Error(w, "draining", http.StatusServiceUnavailable)
+		}
 	})
 	return m
 }
@@ -124,7 +134,7 @@ func (s *service) registerMetrics() error {
 		prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "gatehouse_audit_dropped_total", Help: "Audit events of all kinds that are missing in the log: standard output was read too slowly, or could not be written to."},
 			func() float64 { return float64(s.audit.Dropped()) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "gatehouse_feed_age_seconds", Help: "Time since the store's change log was last read to its end."},
-			func() float64 { return s.store.FeedAge(utc()).Seconds() }),
+			func() float64 { return s.store.FeedAge().Seconds() }),
 		prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "gatehouse_store_writes_total", Help: "Transactions that this process has written to the storage, or tried to, but for the deletion of what is out of date."},
 			func() float64 { return float64(s.store.Writes()) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "gatehouse_build_info", Help: "A constant 1, whose label is the version that runs: join it to other metrics, or count replicas by version.", ConstLabels: prometheus.Labels{"version": version()}},

@@ -209,6 +209,31 @@ func TestGatewayValues(t *testing.T) {
 	}
 }
 
+// A process that nobody can take over from does not go on serving for nobody.
+func TestDrainDelay(t *testing.T) {
+	postgres := strings.Replace(gatewayHead, "{type: sqlite, config: {file: /var/lib/gatehouse/gatehouse.db}}", "{type: postgres, config: {host: db, database: gatehouse, user: gatehouse}}", 1)
+	if postgres == gatewayHead {
+		t.Fatalf("no storage in %s", gatewayHead)
+	}
+	providerOnly, _, _ := strings.Cut(postgres, "gateway:")
+	for _, tt := range []struct {
+		name, file string
+		want       time.Duration
+	}{
+		{"one process", gatewayHead, 0},
+		{"one process, as the file says", gatewayHead + "  drain: 3s\n", 3 * time.Second},
+		{"replicas", postgres, 5 * time.Second},
+		{"replicas without a gateway", providerOnly, 5 * time.Second},
+		{"replicas that are not waited for", postgres + "  drain: 0s\n", 0},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if c, _ := mustParse(t, tt.file); c.DrainDelay() != tt.want {
+				t.Errorf("got %s, want %s", c.DrainDelay(), tt.want)
+			}
+		})
+	}
+}
+
 // What is wrong with a certificate, and yet works, is a warning; so is a key that is open to everybody.
 func TestTLSWarnings(t *testing.T) {
 	for _, tt := range []struct{ name, file, want string }{

@@ -99,8 +99,8 @@ var reloadKeys = []string{
 	"connectors", "staticClients", "staticPasswords", "enablePasswordDB", "oauth2", "expiry", "mfa", "signer", "logger.level",
 	"sessions.absoluteLifetime", "sessions.rememberMeCheckedByDefault", "sessions.ssoSharedWithDefault", "sessions.cookieEncryptionKey",
 	"frontend.logoURL", "frontend.theme", "frontend.extra",
-	"gateway.hosts", "gateway.cookie", "gateway.session.absolute", "gateway.session.staleIfUnavailable", "gateway.session.revalidate", "gateway.identity",
-	"gateway.keys.file", "gateway.clients", "gateway.rules", "gateway.default",
+	"gateway.hosts", "gateway.cookie", "gateway.session.absolute", "gateway.session.staleIfUnavailable", "gateway.session.storageGrace", "gateway.session.revalidate", "gateway.identity",
+	"gateway.keys.file", "gateway.clients", "gateway.rules", "gateway.default", "gateway.drain",
 	"gateway.tls.cert", "gateway.tls.key", "gateway.tls.clientCA", "gateway.tls.clientNames", "gateway.tls.minVersion",
 }
 

@@ -28,7 +28,8 @@ type feed struct {
 
 	following atomic.Bool
 	cursor    int64        // place in the change log; belongs to whoever follows
-	heard     atomic.Int64 // when the log was last read to its end, Unix nanoseconds
+	opened    time.Time    // with its monotonic reading, which no setting of the clock changes
+	heard     atomic.Int64 // when the log was last read to its end, in nanoseconds since opened
 
 	mu        sync.Mutex
 	listeners []*func(Change)      // replaced, never modified
@@ -36,10 +37,8 @@ type feed struct {
 	unknown   map[string]time.Time // writes of ours whose outcome is not known, and since when
 }
 
-func newFeed(head int64, now time.Time) *feed {
-	f := &feed{instance: rand.Text() + "/", cursor: head, unknown: map[string]time.Time{}}
-	f.heard.Store(now.UnixNano())
-	return f
+func newFeed(head int64) *feed {
+	return &feed{instance: rand.Text() + "/", cursor: head, opened: time.Now(), unknown: map[string]time.Time{}}
 }
 
 // Subscribe has f called for every change in the log: for a change made through this Store after it is
@@ -204,9 +203,10 @@ func (s *Store) wake(ctx context.Context) (woken <-chan struct{}, stop func()) {
 }
 
 // FeedAge returns how long ago the change log was last read to its end: what happened elsewhere
-// before that is known here. It counts from the opening of the Store.
-func (s *Store) FeedAge(now time.Time) time.Duration {
-	return max(0, time.Duration(now.UnixNano()-s.feed.heard.Load()))
+// before that is known here. It counts from the opening of the Store, by the monotonic clock: Options.Now, which may be
+// set, has no part in it.
+func (s *Store) FeedAge() time.Duration {
+	return time.Since(s.feed.opened) - time.Duration(s.feed.heard.Load())
 }
 
 // poll reads the change log to its end.
@@ -214,7 +214,7 @@ func (s *Store) poll(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, pollTimeout)
 	defer cancel()
 	for {
-		began := s.opts.Now()
+		began := time.Since(s.feed.opened)
 		page, err := s.driver.Changes(ctx, s.feed.cursor, feedPage)
 		if errors.Is(err, ErrTrimmed) {
 			if err := s.skipAhead(ctx); err != nil {
@@ -233,7 +233,7 @@ func (s *Store) poll(ctx context.Context) error {
 			s.feed.cursor = c.Seq
 		}
 		if len(page) == 0 {
-			s.feed.heard.Store(began.UnixNano())
+			s.feed.heard.Store(int64(began))
 			return nil
 		}
 	}

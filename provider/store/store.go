@@ -106,7 +106,7 @@ func OpenPostgres(ctx context.Context, c PostgresConfig, o Options) (*Store, err
 
 func newStore(d Driver, o Options, head int64) *Store {
 	o = o.withDefaults()
-	return &Store{driver: &counted{Driver: d, sealer: o.Sealer}, opts: o, queue: newQueue(patience), feed: newFeed(head, o.Now())}
+	return &Store{driver: &counted{Driver: d, sealer: o.Sealer}, opts: o, queue: newQueue(patience), feed: newFeed(head)}
 }
 
 // counted is a driver that counts its writes, and seals at rest.
