@@ -15,6 +15,7 @@ import (
 
 // TestFeed cuts what tells one replica of the changes of the other.
 func TestFeed(t *testing.T) {
+	t.Parallel()
 	s := peers.Postgres(t, peers.PostgresOptions{})
 	f := newFleet(t, 1, onPostgres(s, s.Addr), nil)
 	proxy := peers.NewProxy(t, s.Addr)
