@@ -18,10 +18,11 @@ const (
 	defaultCapacity = 100_000
 	maxCapacity     = 100_000_000
 	maxShards       = 64
-	minShardSize    = 64              // sessions; fewer sessions have fewer shards
-	maxID           = 256             // bytes of a session id
-	maxReads        = 64              // reads of the store at one time
-	readTimeout     = 5 * time.Second // for one session, with all repetitions
+	minShardSize    = 64                    // sessions; fewer sessions have fewer shards
+	maxID           = 256                   // bytes of a session id
+	maxReads        = 64                    // reads of the store at one time
+	readTimeout     = 5 * time.Second       // for one session, with all repetitions
+	spare           = 50 * time.Millisecond // that a request keeps for its answer: at the deadline the proxy gives its own
 	touchTimeout    = 5 * time.Second
 	touchWorkers    = 4
 	touchQueue      = 4096
@@ -218,9 +219,14 @@ func (v *View) find(ctx context.Context, id string, now time.Time) (*Session, er
 	return s, err
 }
 
-// read waits, until ctx ends, for one read of the store that knows of every change before the call.
+// read waits, until shortly before the deadline of ctx, for one read of the store that knows of every change before the call.
 func (v *View) read(ctx context.Context, sh *shard, id string, now time.Time) (*Session, error) {
 	start := v.now()
+	if end, ok := ctx.Deadline(); ok {
+		var cancel func()
+		ctx, cancel = context.WithDeadline(ctx, end.Add(-spare))
+		defer cancel()
+	}
 	f, err := sh.join(id) //nolint:contextcheck // the read is for all who wait: no caller ends it
 	if err != nil {
 		return nil, err
