@@ -32,10 +32,10 @@ func everyWay(t *testing.T) string {
 		"gateway:\n", strings.Replace(withSAML, "id: up, name: SAML", "id: saml, name: SAML", 1)+"- {type: mockCallback, id: up, name: Upstream}\n"+"gateway:\n")
 }
 
-func everyWorld(t *testing.T) (*world, *clock) {
+func everyWorld(t *testing.T) *world {
 	t.Helper()
 	clk := &clock{}
-	return newWorld(t, everyWay(t), store.Memory(store.Options{Now: clk.now}), seal.NewKey(), clk), clk
+	return newWorld(t, everyWay(t), store.Memory(store.Options{Now: clk.now}), seal.NewKey(), clk)
 }
 
 // formPost posts a form to the issuer as a program does, and returns the answer.
@@ -242,9 +242,9 @@ var cutUsers = [][2]string{{"local", "u1"}, {"up", "0-385-28089-0"}, {"saml", "i
 
 // TestBlockedUserEverywhere holds each way in against a world where it is open: a row that is closed anyway shows nothing.
 func TestBlockedUserEverywhere(t *testing.T) {
-	open, _ := everyWorld(t)
+	open := everyWorld(t)
 	free := open.hold()
-	w, _ := everyWorld(t)
+	w := everyWorld(t)
 	h := w.hold()
 	for _, u := range cutUsers {
 		if _, err := w.provider.Block(t.Context(), u[0], u[1], Forever); err != nil { // two of them have never signed in
@@ -472,7 +472,7 @@ func (w *world) nothingComesAlive(t *testing.T) {
 }
 
 func TestSignOutEverywhere(t *testing.T) {
-	w, _ := everyWorld(t)
+	w := everyWorld(t)
 	h := w.hold()
 	other := w.browser().get("https://app.example.com/")
 	other.signIn("user@example.com", "password")

@@ -248,6 +248,10 @@ const maxToken = 16 << 10
 // Connect Core 1.0 section 3.1.3.7). The algorithm is that of the key: a token that says another is refused, and so is any spelling of a
 // token but the compact one.
 func (s *KeySet) Verify(ctx context.Context, raw, audience string) (IDToken, error) {
+	return s.verify(ctx, raw, audience)
+}
+
+func (s *KeySet) verify(ctx context.Context, raw, audience string, more ...jwt.ParseOption) (IDToken, error) {
 	if len(raw) > maxToken {
 		return IDToken{}, fmt.Errorf("id token: %d bytes, want at most %d", len(raw), maxToken)
 	}
@@ -255,12 +259,12 @@ func (s *KeySet) Verify(ctx context.Context, raw, audience string) (IDToken, err
 	if err != nil {
 		return IDToken{}, fmt.Errorf("id token: %w", err)
 	}
-	tok, err := s.parse(ctx, raw, h, audience)
+	tok, err := s.parse(ctx, raw, h, audience, more...)
 	if err != nil && s.unknownKey(h) {
 		if _, err, _ := s.flight.Do("keys", func() (any, error) { return nil, s.reread(context.WithoutCancel(ctx)) }); err != nil {
 			return IDToken{}, fmt.Errorf("id token: read keys: %w", err)
 		}
-		tok, err = s.parse(ctx, raw, h, audience)
+		tok, err = s.parse(ctx, raw, h, audience, more...)
 	}
 	if err != nil {
 		return IDToken{}, fmt.Errorf("id token: %w", err)
@@ -351,7 +355,7 @@ func claim(t jwt.Token, name string) (string, bool) {
 	return s, ok
 }
 
-func (s *KeySet) parse(ctx context.Context, raw string, h header, audience string) (jwt.Token, error) {
+func (s *KeySet) parse(ctx context.Context, raw string, h header, audience string, more ...jwt.ParseOption) (jwt.Token, error) {
 	keys := s.keys.Load()
 	if keys == nil {
 		return nil, errors.New("no keys yet")
@@ -370,7 +374,7 @@ func (s *KeySet) parse(ctx context.Context, raw string, h header, audience strin
 	if audience != "" {
 		opts = append(opts, jwt.WithAudience(audience))
 	}
-	return jwt.ParseString(raw, opts...)
+	return jwt.ParseString(raw, append(opts, more...)...)
 }
 
 func (s *KeySet) unknownKey(h header) bool {

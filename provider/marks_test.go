@@ -43,7 +43,7 @@ func (w *world) enter(user, password string) *browser {
 }
 
 func TestChangedPasswordEndsWhatBeganBefore(t *testing.T) {
-	w, _ := everyWorld(t)
+	w := everyWorld(t)
 	h := w.hold()
 	user := w.enter("user@example.com", "password")
 	next := newAdminPassword(t, everyWay(t))

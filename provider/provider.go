@@ -82,9 +82,11 @@ type Provider struct {
 	life     context.Context // of all generations: that of New
 	devices  front.Devices
 	live     *identity.Live
+	upstream *identity.Upstream
 	asked    askedLately
 	missing  sync.Map // of connector ids, since when a time.Time says that there is none
 	ended    *prometheus.CounterVec
+	outbox   *outbox
 	reloaded chan struct{} // of one element: there is another configuration
 
 	current   atomic.Pointer[generation]
@@ -101,8 +103,8 @@ func New(ctx context.Context, o Options) (*Provider, error) {
 		return nil, err
 	}
 	p.keyCache.follow(ctx, o.Log)
-	p.live = p.newLive(o.Config)
-	for _, c := range []prometheus.Collector{p.requests, p.ended, p.live.Collector(), identity.DirectoryCollector(p.doors)} {
+	p.live, p.upstream = p.newLive(o.Config), p.newUpstream()
+	for _, c := range []prometheus.Collector{p.requests, p.ended, p.outbox, p.live.Collector(), identity.DirectoryCollector(p.doors)} {
 		if err := o.Registry.Register(c); err != nil {
 			return nil, fmt.Errorf("provider: metrics: %w", err)
 		}
@@ -113,6 +115,7 @@ func New(ctx context.Context, o Options) (*Provider, error) {
 	}
 	p.current.Store(g)
 	go p.collectGarbage(ctx)
+	go p.outbox.run(ctx)
 	if o.Config.Gateway != nil { // else users are in use for a moment only
 		go p.live.Watch(ctx, func() *identity.Doors { return p.current.Load().doors }, p.reloaded)
 	}
@@ -156,6 +159,8 @@ func newProvider(ctx context.Context, o Options) *Provider {
 		dexLog: slog.New(quiet{o.Log.Handler()}).With("part", "dex"), life: ctx,
 		ended: newEnded(), reloaded: make(chan struct{}, 1),
 	}
+	p.outbox = newOutbox(p.store, p.now, p.log)
+	p.outbox.client, p.outbox.sign = p.clientNow, p.signLogout
 	p.keys = &KeySet{issuer: p.issuer.String(), now: p.now}
 	p.keyCache = &keyCache{Store: p.store, now: p.now, set: p.keys}
 	p.keys.reread = p.keyCache.read
@@ -266,18 +271,25 @@ func (p *Provider) frontOptions(g *generation) front.Options {
 			}
 			return t, err
 		},
-		Vouch:     p.vouch,
-		CheckHint: CheckHint,
-		Replayed:  p.replayed,
-		SignOut:   func(ctx context.Context, id string) (string, error) { return p.end(ctx, g, id, cause{by: byUser}) },
+		Vouch:      p.vouch,
+		CheckHint:  CheckHint,
+		VerifyHint: p.verifyHint,
+		Replayed:   p.replayed,
+		SignOut:    func(ctx context.Context, id string) (string, error) { return p.end(ctx, g, id, cause{by: byUser}) },
 		PasswordChanged: func(ctx context.Context, connectorID, userID, kept string) {
 			p.passwordChanged(ctx, g, connectorID, userID, kept)
 		},
+		Link: p.link,
+		UpstreamLogout: func(ctx context.Context, connector, token string) error {
+			return p.upstreamLogout(ctx, g, connector, token)
+		},
+		Account:    p.account(),
 		SkipChoice: !c.OAuth2.AlwaysShowLoginScreen,
 		RememberMe: true, Remembered: c.Sessions.RememberMeCheckedByDefault,
 		IPHeader: c.Web.ClientRemoteIP.Header, TrustedProxies: c.Web.ClientRemoteIP.Prefixes,
-		CountNetworks: c.Web.ClientRemoteIP.Header != "",
-		Routes:        front.Routes{Device: deviceFlow(c)}, Devices: &p.devices, DevicesFor: c.Expiry.DeviceRequests.Std(),
+		CountNetworks:  c.Web.ClientRemoteIP.Header != "",
+		AllowedOrigins: c.Web.AllowedOrigins, Headers: c.Web.Headers.HTTP(), Refresh: refreshPolicy(c, o.Now), RefreshIdle: c.Expiry.RefreshTokens.ValidIfNotUsedFor.Std(),
+		Routes: front.Routes{Device: deviceFlow(c)}, Devices: &p.devices, DevicesFor: c.Expiry.DeviceRequests.Std(),
 		Now: o.Now, Log: o.Log, Audit: o.Audit, Registerer: o.Registry,
 	}
 	if g := c.Gateway; g != nil {

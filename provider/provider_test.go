@@ -123,7 +123,10 @@ func newWorldWith(t *testing.T, text string, st *store.Store, key []byte, clk *c
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &world{t: t, store: st, ring: ring, hosts: cfg.Gateway.HostSet, now: clk.now, audit: new(bytes.Buffer), logs: new(bytes.Buffer), metrics: prometheus.NewRegistry()}
+	w := &world{t: t, store: st, ring: ring, now: clk.now, audit: new(bytes.Buffer), logs: new(bytes.Buffer), metrics: prometheus.NewRegistry()}
+	if cfg.Gateway != nil {
+		w.hosts = cfg.Gateway.HostSet
+	}
 	w.provider, err = New(t.Context(), Options{
 		Config: cfg, Store: st, Ring: ring, CookieKey: key, StoredRing: stored, Pages: pages, Registry: w.metrics, Now: clk.now, resolve: resolve,
 		Log: slog.New(slog.NewJSONHandler(&lockedBuffer{b: w.logs}, &slog.HandlerOptions{Level: slog.LevelDebug})), Audit: slog.New(slog.NewJSONHandler(&lockedBuffer{b: w.audit}, nil)),

@@ -19,8 +19,7 @@ import (
 	"gatehouse/internal/admin"
 	"gatehouse/internal/audit"
 	"gatehouse/provider/store"
-
-	"github.com/dexidp/dex/storage"
+	"gatehouse/provider/store/storetest"
 )
 
 // operated is the configuration of the gatehouse that scripts of operators talk to.
@@ -52,14 +51,14 @@ func TestOperatorScripts(t *testing.T) {
 	}})
 }
 
-// operatedBy serves the admin listener of a provider on a unix socket.
-func operatedBy(t *testing.T, path string, atEnd func(func())) (*store.Store, error) {
+// serviceOn builds all parts of a gatehouse on a store, without a port.
+func serviceOn(t testing.TB, st *store.Store) (*service, error) {
 	t.Helper()
-	file := filepath.Join(t.TempDir(), "gatehouse.yaml")
-	hash, err := bcrypt.GenerateFromPassword([]byte("of this test only"), 10)
+	hash, err := bcrypt.GenerateFromPassword([]byte("of this test only"), bcrypt.DefaultCost)
 	if err != nil {
 		return nil, err
 	}
+	file := filepath.Join(t.TempDir(), "gatehouse.yaml")
 	if err := os.WriteFile(file, bytes.ReplaceAll([]byte(operated), []byte("HASH"), hash), 0o600); err != nil {
 		return nil, err
 	}
@@ -67,10 +66,16 @@ func operatedBy(t *testing.T, path string, atEnd func(func())) (*store.Store, er
 	if err != nil {
 		return nil, err
 	}
-	s := &service{cfg: l.cfg, log: slog.New(slog.DiscardHandler), registry: prometheus.NewRegistry(), audit: audit.NewWriter(t.Output(), auditQueue)}
+	s := &service{cfg: l.cfg, log: slog.New(slog.DiscardHandler), registry: prometheus.NewRegistry(), audit: audit.NewWriter(t.Output(), auditQueue), store: st}
 	s.auditLog = s.log
-	s.store = store.Memory(store.Options{Now: utc})
-	if err := s.build(t.Context()); err != nil {
+	return s, s.build(t.Context())
+}
+
+// operatedBy serves the admin listener of a provider on a unix socket.
+func operatedBy(t *testing.T, path string, atEnd func(func())) (*store.Store, error) {
+	t.Helper()
+	s, err := serviceOn(t, store.Memory(store.Options{Now: utc}))
+	if err != nil {
 		return nil, err
 	}
 	listener, err := new(net.ListenConfig).Listen(t.Context(), "unix", path)
@@ -88,21 +93,18 @@ func operatedBy(t *testing.T, path string, atEnd func(func())) (*store.Store, er
 func seedUsers(t *testing.T, st *store.Store) error {
 	t.Helper()
 	day := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	alice := storetest.Person{Connector: "local", ID: "u1", Email: "Alice@example.com", Groups: []string{"admins", "staff"}, LastLogin: day}
 	var errs []error
-	user := func(connector, id, email string, groups ...string) {
-		errs = append(errs, st.CreateUserIdentity(t.Context(), storage.UserIdentity{
-			UserID: id, ConnectorID: connector, Claims: storage.Claims{UserID: id, Email: email, Groups: groups}, CreatedAt: day, LastLogin: day,
-		}))
+	for _, p := range []storetest.Person{
+		alice,
+		{Connector: "staff", ID: "a:1", Email: "alice@EXAMPLE.com", LastLogin: day},
+		{Connector: "staff", ID: "b2", Email: "bob@example.com", LastLogin: day},
+		{Connector: "staff", ID: "\x1b[2J evil", Email: "evil@example.com\nroot@example.com", LastLogin: day},
+	} {
+		errs = append(errs, storetest.AddPerson(t.Context(), st, p))
 	}
-	user("local", "u1", "Alice@example.com", "admins", "staff")
-	user("staff", "a:1", "alice@EXAMPLE.com")
-	user("staff", "b2", "bob@example.com")
-	user("staff", "\x1b[2J evil", "evil@example.com\nroot@example.com")
 	for i := range 2 {
-		errs = append(errs, st.CreateAuthSession(t.Context(), storage.AuthSession{
-			ID: fmt.Sprintf("session-%d", i), Secret: "x", UserID: "u1", ConnectorID: "local", CreatedAt: day, LastActivity: day,
-			IdleExpiry: utc().Add(time.Hour), AbsoluteExpiry: utc().Add(time.Hour),
-		}))
+		errs = append(errs, storetest.AddSession(t.Context(), st, fmt.Sprintf("session-%d", i), alice, utc().Add(time.Hour)))
 	}
 	return errors.Join(errs...)
 }

@@ -139,7 +139,16 @@ func serve(ctx context.Context, l loaded, stdout, stderr io.Writer) error {
 	if !interrupt() {
 		return nil
 	}
-	return s.run(ctx, background, stop, newReloads(s, l, hangup))
+	err = s.run(ctx, background, stop, newReloads(s, l, hangup))
+	s.finish(context.WithoutCancel(ctx))
+	return err
+}
+
+// finish waits for what must be in the store before it closes: an identity provider's answer may have the only token that is still good.
+func (s *service) finish(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, drainTime)
+	defer cancel()
+	s.provider.Finish(ctx)
 }
 
 func (s *service) flushAudit(ctx context.Context) {
@@ -234,7 +243,7 @@ func (s *service) build(ctx context.Context) (err error) {
 		Silence: s.store.FeedAge, Grace: s.cfg.Gateway.Session.StorageGrace.Std(),
 	})
 	s.authz, err = authz.NewServer(authz.Options{
-		Ring: s.ring, Sessions: s.view, Ender: s.provider, Pages: gatewayPages{s.pages, s.cfg.Gateway.Prefix + "/sign-out"}, Signer: appTokens{s.provider}, Audit: s.audit, Logger: s.log, Registerer: s.registry, Now: utc,
+		Ring: s.ring, Sessions: s.view, Ender: s.provider, Pages: gatewayPages{s.pages, s.cfg.Gateway.Prefix + "/sign-out", s.provider.AccountURL()}, Signer: appTokens{s.provider}, Audit: s.audit, Logger: s.log, Registerer: s.registry, Now: utc,
 	})
 	if err != nil {
 		return err

@@ -31,18 +31,18 @@ func (o Options) users(m *http.ServeMux) {
 		stream(w, o.Users.Users(r.Context(), r.URL.Query().Get("blocked") == "true"))
 	})
 	m.HandleFunc("POST /v1/users/block", func(w http.ResponseWriter, r *http.Request) {
-		o.act(w, r, func(t target) (Outcome, error) { return o.Users.Block(r.Context(), t.User, t.Until) })
+		o.act(w, r, func(ctx context.Context, t target) (Outcome, error) { return o.Users.Block(ctx, t.User, t.Until) })
 	})
 	m.HandleFunc("POST /v1/users/unblock", func(w http.ResponseWriter, r *http.Request) {
-		o.act(w, r, func(t target) (Outcome, error) { return o.Users.Unblock(r.Context(), t.User) })
+		o.act(w, r, func(ctx context.Context, t target) (Outcome, error) { return o.Users.Unblock(ctx, t.User) })
 	})
 	m.HandleFunc("POST /v1/users/sign-out", func(w http.ResponseWriter, r *http.Request) {
-		o.act(w, r, func(t target) (Outcome, error) { return o.Users.SignOut(r.Context(), t.User) })
+		o.act(w, r, func(ctx context.Context, t target) (Outcome, error) { return o.Users.SignOut(ctx, t.User) })
 	})
 }
 
 // act does something with the user whom the request names.
-func (o Options) act(w http.ResponseWriter, r *http.Request, do func(target) (Outcome, error)) {
+func (o Options) act(w http.ResponseWriter, r *http.Request, do func(context.Context, target) (Outcome, error)) {
 	var t target
 	if err := read(w, r, &t); err != nil {
 		refuse(w, http.StatusBadRequest, err)
@@ -52,7 +52,7 @@ func (o Options) act(w http.ResponseWriter, r *http.Request, do func(target) (Ou
 		refuse(w, http.StatusBadRequest, fmt.Errorf(`admin: "user": got %d bytes, want 1 to %d`, len(t.User), maxName))
 		return
 	}
-	done, err := do(t)
+	done, err := do(r.Context(), t)
 	if err != nil {
 		fail(w, err)
 		return

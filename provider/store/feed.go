@@ -33,6 +33,7 @@ type feed struct {
 
 	mu        sync.Mutex
 	listeners []*func(Change)      // replaced, never modified
+	delays    func(time.Duration)  // nil: nobody counts
 	unknown   map[string]time.Time // writes of ours whose outcome is not known, and since when
 }
 
@@ -57,6 +58,23 @@ func (s *Store) Subscribe(f func(Change)) (cancel func()) {
 	}
 }
 
+// ObserveDelays has f called for each change of another process that Follow sees, with how long ago it was made, by the clocks of both. f must not block.
+func (s *Store) ObserveDelays(f func(time.Duration)) {
+	s.feed.mu.Lock()
+	defer s.feed.mu.Unlock()
+	s.feed.delays = f
+}
+
+// late notes that a change was seen.
+func (f *feed) late(by time.Duration) {
+	f.mu.Lock()
+	observe := f.delays
+	f.mu.Unlock()
+	if observe != nil {
+		observe(max(0, by)) // less: the other clock is ahead
+	}
+}
+
 func (f *feed) deliver(changes ...Change) {
 	f.mu.Lock()
 	listeners := f.listeners
@@ -72,16 +90,16 @@ func (f *feed) deliver(changes ...Change) {
 //
 // A write that failed in an unknown way (the connection broke during the commit) may have happened, or may
 // happen yet. It is told at once all the same, and once more by Follow if it shows up in the log.
-func (s *Store) write(ctx context.Context, op Op) error {
+func (s *Store) write(ctx context.Context, op Op, more ...Op) error {
 	if len(op.Changes) == 0 {
-		_, err := s.driver.Write(ctx, []Op{op})
+		_, err := s.driver.Write(ctx, append([]Op{op}, more...))
 		return err
 	}
 	origin, now := fmt.Sprintf("%s%d", s.feed.instance, s.feed.writes.Add(1)), s.opts.Now()
 	for i := range op.Changes {
 		op.Changes[i].Origin, op.Changes[i].At = origin, now
 	}
-	seq, err := s.driver.Write(ctx, []Op{op})
+	seq, err := s.driver.Write(ctx, append([]Op{op}, more...))
 	if err != nil && isOutcome(err) {
 		return err
 	}
@@ -210,6 +228,7 @@ func (s *Store) poll(ctx context.Context) error {
 		for _, c := range page {
 			if !s.feed.isTold(c) {
 				s.feed.deliver(c)
+				s.feed.late(s.opts.Now().Sub(c.At))
 			}
 			s.feed.cursor = c.Seq
 		}

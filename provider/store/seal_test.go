@@ -278,6 +278,32 @@ func TestASealedStoreNeedsItsKeyFromTheFirstRecord(t *testing.T) {
 	}
 }
 
+// TestNothingPlainIsLeftInTheFile pins that SQLite keeps nothing of records that were plain before, once they are sealed and the write-ahead log is gone.
+func TestNothingPlainIsLeftInTheFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "g.db")
+	s := openFile(t, path, Options{})
+	session := newSession("sid", "alice")
+	session.Secret = secretText
+	must(t, s.CreateAuthSession(t.Context(), session))
+	must(t, s.CreateClient(t.Context(), storage.Client{ID: "web", Secret: secretText}))
+	must(t, s.Close())
+	found := func() bool {
+		b, err := os.ReadFile(path)
+		must(t, err)
+		return bytes.Contains(b, []byte(secretText))
+	}
+	if !found() {
+		t.Fatal("it is not there while it is plain: the test shows nothing")
+	}
+	s = openFile(t, path, Options{Sealer: sealerOf(t, seal.NewKey())})
+	done, err := s.Reseal(t.Context())
+	must(t, err)
+	must(t, s.Close())
+	if done.Records != 2 || found() {
+		t.Errorf("sealed %d records, and a secret is found %v", done.Records, found())
+	}
+}
+
 // TestReplicasResealAtOnce has two processes seal the same records while others write them: nothing is lost, and all are sealed.
 func TestReplicasResealAtOnce(t *testing.T) {
 	old, key := seal.NewKey(), seal.NewKey()

@@ -112,18 +112,25 @@ func newStore(d Driver, o Options, head int64) *Store {
 // counted is a driver that counts its writes, and seals at rest.
 type counted struct {
 	Driver
-	sealer Sealer // or nil
-	writes atomic.Int64
+	sealer           Sealer // or nil
+	writes, failures atomic.Int64
 }
 
 func (d *counted) Write(ctx context.Context, ops []Op) (int64, error) {
 	d.writes.Add(1)
-	return d.Driver.Write(ctx, d.seal(ops))
+	seq, err := d.Driver.Write(ctx, d.seal(ops))
+	if err != nil && !isOutcome(err) && ctx.Err() == nil { // else the caller has gone
+		d.failures.Add(1)
+	}
+	return seq, err
 }
 
 // Writes returns how many transactions this Store has written, or tried to, since it was opened. Those that only delete what
 // is out of date are not among them.
 func (s *Store) Writes() int64 { return s.driver.writes.Load() }
+
+// WriteFailures returns how many of Writes the database did not take, or did not answer.
+func (s *Store) WriteFailures() int64 { return s.driver.failures.Load() }
 
 // Close closes the database. End Follow before.
 func (s *Store) Close() error { return s.driver.Close() }

@@ -62,7 +62,7 @@ func TestKill(t *testing.T) {
 		signIns, len(confirmed), lost, unanswered.Load())
 	stays(t, "who was signed in before", working, cy)
 	f.signedIn(t, bob)
-	f.replicas[0].Restart(t)
+	f.replicas[0].restart()
 	f.allHealthy(t)
 	for _, b := range confirmed[:10] {
 		for range 4 {

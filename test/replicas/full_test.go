@@ -56,7 +56,7 @@ func TestFullDisk(t *testing.T) {
 		}
 		free()
 		if how == "killed" {
-			r.Restart(t)
+			r.restart()
 			f.allHealthy(t)
 		}
 		if err := lost(t, f, confirmed); err != nil {

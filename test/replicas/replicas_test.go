@@ -23,6 +23,9 @@ func TestEtcd(t *testing.T) {
 
 func together(t *testing.T, f *fleet) {
 	t.Run("a sign-in where every request goes to another replica", f.signInAlternates)
+	t.Run("a client gets its code, its token and the userinfo of different replicas", f.codeFlow)
+	t.Run("rotated keys", f.rotated)
+	t.Run("a blocked user", f.blocked)
 	t.Run("a changed file", f.changedGroup)
 	t.Run("rolling restart", f.rollingRestart)
 }
@@ -84,7 +87,7 @@ func (f *fleet) rollingRestart(t *testing.T) {
 	l := underLoad(t, ada, all...)
 	for _, r := range f.replicas {
 		pid, start := r.Pid(), time.Now()
-		r.Restart(t)
+		r.restart()
 		t.Logf("%s: SIGTERM, gone, started again and ready in %s", r.name, time.Since(start).Round(time.Millisecond))
 		if r.Pid() == pid {
 			t.Fatalf("%s was not restarted", r.name)

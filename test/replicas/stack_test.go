@@ -71,6 +71,19 @@ type replica struct {
 	name              string
 	web, check, admin string // addresses
 	config            table
+	test              *testing.T // that it ends with, though a subtest may restart it
+}
+
+// leaves has the replica begin to leave when the test ends: each takes its time, so that all have to do it at once.
+func (r *replica) leaves() {
+	r.test.Cleanup(func() { _ = syscall.Kill(r.Pid(), syscall.SIGTERM) })
+}
+
+// restart is an orchestrator's: SIGTERM, and another process once that one is gone.
+func (r *replica) restart() {
+	r.test.Helper()
+	r.Restart(r.test)
+	r.leaves()
 }
 
 // A fleet is some replicas behind one Envoy, and the app that they guard.
@@ -154,9 +167,8 @@ func (f *fleet) start(t *testing.T, name string, storage, session table) *replic
 		t.Fatal(err)
 	}
 	r.GatehouseServer = peers.Gatehouse(t, string(text))
-	t.Cleanup(func() { // each takes its time to leave: all at once
-		_ = syscall.Kill(r.Pid(), syscall.SIGTERM)
-	})
+	r.test = t
+	r.leaves()
 	return r
 }
 
