@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -102,7 +103,9 @@ func TestHealthTellsOfTheStorage(t *testing.T) {
 			t.Errorf("leaving: got %v, want NOT_SERVING for good", got)
 		}
 		cancel()
-		<-following
+		if err := <-following; !errors.Is(err, context.Canceled) {
+			t.Error(err)
+		}
 		synctest.Wait()
 	})
 }
