@@ -129,6 +129,25 @@ func TestPasswordChangedInOneReplicasFile(t *testing.T) {
 	}
 }
 
+func TestUserRemovedFromOneReplicasFile(t *testing.T) {
+	a, b := twoReplicas(t, testConfig)
+	old, user := b.enter("admin@example.com", "password"), b.enter("user@example.com", "password")
+	a.reload(edited(t, testConfig, removeAdmin, ""))
+	if hello(old.get("https://app.example.com/")) {
+		t.Error("the session goes on at the other replica")
+	}
+	if got := b.enter("admin@example.com", "password"); got.code != http.StatusUnauthorized {
+		t.Errorf("sign-in at the replica whose file is older: %d", got.code)
+	}
+	if !hello(user.get("https://app.example.com/")) {
+		t.Error("another user is signed out")
+	}
+	a.reload(testConfig)
+	if !hello(a.enter("admin@example.com", "password")) || !hello(b.enter("admin@example.com", "password")) {
+		t.Error("the user is back in the file, and refused")
+	}
+}
+
 // A password that is changed while somebody signs in with the old one does not let them in, nor leave a session.
 func TestPasswordChangesDuringASignIn(t *testing.T) {
 	for _, kind := range []store.Kind{store.KindIdentity, store.KindSession} {
