@@ -6,6 +6,7 @@ require (
 	github.com/AppsFlyer/go-sundheit v0.6.0
 	github.com/chromedp/cdproto v0.0.0-20250724212937-08a3db8b4327
 	github.com/chromedp/chromedp v0.14.2
+	github.com/crewjam/saml v0.5.1
 	github.com/dexidp/dex v0.0.0-20260806151424-ab64ed778070
 	github.com/envoyproxy/go-control-plane/envoy v1.40.0
 	github.com/fsnotify/fsnotify v1.10.1

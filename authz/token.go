@@ -132,6 +132,7 @@ type hostKey struct {
 // A tokenStore is what the tokens of all generations share.
 type tokenStore struct {
 	numbers atomic.Uint64                        // how many appTokens there were
+	epoch   atomic.Uint64                        // of the signer's keys: what was signed in another one is not given away
 	hosts   func() *cache[hostKey, *signedToken] // made when it is first asked for
 }
 
@@ -160,6 +161,7 @@ type signedToken struct {
 	from   time.Time // before it is not given away
 	renew  time.Time
 	last   time.Time // from then on it is not given away
+	epoch  uint64    // of tokenStore when it was signed
 }
 
 // find returns the token of a host, or nil.
@@ -221,7 +223,7 @@ func (c *check) token() ([]byte, error) {
 	}
 	s := t.find(host)
 	switch {
-	case s == nil || !c.now.Before(s.last) || c.now.Before(s.from):
+	case s == nil || !c.now.Before(s.last) || c.now.Before(s.from) || s.epoch != c.server.tokens.epoch.Load():
 		return t.sign(c.server, host, c.now)
 	case !c.now.Before(s.renew):
 		c.server.renewSoon(t, host)
@@ -233,7 +235,8 @@ func (c *check) token() ([]byte, error) {
 func (t *appTokens) sign(srv *Server, host string, now time.Time) ([]byte, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if s := t.find(host); s != nil && now.Before(s.renew) && !now.Before(s.from) {
+	epoch := srv.tokens.epoch.Load() // before the signature: a key that is withdrawn meanwhile is one of a former epoch
+	if s := t.find(host); s != nil && now.Before(s.renew) && !now.Before(s.from) && s.epoch == epoch {
 		return s.option, nil
 	}
 	if !t.budget.take(now, t.plan.ttl/renewAfter) {
@@ -255,6 +258,7 @@ func (t *appTokens) sign(srv *Server, host string, now time.Time) ([]byte, error
 		from:   claims.IssuedAt.Add(-clockSlack),
 		renew:  claims.IssuedAt.Add(t.plan.ttl / renewAfter),
 		last:   claims.IssuedAt.Add(t.plan.ttl - t.plan.ttl/lastAfter),
+		epoch:  epoch,
 		option: make(encoder, 0, optionSize(t.plan.header, value)).option(t.plan.header, value),
 	}
 	if claims.Expiry.Before(claims.IssuedAt.Add(t.plan.ttl)) { // no other would be good for longer
@@ -263,6 +267,10 @@ func (t *appTokens) sign(srv *Server, host string, now time.Time) ([]byte, error
 	t.put(host, s)
 	return s.option, nil
 }
+
+// RenewTokens has a new token signed for each session at its next request: keys were withdrawn, and apps refuse what they signed. Call it once the
+// Signer signs with another key.
+func (s *Server) RenewTokens() { s.tokens.epoch.Add(1) }
 
 // renewSoon signs a token in the background, if nobody does already and there is room; else the next check tries again.
 func (s *Server) renewSoon(t *appTokens, host string) {

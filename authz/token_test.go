@@ -620,3 +620,36 @@ func TestTokenEndsWithTheSession(t *testing.T) {
 		}
 	})
 }
+
+// TestRenewTokens pins that no token is given away that was signed before keys were withdrawn, whichever cache it is in, nor one whose signature was under way.
+func TestRenewTokens(t *testing.T) {
+	for _, audience := range []string{"apps", "https://{host}/"} {
+		synctest.Test(t, func(t *testing.T) {
+			f, n := newTokenFixture(t, func(a *AppToken) { a.Audience = audience })
+			ask := func() string {
+				return f.do(get("/x", "", "cookie", f.cookie(appHost, "alice"))).upstream["authorization"]
+			}
+			want := func(when string, made int) {
+				t.Helper()
+				for range 2 {
+					if got := ask(); !strings.HasPrefix(got, fmt.Sprintf("Bearer token-%d.", made)) || n.count() != made {
+						t.Errorf("%s, %s: got %q and %d made, want token %d", audience, when, got, n.count(), made)
+					}
+				}
+			}
+			want("at first", 1)
+			f.RenewTokens()
+			want("after keys were withdrawn", 2)
+
+			f.now = epoch.Add(3 * time.Minute) // it is renewed behind the check
+			n.waits = make(chan struct{})
+			ask()
+			synctest.Wait()
+			f.RenewTokens()
+			close(n.waits)
+			synctest.Wait()
+			n.waits = nil
+			want("signed before, and kept after that", 4) // the third is the one whose signature was under way
+		})
+	}
+}

@@ -21,6 +21,7 @@ const (
 	UpstreamRefused  Reason = "upstream-refused"  // the upstream identity provider said no
 	NegotiateRefused Reason = "negotiate-refused" // the ticket that the browser sent by itself; nothing is known of its user
 	ThrottledAccount Reason = "throttled-account" // as Throttled, by other spellings of the user name
+	Unaskable        Reason = "unaskable"         // of an Answer only: nobody can be asked who the user is now, and nothing is known against them
 )
 
 // The states of an account that keep its user out. Pages tell them to whoever has given the right password, and to nobody else;
@@ -85,6 +86,8 @@ type Answer struct {
 	Identity Identity // valid where Err is nil
 	// Err is why the user may not go on: Gone, or a state of the account. Unavailable means that it is not known.
 	Err *Refusal
+	// At is when the answer was given, where that was before it was asked for; zero: now.
+	At time.Time
 }
 
 // A Change says that a directory's entry has changed.

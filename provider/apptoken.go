@@ -101,7 +101,7 @@ func marshal(v any) ([]byte, error) {
 // forApps returns the key that signs a token for an app: of those that stay published until it expires, the newest that everybody can know, or
 // else the one that is published for the longest time.
 func (c *keyCache) forApps(expiry time.Time) (*jose.JSONWebKey, error) {
-	k := c.current.Load()
+	k := c.effective()
 	if k == nil {
 		return nil, errors.New("no signing key yet")
 	}
@@ -129,14 +129,16 @@ func verifies(k *storage.Keys, id string, until time.Time) bool {
 }
 
 // succeed returns the keys that follow old ones, with the former ones that may still sign tokens for apps: Dex throws a signing key away
-// when it makes a new one, and publishes it only as long as ID Tokens need it. What is published no more is not kept.
-func succeed(old store.Keys, next storage.Keys, now time.Time) store.Keys {
-	k := store.Keys{Keys: next, Published: old.Published, Former: slices.Clone(old.Former)}
+// when it makes a new one, and publishes it only as long as ID Tokens need it. What is published no more is not kept. A new signing key is published since
+// the given time.
+func succeed(old store.Keys, next storage.Keys, published, now time.Time) store.Keys {
+	k := store.Keys{Keys: next, Published: old.Published, Former: slices.Clone(old.Former), Next: old.Next}
+	k.VerificationKeys = slices.Clone(next.VerificationKeys)
 	switch {
 	case old.SigningKey == nil:
-		k.Published = now
+		k.Published = published
 	case next.SigningKey == nil || next.SigningKey.KeyID != old.SigningKey.KeyID:
-		k.Published = now
+		k.Published = published
 		k.Former = append(k.Former, store.FormerKey{Key: old.SigningKey, Published: old.Published})
 	}
 	k.Former = slices.DeleteFunc(k.Former, func(f store.FormerKey) bool { return !verifies(&next, f.Key.KeyID, now) })

@@ -191,10 +191,11 @@ func TestAppTokenOfANewKey(t *testing.T) {
 	if _, err := rotateOnce(t.Context(), w.provider.keyCache, clk.now); err != nil {
 		t.Fatal(err)
 	}
-	second := w.provider.keyCache.current.Load().SigningKey.KeyID
-	if first == second {
+	next := w.provider.keyCache.current.Load().Next
+	if next == nil || next.Key.KeyID == first {
 		t.Fatal("the key was not rotated")
 	}
+	second := next.Key.KeyID
 	set := w.published()
 	for _, id := range []string{first, second} {
 		if _, there := set.LookupKeyID(id); !there {
@@ -212,14 +213,14 @@ func TestAppTokenOfANewKey(t *testing.T) {
 	if _, err := cache.forApps(clk.now()); err == nil {
 		t.Error("signed without a key")
 	}
-	if _, err := cache.read(t.Context()); err != nil {
+	if err := cache.read(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if key, err := cache.forApps(clk.now()); err != nil || key.KeyID != second {
 		t.Errorf("a fresh process: got %v, want %s", err, second)
 	}
 	// A former key that is not published long enough signs no more.
-	k := *w.provider.keyCache.current.Load()
+	k := *w.provider.keyCache.effective()
 	old := k.VerificationKeys[0].PublicKey.KeyID
 	if !verifies(&k.Keys, old, k.VerificationKeys[0].Expiry) || verifies(&k.Keys, old, k.VerificationKeys[0].Expiry.Add(1)) || verifies(&k.Keys, "other", clk.now()) {
 		t.Error("whether a key stays published is not looked at")
@@ -268,7 +269,7 @@ func TestAppTokenClaimNames(t *testing.T) {
 func (w *world) otherReplica() *keyCache {
 	w.t.Helper()
 	c := &keyCache{Store: w.store, now: w.now, set: &KeySet{issuer: issuer, now: w.now}}
-	if _, err := c.read(w.t.Context()); err != nil {
+	if err := c.read(w.t.Context()); err != nil {
 		w.t.Fatal(err)
 	}
 	return c
@@ -354,11 +355,12 @@ func (w *world) publishedIDs() map[string]bool {
 // staysPublished reports whether the stored keys say that a key is published until then.
 func (w *world) staysPublished(id string, until time.Time) bool {
 	w.t.Helper()
-	k, err := w.store.GetKeys(w.t.Context())
+	stored, err := w.store.SigningKeys(w.t.Context())
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	return k.SigningKey.KeyID == id || verifies(&k, id, until)
+	k := keysAt(stored, w.now())
+	return k.SigningKey.KeyID == id || verifies(&k.Keys, id, until)
 }
 
 // TestAppTokenOfAWithdrawnKey pins that a key which is published no more signs no more, at once, in every process, and that nothing of it is left.
@@ -371,6 +373,10 @@ func TestAppTokenOfAWithdrawnKey(t *testing.T) {
 	}
 	if got := headOf(t, w.appToken()).KeyID(); got != first {
 		t.Fatalf("right after the rotation: got key %s, want the former %s", got, first)
+	}
+	clk.add(w.provider.keyCache.lead())
+	if got := headOf(t, w.appToken()).KeyID(); got != first || w.provider.keyCache.current.Load().Next != nil {
+		t.Fatalf("once the new one signs: got key %s, want the former %s still", got, first)
 	}
 	other := w.otherReplica()
 	err := w.provider.keyCache.UpdateKeys(t.Context(), func(k storage.Keys) (storage.Keys, error) {
@@ -386,7 +392,7 @@ func TestAppTokenOfAWithdrawnKey(t *testing.T) {
 	if k, err := w.store.SigningKeys(t.Context()); err != nil || len(k.Former) != 0 {
 		t.Errorf("got %d former keys (%v) in the storage, want none", len(k.Former), err)
 	}
-	if _, err := other.read(t.Context()); err != nil {
+	if err := other.read(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	for who, c := range map[string]*keyCache{"another process": other, "a fresh one": w.otherReplica()} {

@@ -449,6 +449,10 @@ func TestForgedLogout(t *testing.T) {
 		t.Errorf("status %d, %d sessions, %v", b.code, len(all), err)
 	}
 	b.do(http.MethodPost, issuer+"/logout", url.Values{}, http.Header{"Origin": {"https://sso.example.com"}})
+	if all, err := w.provider.Sessions(t.Context()); err != nil || len(all) != 1 || !strings.Contains(b.page, "Sign out?") {
+		t.Errorf("without an answer to the question: status %d, %d sessions, %v", b.code, len(all), err)
+	}
+	b.do(http.MethodPost, b.action(), url.Values{}, http.Header{"Origin": {"https://sso.example.com"}})
 	if all, err := w.provider.Sessions(t.Context()); err != nil || len(all) != 0 {
 		t.Errorf("from our own page: %d sessions, %v", len(all), err)
 	}

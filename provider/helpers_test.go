@@ -44,7 +44,7 @@ func (d *countingDriver) Write(ctx context.Context, ops []store.Op) (int64, erro
 func (d *countingDriver) reset()       { d.writes.Store(0) }
 func (d *countingDriver) count() int64 { return d.writes.Load() }
 
-// rotateOnce makes a new signing key, as another replica would, and returns something that is signed with it.
+// rotateOnce makes a new signing key that is due, as another replica would, and returns something that is signed with the key that signs then.
 func rotateOnce(ctx context.Context, c *keyCache, now func() time.Time) (string, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()

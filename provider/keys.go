@@ -7,7 +7,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
+	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -29,49 +32,153 @@ type keyCache struct {
 	now     func() time.Time
 	current atomic.Pointer[store.Keys]
 	set     *KeySet
+
+	reading   sync.Mutex // held from a read of the store until it is published: a set that is older never follows a newer one
+	mu        sync.Mutex
+	withdrawn []func()
 }
 
+// publishLead is how long before it signs a key is published beyond the interval in which every replica reads the change log: as long as the
+// log may be silent without anybody being told.
+const publishLead = 10 * time.Second
+
+// lead is how long before it signs a key is published.
+func (c *keyCache) lead() time.Duration { return c.FeedInterval() + publishLead }
+
 func (c *keyCache) GetKeys(ctx context.Context) (storage.Keys, error) {
-	if k := c.current.Load(); k != nil && c.now().Before(k.NextRotation) {
-		return k.Keys, nil
+	if k := c.effective(); k != nil && c.now().Before(k.NextRotation) {
+		return published(k), nil
 	}
-	return c.read(ctx)
+	if _, err, _ := c.set.flight.Do("keys", func() (any, error) { return nil, c.read(context.WithoutCancel(ctx)) }); err != nil {
+		return storage.Keys{}, err
+	}
+	if k := c.effective(); k != nil {
+		return published(k), nil
+	}
+	return storage.Keys{}, nil // not made yet
+}
+
+// effective returns the keys as they are now, or nil. The next key signs from its time on.
+func (c *keyCache) effective() *store.Keys {
+	k := c.current.Load()
+	if k == nil || k.Next == nil || c.now().Before(k.Next.SignsFrom) {
+		return k
+	}
+	due := keysAt(*k, c.now())
+	c.current.CompareAndSwap(k, &due)
+	return &due
 }
 
 // read takes the keys from the store: at first, when they are due, and when another replica may have made new ones.
-func (c *keyCache) read(ctx context.Context) (storage.Keys, error) {
+func (c *keyCache) read(ctx context.Context) error {
+	c.reading.Lock()
+	defer c.reading.Unlock()
 	k, err := c.SigningKeys(ctx)
 	if err != nil {
-		return storage.Keys{}, err
+		return err
 	}
-	return k.Keys, c.publish(k)
+	return c.publish(keysAt(k, c.now()))
 }
 
+// UpdateKeys implements storage.Storage for Dex's signer. A new key of Dex's is published first, and signs later.
 func (c *keyCache) UpdateKeys(ctx context.Context, update func(storage.Keys) (storage.Keys, error)) error {
-	var last store.Keys
-	err := c.UpdateSigningKeys(ctx, func(old store.Keys) (store.Keys, error) {
+	return c.update(ctx, func(old store.Keys, now time.Time) (store.Keys, error) {
 		k, err := update(old.Keys)
 		if err != nil {
 			return store.Keys{}, err
 		}
-		last = succeed(old, k, c.now())
-		return last, nil
+		if old.SigningKey != nil && k.SigningKey != nil && k.SigningKey.KeyID != old.SigningKey.KeyID {
+			return postpone(old, k, now, c.lead()), nil
+		}
+		return succeed(old, k, now, now), nil
+	})
+}
+
+// update changes the keys, which the updater gets as they are now, and publishes what is in the store then.
+func (c *keyCache) update(ctx context.Context, updater func(old store.Keys, now time.Time) (store.Keys, error)) error {
+	err := c.UpdateSigningKeys(ctx, func(old store.Keys) (store.Keys, error) {
+		now := c.now()
+		return updater(keysAt(old, now), now)
 	})
 	if err != nil {
 		return err
 	}
-	return c.publish(last)
+	return c.read(ctx)
 }
 
 func (c *keyCache) publish(k store.Keys) error {
 	if k.SigningKey == nil || k.SigningKeyPub == nil {
 		return nil // not made yet
 	}
-	if err := c.set.publish(k.Keys); err != nil {
+	if err := c.set.publish(published(&k)); err != nil {
 		return err
 	}
-	c.current.Store(&k)
+	if old := c.current.Swap(&k); old != nil && withdrawnSince(old, &k, c.now()) {
+		c.mu.Lock()
+		tell := c.withdrawn
+		c.mu.Unlock()
+		for _, f := range tell {
+			f()
+		}
+	}
 	return nil
+}
+
+// onWithdrawal has f called whenever keys were withdrawn before their time, after what they signed is refused.
+func (c *keyCache) onWithdrawal(f func()) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.withdrawn = append(slices.Clone(c.withdrawn), f)
+}
+
+// rereadRetry is the pause before changed keys are read again after a failure.
+const rereadRetry = time.Second
+
+// follow reads the keys whenever the store tells that they are others, until ctx is done. Those of other replicas are known after one interval of the
+// feed, however seldom tokens come; a key that was withdrawn is refused from then on.
+func (c *keyCache) follow(ctx context.Context, log *slog.Logger) {
+	changed := make(chan struct{}, 1)
+	cancel := c.Subscribe(func(ch store.Change) {
+		if ch.Kind != store.KindKeys && ch.Kind != "" {
+			return
+		}
+		select {
+		case changed <- struct{}{}:
+		default: // they are about to be read
+		}
+	})
+	go func() {
+		defer cancel()
+		for {
+			select {
+			case <-changed:
+			case <-ctx.Done():
+				return
+			}
+			for {
+				err := c.read(ctx)
+				if err == nil || ctx.Err() != nil {
+					break
+				}
+				log.WarnContext(ctx, "changed signing keys cannot be read; it is tried again", "error", err)
+				if !wait(ctx, rereadRetry) {
+					return
+				}
+			}
+		}
+	}()
+}
+
+// wait waits for a time, and reports whether ctx is still alive.
+func wait(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
 }
 
 // keyed is a generation's storage with the keys that all generations share.
@@ -141,6 +248,10 @@ const maxToken = 16 << 10
 // Connect Core 1.0 section 3.1.3.7). The algorithm is that of the key: a token that says another is refused, and so is any spelling of a
 // token but the compact one.
 func (s *KeySet) Verify(ctx context.Context, raw, audience string) (IDToken, error) {
+	return s.verify(ctx, raw, audience)
+}
+
+func (s *KeySet) verify(ctx context.Context, raw, audience string, more ...jwt.ParseOption) (IDToken, error) {
 	if len(raw) > maxToken {
 		return IDToken{}, fmt.Errorf("id token: %d bytes, want at most %d", len(raw), maxToken)
 	}
@@ -148,12 +259,12 @@ func (s *KeySet) Verify(ctx context.Context, raw, audience string) (IDToken, err
 	if err != nil {
 		return IDToken{}, fmt.Errorf("id token: %w", err)
 	}
-	tok, err := s.parse(ctx, raw, h, audience)
+	tok, err := s.parse(ctx, raw, h, audience, more...)
 	if err != nil && s.unknownKey(h) {
 		if _, err, _ := s.flight.Do("keys", func() (any, error) { return nil, s.reread(context.WithoutCancel(ctx)) }); err != nil {
 			return IDToken{}, fmt.Errorf("id token: read keys: %w", err)
 		}
-		tok, err = s.parse(ctx, raw, h, audience)
+		tok, err = s.parse(ctx, raw, h, audience, more...)
 	}
 	if err != nil {
 		return IDToken{}, fmt.Errorf("id token: %w", err)
@@ -244,7 +355,7 @@ func claim(t jwt.Token, name string) (string, bool) {
 	return s, ok
 }
 
-func (s *KeySet) parse(ctx context.Context, raw string, h header, audience string) (jwt.Token, error) {
+func (s *KeySet) parse(ctx context.Context, raw string, h header, audience string, more ...jwt.ParseOption) (jwt.Token, error) {
 	keys := s.keys.Load()
 	if keys == nil {
 		return nil, errors.New("no keys yet")
@@ -263,7 +374,7 @@ func (s *KeySet) parse(ctx context.Context, raw string, h header, audience strin
 	if audience != "" {
 		opts = append(opts, jwt.WithAudience(audience))
 	}
-	return jwt.ParseString(raw, opts...)
+	return jwt.ParseString(raw, append(opts, more...)...)
 }
 
 func (s *KeySet) unknownKey(h header) bool {

@@ -18,18 +18,74 @@ import (
 	"github.com/dexidp/dex/storage"
 )
 
-// defaultRevalidate is how often a directory, and the file, is asked about a user in use where the configuration does not say.
-const defaultRevalidate = time.Minute
+// How often somebody is asked about a user in use where the configuration does not say: a directory and the file, which are near and are asked
+// about many at once, and an upstream identity provider.
+const (
+	defaultRevalidate  = time.Minute
+	upstreamRevalidate = 10 * time.Minute
+)
 
 func livePolicy(c *config.Config) identity.Policy {
-	p := identity.Policy{Every: defaultRevalidate, Stale: 15 * time.Minute}
+	p := identity.Policy{Every: defaultRevalidate, Stale: 15 * time.Minute, Of: map[string]identity.Pace{}}
+	upstream := upstreamRevalidate
 	if g := c.Gateway; g != nil {
 		p.Stale = g.Session.StaleIfUnavailable.Std()
 		if g.Session.Revalidate > 0 {
 			p.Every = g.Session.Revalidate.Std()
+			upstream = p.Every
+		}
+	}
+	for _, k := range c.Connectors {
+		if identity.AsksUpstream(k.Type) {
+			p.Of[k.ID] = identity.UpstreamPace(upstream)
 		}
 	}
 	return p
+}
+
+// newUpstream returns who asks upstream identity providers.
+func (p *Provider) newUpstream() *identity.Upstream {
+	return identity.NewUpstream(identity.UpstreamOptions{
+		Store: p.store, Now: p.now, Log: p.log,
+		Every: func(connector string) time.Duration { return p.live.Every(connector) },
+		Life:  func() time.Duration { return grantsFor(p.current.Load().config) },
+	})
+}
+
+// grantsFor is how long it is kept what an upstream gave to ask about a user with, since the last answer: as long as the user may come back without
+// signing in.
+func grantsFor(c *config.Config) time.Duration {
+	const longest = 90 * 24 * time.Hour // where refresh tokens have no end
+	life := c.Sessions.AbsoluteLifetime.Std()
+	switch r := c.Expiry.RefreshTokens; {
+	case r.ValidIfNotUsedFor > 0:
+		life = max(life, r.ValidIfNotUsedFor.Std())
+	case r.AbsoluteLifetime > 0:
+		life = max(life, r.AbsoluteLifetime.Std())
+	default:
+		life = max(life, longest)
+	}
+	return life + time.Hour
+}
+
+// Finish waits until all that identity providers have said is stored, or until ctx ends. Call it between the last request and the end of the store.
+func (p *Provider) Finish(ctx context.Context) { p.upstream.Wait(ctx) }
+
+// forget drops what an upstream gave to ask about a user with, when nothing is left that it could be needed for.
+func (p *Provider) forget(ctx context.Context, connectorID, userID string) {
+	if _, asked := livePolicy(p.current.Load().config).Of[connectorID]; !asked {
+		return
+	}
+	left, err := p.store.SessionsOf(ctx, userID, connectorID)
+	if err == nil && len(left) == 0 {
+		var tokens storage.OfflineSessions
+		if tokens, err = p.store.GetOfflineSessions(ctx, userID, connectorID); errors.Is(err, storage.ErrNotFound) || err == nil && len(tokens.Refresh) == 0 {
+			err = p.upstream.Forget(ctx, connectorID, userID)
+		}
+	}
+	if err != nil { // it expires by itself
+		p.log.WarnContext(ctx, "what an identity provider gave to ask about a user with is kept for now", "connector", connectorID, "error", err)
+	}
 }
 
 func (p *Provider) newLive(c *config.Config) *identity.Live {
@@ -222,5 +278,16 @@ func (p *Provider) remember(ctx context.Context, connector string, userIDs []str
 
 // recall implements identity.LiveOptions.Recall.
 func (p *Provider) recall(ctx context.Context, connector, userID string) (time.Time, error) {
-	return p.store.VouchedAt(ctx, userID, connector)
+	at, err := p.store.VouchedAt(ctx, userID, connector)
+	if err != nil {
+		return at, err
+	}
+	g, err := p.store.GrantsOf(ctx, userID, connector) // an upstream's last answer is in there
+	switch {
+	case errors.Is(err, storage.ErrNotFound), err == nil && g.Refused != "":
+		return at, nil
+	case err == nil && g.Asked.After(at):
+		at = g.Asked
+	}
+	return at, err
 }

@@ -51,8 +51,9 @@ const never = 100 * 365 * 24 * time.Hour
 type Options struct {
 	Config     *config.Config
 	Store      *store.Store
-	Ring       *seal.Ring // for the purposes of front.Purposes
-	CookieKey  []byte     // what the key of Dex's session cookie is derived from
+	Ring       *seal.Ring  // for the purposes of front.Purposes
+	CookieKey  []byte      // what the key of Dex's session cookie is derived from, unless the storage has one
+	StoredRing *StoredRing // that Ring is of; nil where its keys are not in the storage
 	Pages      *web.Pages
 	Log, Audit *slog.Logger
 	Registry   *prometheus.Registry
@@ -81,9 +82,11 @@ type Provider struct {
 	life     context.Context // of all generations: that of New
 	devices  front.Devices
 	live     *identity.Live
+	upstream *identity.Upstream
 	asked    askedLately
 	missing  sync.Map // of connector ids, since when a time.Time says that there is none
 	ended    *prometheus.CounterVec
+	outbox   *outbox
 	reloaded chan struct{} // of one element: there is another configuration
 
 	current   atomic.Pointer[generation]
@@ -96,11 +99,12 @@ type Provider struct {
 func New(ctx context.Context, o Options) (*Provider, error) {
 	p := newProvider(ctx, o)
 	var err error
-	if p.sso, err = hkdf.Key(sha256.New, o.CookieKey, nil, "gatehouse sso cookie", 32); err != nil {
-		return nil, fmt.Errorf("provider: cookie key: %w", err)
+	if p.sso, err = p.ssoKey(ctx); err != nil {
+		return nil, err
 	}
-	p.live = p.newLive(o.Config)
-	for _, c := range []prometheus.Collector{p.requests, p.ended, p.live.Collector(), identity.DirectoryCollector(p.doors)} {
+	p.keyCache.follow(ctx, o.Log)
+	p.live, p.upstream = p.newLive(o.Config), p.newUpstream()
+	for _, c := range []prometheus.Collector{p.requests, p.ended, p.outbox, p.live.Collector(), identity.DirectoryCollector(p.doors)} {
 		if err := o.Registry.Register(c); err != nil {
 			return nil, fmt.Errorf("provider: metrics: %w", err)
 		}
@@ -111,10 +115,34 @@ func New(ctx context.Context, o Options) (*Provider, error) {
 	}
 	p.current.Store(g)
 	go p.collectGarbage(ctx)
+	go p.outbox.run(ctx)
 	if o.Config.Gateway != nil { // else users are in use for a moment only
 		go p.live.Watch(ctx, func() *identity.Doors { return p.current.Load().doors }, p.reloaded)
 	}
 	return p, nil
+}
+
+// ssoKey returns the key of Dex's session cookie, which knows one only: it is kept in the storage, and stays when keys of cookies change. An
+// installation that had none before goes on with what was derived from its keys, so that nobody is signed out.
+func (p *Provider) ssoKey(ctx context.Context) ([]byte, error) {
+	keys, err := p.store.SigningKeys(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("provider: cookie key: %w", err)
+	}
+	first := seal.NewKey()
+	if keys.SigningKey != nil { // it has run before
+		if first, err = hkdf.Key(sha256.New, p.options.CookieKey, nil, "gatehouse sso cookie", len(first)); err != nil {
+			return nil, fmt.Errorf("provider: cookie key: %w", err)
+		}
+	}
+	key, _, err := p.store.Secret(ctx, "sso", func() []byte { return first })
+	if err == nil && len(key) != len(first) {
+		err = fmt.Errorf("the stored secret sso has %d bytes, want %d: restore the database", len(key), len(first))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("provider: cookie key: %w", err)
+	}
+	return key, nil
 }
 
 // doors are those of the current configuration, nil before there is one.
@@ -131,12 +159,11 @@ func newProvider(ctx context.Context, o Options) *Provider {
 		dexLog: slog.New(quiet{o.Log.Handler()}).With("part", "dex"), life: ctx,
 		ended: newEnded(), reloaded: make(chan struct{}, 1),
 	}
+	p.outbox = newOutbox(p.store, p.now, p.log)
+	p.outbox.client, p.outbox.sign = p.clientNow, p.signLogout
 	p.keys = &KeySet{issuer: p.issuer.String(), now: p.now}
 	p.keyCache = &keyCache{Store: p.store, now: p.now, set: p.keys}
-	p.keys.reread = func(ctx context.Context) error {
-		_, err := p.keyCache.read(ctx)
-		return err
-	}
+	p.keys.reread = p.keyCache.read
 	return p
 }
 
@@ -244,18 +271,25 @@ func (p *Provider) frontOptions(g *generation) front.Options {
 			}
 			return t, err
 		},
-		Vouch:     p.vouch,
-		CheckHint: CheckHint,
-		Replayed:  p.replayed,
-		SignOut:   func(ctx context.Context, id string) (string, error) { return p.end(ctx, g, id, cause{by: byUser}) },
+		Vouch:      p.vouch,
+		CheckHint:  CheckHint,
+		VerifyHint: p.verifyHint,
+		Replayed:   p.replayed,
+		SignOut:    func(ctx context.Context, id string) (string, error) { return p.end(ctx, g, id, cause{by: byUser}) },
 		PasswordChanged: func(ctx context.Context, connectorID, userID, kept string) {
 			p.passwordChanged(ctx, g, connectorID, userID, kept)
 		},
+		Link: p.link,
+		UpstreamLogout: func(ctx context.Context, connector, token string) error {
+			return p.upstreamLogout(ctx, g, connector, token)
+		},
+		Account:    p.account(),
 		SkipChoice: !c.OAuth2.AlwaysShowLoginScreen,
 		RememberMe: true, Remembered: c.Sessions.RememberMeCheckedByDefault,
 		IPHeader: c.Web.ClientRemoteIP.Header, TrustedProxies: c.Web.ClientRemoteIP.Prefixes,
-		CountNetworks: c.Web.ClientRemoteIP.Header != "",
-		Routes:        front.Routes{Device: deviceFlow(c)}, Devices: &p.devices, DevicesFor: c.Expiry.DeviceRequests.Std(),
+		CountNetworks:  c.Web.ClientRemoteIP.Header != "",
+		AllowedOrigins: c.Web.AllowedOrigins, Headers: c.Web.Headers.HTTP(), Refresh: refreshPolicy(c, o.Now), RefreshIdle: c.Expiry.RefreshTokens.ValidIfNotUsedFor.Std(),
+		Routes: front.Routes{Device: deviceFlow(c)}, Devices: &p.devices, DevicesFor: c.Expiry.DeviceRequests.Std(),
 		Now: o.Now, Log: o.Log, Audit: o.Audit, Registerer: o.Registry,
 	}
 	if g := c.Gateway; g != nil {

@@ -99,7 +99,7 @@ func (l *lockedBuffer) Write(p []byte) (int, error) {
 	return l.b.Write(p)
 }
 
-// newWorld starts a provider on a store; text is its configuration.
+// newWorld starts a provider on a store; text is its configuration. Without a key the ring is that of the store.
 func newWorld(t *testing.T, text string, st *store.Store, key []byte, clk *clock) *world {
 	t.Helper()
 	return newWorldWith(t, text, st, key, clk, nil)
@@ -112,23 +112,42 @@ func newWorldWith(t *testing.T, text string, st *store.Store, key []byte, clk *c
 	if err != nil {
 		t.Fatal(err)
 	}
-	ring, err := seal.NewRing([][]byte{key}, front.Purposes()...)
+	ring, stored, err := ringOf(t, st, key, clk)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if stored != nil {
+		key = stored.Oldest()
 	}
 	pages, err := web.New(web.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &world{t: t, store: st, ring: ring, hosts: cfg.Gateway.HostSet, now: clk.now, audit: new(bytes.Buffer), logs: new(bytes.Buffer), metrics: prometheus.NewRegistry()}
+	w := &world{t: t, store: st, ring: ring, now: clk.now, audit: new(bytes.Buffer), logs: new(bytes.Buffer), metrics: prometheus.NewRegistry()}
+	if cfg.Gateway != nil {
+		w.hosts = cfg.Gateway.HostSet
+	}
 	w.provider, err = New(t.Context(), Options{
-		Config: cfg, Store: st, Ring: ring, CookieKey: key, Pages: pages, Registry: w.metrics, Now: clk.now, resolve: resolve,
+		Config: cfg, Store: st, Ring: ring, CookieKey: key, StoredRing: stored, Pages: pages, Registry: w.metrics, Now: clk.now, resolve: resolve,
 		Log: slog.New(slog.NewJSONHandler(&lockedBuffer{b: w.logs}, &slog.HandlerOptions{Level: slog.LevelDebug})), Audit: slog.New(slog.NewJSONHandler(&lockedBuffer{b: w.audit}, nil)),
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	return w
+}
+
+func ringOf(t *testing.T, st *store.Store, key []byte, clk *clock) (*seal.Ring, *StoredRing, error) {
+	t.Helper()
+	if key != nil {
+		ring, err := seal.NewRing([][]byte{key}, front.Purposes()...)
+		return ring, nil, err
+	}
+	stored, _, err := OpenStoredRing(t.Context(), st, clk.now, slog.New(slog.DiscardHandler), front.Purposes()...)
+	if err != nil {
+		return nil, nil, err
+	}
+	return stored.Ring(), stored, nil
 }
 
 func memoryWorld(t *testing.T) (*world, *clock) {
@@ -732,7 +751,11 @@ func TestKeysRotateAndOldTokensVerify(t *testing.T) {
 	clk.add(7 * time.Hour)
 	// Another replica rotates: this one does not know until it meets the new key.
 	cache := &keyCache{Store: w.provider.store, now: clk.now, set: &KeySet{issuer: issuer, now: clk.now}}
-	other, err := rotateOnce(t.Context(), cache, clk.now)
+	if _, err := rotateOnce(t.Context(), cache, clk.now); err != nil {
+		t.Fatal(err)
+	}
+	clk.add(cache.lead())
+	other, err := rotateOnce(t.Context(), cache, clk.now) // nothing is due
 	if err != nil {
 		t.Fatal(err)
 	}

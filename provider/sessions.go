@@ -137,7 +137,7 @@ func (p *Provider) Subscribe(f func(Change)) (cancel func()) {
 			f(Change{})
 		case store.KindAuthRequest, store.KindAuthCode, store.KindRefreshToken, store.KindOffline, store.KindDeviceRequest,
 			store.KindDeviceToken, store.KindClient, store.KindConnector, store.KindKeys, store.KindSecret,
-			store.KindSpentCode, store.KindReplay, store.KindVouched, store.KindMark:
+			store.KindSpentCode, store.KindReplay, store.KindVouched, store.KindMark, store.KindGrants, store.KindOutbox, store.KindUpstream, store.KindSeen:
 		}
 	})
 }
@@ -148,6 +148,7 @@ const (
 	byOperator  = "operator"
 	byFile      = "configuration" // the user is not in the file any more
 	byDirectory = "directory"     // the connector says that the user may not go on
+	byUpstream  = "upstream"      // the identity provider says that its session has ended
 )
 
 // A cause is who ended a session, and why where that is not said by it.
@@ -185,9 +186,13 @@ func (p *Provider) end(ctx context.Context, g *generation, id string, why cause)
 	if u, err := p.store.GetUserIdentity(ctx, s.UserID, s.ConnectorID); err == nil {
 		email = u.Claims.Email
 	}
-	if err := p.store.DeleteAuthSession(ctx, id); err != nil && !errors.Is(err, storage.ErrNotFound) {
+	switch err := p.store.EndSession(ctx, id, g.notices(ctx, &s, p.now())); {
+	case errors.Is(err, storage.ErrNotFound): // somebody else was faster, and does the rest
+		return "", nil
+	case err != nil:
 		return "", fmt.Errorf("provider: sign out: %w", err)
 	}
+	p.outbox.look()
 	p.ended.WithLabelValues(why.by, string(why.reason)).Inc()
 	log := p.audit
 	if why.reason != "" {
@@ -198,7 +203,8 @@ func (p *Provider) end(ctx context.Context, g *generation, id string, why cause)
 	ctx = context.WithoutCancel(ctx) // the session is over: what follows from it is not to be lost to a closed connection
 	refresh := tokens.NewRefreshStore(g.storage, p.now, p.dexLog)
 	refresh.RevokeClients(ctx, s.UserID, s.ConnectorID, g.boundClients(ctx, s))
-	g.dex.Backchannel().Notify(ctx, &s)
+	p.forget(ctx, s.ConnectorID, s.UserID)
+	p.unlink(ctx, g, s.ConnectorID, id)
 
 	door, ok := g.doors.Door(s.ConnectorID)
 	if !ok {

@@ -84,10 +84,15 @@ func views(p *Pages) []view {
 			return p.Error(lang, Error{Code: CookiesBlocked, RetryURL: "/x", RequestID: "0f3c2b6e-4c1d"})
 		}},
 		{"denied", func(lang string) Page {
-			return p.Denied(lang, Denied{User: "ada@example.com", Rule: "admins", RequestID: "0f3c2b6e-4c1d", SignOutURL: "/x", BackURL: "/x"})
+			return p.Denied(lang, Denied{User: "ada@example.com", Rule: "admins", RequestID: "0f3c2b6e-4c1d", SignOutURL: "/x", AccountURL: "/x", BackURL: "/x"})
 		}},
 		{"sign-out", func(lang string) Page {
-			return p.SignOutConfirm(lang, SignOutConfirm{Action: "/x", User: "ada@example.com", BackURL: "/x"})
+			return p.SignOutConfirm(lang, SignOutConfirm{Action: "/x", User: "ada@example.com", AccountURL: "/x", BackURL: "/x"})
+		}},
+		{"account", func(lang string) Page { return p.Account(lang, sampleAccount()) }},
+		{"account-many", func(lang string) Page { return p.Account(lang, largeAccount()) }},
+		{"change-wanted", func(lang string) Page {
+			return p.PasswordChange(lang, PasswordChange{Action: "/x", Wanted: true, Login: "ada.lovelace@example.com", BackURL: "/x"})
 		}},
 		{"signed-out", func(lang string) Page { return p.SignedOut(lang, SignedOut{SignInURL: "/x", Upstream: "Example Bank"}) }},
 	}

@@ -133,6 +133,7 @@ type PasswordChange struct {
 	FormAction []string // besides 'self', the origins that a successful post leads to; see Pages.CSP
 	Login      string
 	Remember   bool
+	Wanted     bool    // by the user, who goes on where they were: the name can be changed, and no failure is none
 	Failure    Failure // PasswordExpired or PasswordMustChange at first; then why it did not work
 	Detail     string  // what the directory said, for PasswordRejected; shown as a quotation, cut to 300 characters
 	Wait       time.Duration
@@ -142,22 +143,22 @@ type PasswordChange struct {
 
 // PasswordChange renders the page for a new password.
 func (p *Pages) PasswordChange(lang string, d PasswordChange) Page {
-	if d.Failure == "" {
+	if d.Failure == "" && !d.Wanted {
 		d.Failure = WrongPassword
 	}
 	view := struct {
 		PostURL, Username               string
-		Remember                        bool
+		Remember, Wanted                bool
 		Failure                         Failure
 		Due, InvalidCurrent, InvalidNew bool
 		Detail                          string
 		Minutes                         int
 		BackURL, RequestID              string
 	}{
-		PostURL: d.Action, Username: d.Login, Remember: d.Remember, Failure: d.Failure, Minutes: minutes(d.Wait), BackURL: d.BackURL, RequestID: d.RequestID,
+		PostURL: d.Action, Username: d.Login, Remember: d.Remember, Wanted: d.Wanted, Failure: d.Failure, Minutes: minutes(d.Wait), BackURL: d.BackURL, RequestID: d.RequestID,
 	}
 	switch d.Failure {
-	case PasswordExpired, PasswordMustChange:
+	case PasswordExpired, PasswordMustChange, "":
 		view.Due = true
 	case PasswordRejected:
 		view.InvalidNew, view.Detail = true, quote(d.Detail)
@@ -180,6 +181,7 @@ type Denied struct {
 	Rule       string // name of the rule that decided
 	RequestID  string
 	SignOutURL string // leads to signing in as another user; empty: no link
+	AccountURL string // of the account page; empty: no link
 	BackURL    string // empty: no link
 }
 
@@ -206,6 +208,7 @@ const (
 	NeedsTicket     Code = "needs-ticket"      // 401: the browser sent no Kerberos ticket, and there is no form
 	TooManyRequests Code = "too-many-requests" // 429
 	NotFound        Code = "not-found"         // 404
+	NoSession       Code = "no-session"        // 404: of the user
 	UpstreamRefused Code = "upstream-refused"  // 502
 	Unavailable     Code = "unavailable"       // 503
 )
@@ -213,7 +216,7 @@ const (
 func codes() []Code {
 	return []Code{
 		Internal, BadRequest, AmbiguousPath, UnknownHost, CookiesBlocked, Loop, ExpiredLink, OtherBrowser, CrossSite, NotSignedIn,
-		NeedsTicket, TooManyRequests, NotFound, UpstreamRefused, Unavailable,
+		NeedsTicket, TooManyRequests, NotFound, NoSession, UpstreamRefused, Unavailable,
 	}
 }
 
@@ -225,7 +228,7 @@ func (c Code) status() int {
 		return http.StatusForbidden
 	case NotSignedIn, NeedsTicket:
 		return http.StatusUnauthorized
-	case NotFound:
+	case NotFound, NoSession:
 		return http.StatusNotFound
 	case TooManyRequests:
 		return http.StatusTooManyRequests
@@ -304,12 +307,13 @@ type SignOutConfirm struct {
 	Action     string   // where the form posts nothing but the click; a sealed token belongs in its query
 	FormAction []string // besides 'self', the origins that the post leads to; see Pages.CSP
 	User       string
+	AccountURL string // of the account page; empty: no link
 	BackURL    string // empty: no link
 }
 
 // SignOutConfirm renders the question.
 func (p *Pages) SignOutConfirm(lang string, d SignOutConfirm) Page {
-	view := struct{ PostURL, User, BackURL string }{d.Action, d.User, d.BackURL}
+	view := struct{ PostURL, User, AccountURL, BackURL string }{d.Action, d.User, d.AccountURL, d.BackURL}
 	return p.render(lang, "signout.html", http.StatusOK, view, append([]string{"'self'"}, d.FormAction...)...)
 }
 

@@ -42,6 +42,7 @@ type catalogue struct {
 	Denied    deniedTexts    `json:"denied"`
 	SignOut   signOutTexts   `json:"signOut"`
 	SignedOut signedOutTexts `json:"signedOut"`
+	Account   accountTexts   `json:"account"`
 	Error     errorTexts     `json:"error"`
 	Approval  approvalTexts  `json:"approval"`
 	Device    deviceTexts    `json:"device"`
@@ -90,6 +91,7 @@ type changeTexts struct {
 	New        text `json:"new"`
 	Again      text `json:"again"`
 	Submit     text `json:"submit"`
+	Only       text `json:"only"`
 	Back       text `json:"back"`
 	Wrong      text `json:"wrong"`
 	Differ     text `json:"differ"`
@@ -105,6 +107,7 @@ type deniedTexts struct {
 	Help      text `json:"help"`
 	Rule      text `json:"rule"`
 	OtherUser text `json:"otherUser"`
+	Account   text `json:"account"`
 }
 
 type signOutTexts struct {
@@ -113,6 +116,7 @@ type signOutTexts struct {
 	AnonymousText text `json:"anonymousText"`
 	Submit        text `json:"submit"`
 	Stay          text `json:"stay"`
+	Account       text `json:"account"`
 }
 
 type signedOutTexts struct {
@@ -123,6 +127,26 @@ type signedOutTexts struct {
 	Continue text `json:"continue"`
 	None     text `json:"none"`
 	NoneText text `json:"noneText"`
+}
+
+type accountTexts struct {
+	Title      text `json:"title"`
+	AllGroups  text `json:"allGroups" places:"count"`
+	Password   text `json:"password"`
+	Sessions   text `json:"sessions"`
+	Advice     text `json:"advice"`
+	Current    text `json:"current"`
+	Unknown    text `json:"unknown"`
+	LastUse    text `json:"lastUse"`
+	Within     text `json:"within" places:"minutes"`
+	Minutes    text `json:"minutes" places:"minutes"`
+	Hours      text `json:"hours" places:"hours"`
+	Days       text `json:"days" places:"days"`
+	More       text `json:"more" places:"count"`
+	Others     text `json:"others"`
+	Everywhere text `json:"everywhere"`
+	DoneOne    text `json:"doneOne"`
+	DoneOthers text `json:"doneOthers"`
 }
 
 type errorTexts struct {

@@ -123,7 +123,7 @@ func ownTemplates(c *composer, fsys fs.FS, s source) (*template.Template, error)
 		}
 		return nil
 	}
-	for _, name := range []string{"signin.html", "change.html", "denied.html", "signout.html", "signedout.html"} {
+	for _, name := range []string{"signin.html", "change.html", "denied.html", "signout.html", "signedout.html", "account.html"} {
 		if err := add(name, name, s); err != nil {
 			return nil, err
 		}

@@ -88,12 +88,17 @@ func ownSamples(p *Pages, full bool) []sample {
 		}
 		add("error/"+string(c), d, func() Page { return p.Error("en", *d) })
 	}
-	denied, ask, bye := &Denied{}, &SignOutConfirm{Action: "/x"}, &SignedOut{}
+	wanted := &PasswordChange{Action: "/x", Wanted: true}
+	denied, ask, bye, account := &Denied{}, &SignOutConfirm{Action: "/x"}, &SignedOut{}, &Account{Action: "/x", Token: "x"}
 	if full {
-		*denied = Denied{User: "x", Rule: "x", RequestID: "x", SignOutURL: "/x", BackURL: "/x"}
-		*ask = SignOutConfirm{Action: "/x", User: "x", BackURL: "/x"}
+		*wanted = PasswordChange{Action: "/x", Wanted: true, Login: "x", BackURL: "/x"}
+		*account = fullAccount()
+		*denied = Denied{User: "x", Rule: "x", RequestID: "x", SignOutURL: "/x", AccountURL: "/x", BackURL: "/x"}
+		*ask = SignOutConfirm{Action: "/x", User: "x", AccountURL: "/x", BackURL: "/x"}
 		*bye = SignedOut{SignInURL: "/x", Upstream: "x"}
 	}
+	add("change/wanted", wanted, func() Page { return p.PasswordChange("en", *wanted) })
+	add("account", account, func() Page { return p.Account("en", *account) })
 	add("denied", denied, func() Page { return p.Denied("en", *denied) })
 	add("sign-out", ask, func() Page { return p.SignOutConfirm("en", *ask) })
 	add("signed-out", bye, func() Page { return p.SignedOut("en", *bye) })
@@ -503,6 +508,9 @@ func TestStatus(t *testing.T) {
 		{"change: busy", p.PasswordChange("en", PasswordChange{Failure: Busy, Wait: time.Second}), 503, "1", "Too many people"},
 		{"change: directory", p.PasswordChange("en", PasswordChange{Failure: DirectoryUnavailable}), 503, "1", "does not answer"},
 		{"change: unknown failure is no success", p.PasswordChange("en", PasswordChange{Failure: "x"}), 401, "", "not right"},
+		{"change: wanted", p.PasswordChange("en", PasswordChange{Wanted: true}), 200, "", "Choose a new password"},
+		{"change: wanted, and wrong", p.PasswordChange("en", PasswordChange{Wanted: true, Failure: WrongPassword}), 401, "", "not right"},
+		{"no session", p.Error("en", Error{Code: NoSession}), 404, "", "ended already"},
 		{"change: no failure is no success", p.PasswordChange("en", PasswordChange{}), 401, "", "not right"},
 		{"directory", p.SignIn("en", SignIn{Failure: DirectoryUnavailable}), 503, "1", "directory"},
 		{"busy", p.SignIn("en", SignIn{Failure: Busy, Wait: 1500 * time.Millisecond}), 503, "2", "Wait a few seconds, then try again"},
@@ -733,7 +741,7 @@ func TestHostileTextStaysText(t *testing.T) {
 	for _, s := range samples(t, p) {
 		before := skeleton(parse(t, s.render()))
 		eachString(reflect.ValueOf(s.data), s.name, func(field string, v reflect.Value) {
-			chooses := v.Type() == reflect.TypeFor[Failure]() || v.Type() == reflect.TypeFor[Code]()
+			chooses := v.Type() == reflect.TypeFor[Failure]() || v.Type() == reflect.TypeFor[Code]() || v.Type() == reflect.TypeFor[AccountDo]()
 			if isURL(field) || chooses {
 				return
 			}

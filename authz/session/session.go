@@ -24,6 +24,9 @@ var ErrBlocked = errors.New("session: the user is blocked")
 // ErrClosed is the cause of an *UnavailableError after Close.
 var ErrClosed = errors.New("session: view is closed")
 
+// ErrSilent is the cause of an *UnavailableError while the store has been silent for too long.
+var ErrSilent = errors.New("session: the store has been silent for longer than the grace")
+
 // An UnavailableError means that it could not be found out whether a session is live. The request is refused
 // with 503: it is neither let through nor sent to sign in.
 type UnavailableError struct{ Err error }

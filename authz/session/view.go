@@ -18,10 +18,11 @@ const (
 	defaultCapacity = 100_000
 	maxCapacity     = 100_000_000
 	maxShards       = 64
-	minShardSize    = 64              // sessions; fewer sessions have fewer shards
-	maxID           = 256             // bytes of a session id
-	maxReads        = 64              // reads of the store at one time
-	readTimeout     = 5 * time.Second // for one session, with all repetitions
+	minShardSize    = 64                    // sessions; fewer sessions have fewer shards
+	maxID           = 256                   // bytes of a session id
+	maxReads        = 64                    // reads of the store at one time
+	readTimeout     = 5 * time.Second       // for one session, with all repetitions
+	spare           = 50 * time.Millisecond // that a request keeps for its answer: at the deadline the proxy gives its own
 	touchTimeout    = 5 * time.Second
 	touchWorkers    = 4
 	touchQueue      = 4096
@@ -35,6 +36,11 @@ type Options struct {
 	Idle     time.Duration    // how long a session lives without activity; the store's setting
 	Now      func() time.Time // nil means time.Now; measures how long a read took
 	Logger   *slog.Logger     // nil logs nothing
+
+	// Silence returns for how long the store has not been heard of the changes of others, by a clock that nobody sets. It is asked at every
+	// request. nil: never.
+	Silence func() time.Duration
+	Grace   time.Duration // the longest Silence during which sessions are verified; see SetGrace
 }
 
 // A View answers which sessions are live. It is safe for concurrent use.
@@ -46,6 +52,8 @@ type View struct {
 	idle    time.Duration
 	every   time.Duration // between two touches of a session
 	now     func() time.Time
+	silence func() time.Duration
+	grace   atomic.Int64 // nanoseconds
 	logger  *slog.Logger
 	seed    maphash.Seed
 	shards  []*shard
@@ -65,6 +73,7 @@ type View struct {
 	touchErrors    atomic.Uint64
 	readErrors     atomic.Uint64
 	touchFailing   atomic.Bool
+	unheard        atomic.Bool // the last lookup found the store silent for too long
 }
 
 // NewView returns a view of store that is told of every change from now on. Close ends it.
@@ -80,10 +89,11 @@ func NewView(store Store, o Options) *View {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
 	v := &View{
-		store: store, idle: o.Idle, every: touchInterval(o.Idle), now: o.Now, logger: o.Logger, seed: maphash.MakeSeed(),
+		store: store, idle: o.Idle, every: touchInterval(o.Idle), now: o.Now, silence: o.Silence, logger: o.Logger, seed: maphash.MakeSeed(),
 		reads: make(chan struct{}, maxReads), touches: make(chan touch, touchQueue),
 		quit: make(chan struct{}), done: make(chan struct{}),
 	}
+	v.SetGrace(o.Grace)
 	v.ctx, v.cancel = context.WithCancel(context.Background())
 	n := maxShards
 	for n > 1 && o.Capacity/n < minShardSize {
@@ -124,8 +134,14 @@ func (v *View) shard(id string) *shard {
 //
 // A session whose user has not been vouched for lately waits until that is found out.
 //
+// Once the store has been silent for longer than the grace, no session is verified: one of them may have ended elsewhere. The first lookup after
+// the silence is answered as before.
+//
 // id is good during the call only: a caller need not copy it out of what it has read.
 func (v *View) Lookup(ctx context.Context, id string, now time.Time) (*Session, error) {
+	if err := v.heard(ctx); err != nil {
+		return nil, err
+	}
 	s, err := v.find(ctx, id, now)
 	if err != nil || s.Voucher == nil {
 		return s, err
@@ -135,6 +151,28 @@ func (v *View) Lookup(ctx context.Context, id string, now time.Time) (*Session, 
 		return s, nil
 	}
 	return v.vouched(ctx, s, now, err)
+}
+
+// SetGrace changes how long the store may be silent before no session is verified.
+func (v *View) SetGrace(d time.Duration) { v.grace.Store(int64(d)) }
+
+// heard fails while the store has been silent for longer than the grace. What the silence is measured by never jumps, forwards or backwards.
+func (v *View) heard(ctx context.Context) error {
+	if v.silence == nil {
+		return nil
+	}
+	silent, grace := v.silence(), time.Duration(v.grace.Load())
+	if silent <= grace {
+		if v.unheard.Load() && v.unheard.Swap(false) {
+			v.logger.LogAttrs(ctx, slog.LevelInfo, "the storage is heard of again: sessions are verified as before")
+		}
+		return nil
+	}
+	if !v.unheard.Swap(true) {
+		v.logger.LogAttrs(ctx, slog.LevelError, "no session can be verified: the storage has been silent for too long, and what has ended elsewhere is not known here",
+			slog.Duration("silent", silent), slog.Duration("grace", grace))
+	}
+	return &UnavailableError{ErrSilent}
 }
 
 // vouched returns what is known of s after it was found out who its user is.
@@ -181,9 +219,14 @@ func (v *View) find(ctx context.Context, id string, now time.Time) (*Session, er
 	return s, err
 }
 
-// read waits, until ctx ends, for one read of the store that knows of every change before the call.
+// read waits, until shortly before the deadline of ctx, for one read of the store that knows of every change before the call.
 func (v *View) read(ctx context.Context, sh *shard, id string, now time.Time) (*Session, error) {
 	start := v.now()
+	if end, ok := ctx.Deadline(); ok {
+		var cancel func()
+		ctx, cancel = context.WithDeadline(ctx, end.Add(-spare))
+		defer cancel()
+	}
 	f, err := sh.join(id) //nolint:contextcheck // the read is for all who wait: no caller ends it
 	if err != nil {
 		return nil, err

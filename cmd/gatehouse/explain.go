@@ -169,7 +169,7 @@ func explainer(cfg *config.Config, one oneSession) (*authz.Server, *seal.Ring, e
 	if err != nil {
 		return nil, nil, err
 	}
-	srv, err := authz.NewServer(authz.Options{Ring: ring, Sessions: one, Ender: one, Pages: gatewayPages{pages, ""}, Signer: placeholder{}, Logger: slog.New(slog.DiscardHandler)})
+	srv, err := authz.NewServer(authz.Options{Ring: ring, Sessions: one, Ender: one, Pages: gatewayPages{pages, "", ""}, Signer: placeholder{}, Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		return nil, nil, err
 	}

@@ -224,6 +224,7 @@ func (o operatorKeys) RotateKeys(ctx context.Context, now bool) (admin.Rotation,
 type gatewayPages struct {
 	web     *web.Pages
 	signOut string // path
+	account string // URL
 }
 
 // Page implements authz.Pages.
@@ -233,13 +234,13 @@ func (g gatewayPages) Page(kind authz.PageKind, d authz.PageData, accept string)
 	case kind == authz.PageDenied && (d.Problem == authz.ProblemDenied || d.Problem == authz.ProblemBlocked):
 		page := web.Denied{User: d.User, Rule: d.Rule, RequestID: d.RequestID}
 		if d.User != "" {
-			page.SignOutURL = g.signOut
+			page.SignOutURL, page.AccountURL = g.signOut, g.account
 		}
 		return g.web.Denied(lang, page).Body
 	case kind == authz.PageSignedOut:
 		return g.web.SignedOut(lang, web.SignedOut{SignInURL: d.SignIn, ContinueURL: d.Next}).Body
 	case kind == authz.PageSignOut:
-		return g.web.SignOutConfirm(lang, web.SignOutConfirm{Action: d.Action, User: d.User, BackURL: "/"}).Body
+		return g.web.SignOutConfirm(lang, web.SignOutConfirm{Action: d.Action, User: d.User, AccountURL: g.account, BackURL: "/"}).Body
 	}
 	page := web.Error{Code: problemCode(d.Problem), Status: d.Status, RequestID: d.RequestID}
 	if page.Code != web.NotFound {

@@ -214,6 +214,9 @@ func (r *reloads) refuse(ctx context.Context, why string, err error) {
 // handshakes. What takes its time, the end of sessions, is last: whom a client CA let in must not come in meanwhile. An
 // error has changed nothing.
 func (s *service) apply(ctx context.Context, l *loaded) error {
+	if err := s.checkKeys(ctx, l.cfg); err != nil {
+		return err
+	}
 	next, err := s.provider.Prepare(l.cfg) //nolint:contextcheck // it outlives the reload
 	if err != nil {
 		return err
@@ -224,8 +227,13 @@ func (s *service) apply(ctx context.Context, l *loaded) error {
 			s.log.ErrorContext(ctx, "the gateway goes on with the former configuration, the provider does not: restart", "error", err)
 		}
 	}
+	s.applyKeys(ctx, l.cfg)
 	s.applyTLS(l.cfg)
 	s.level.Set(l.logLevel())
+	s.drainDelay.Store(int64(l.cfg.DrainDelay()))
+	if s.view != nil {
+		s.view.SetGrace(l.cfg.Gateway.Session.StorageGrace.Std())
+	}
 	if err := next.Settle(ctx); err != nil {
 		s.log.ErrorContext(ctx, "changed users could not be stored; it is tried again", "error", err)
 	}

@@ -9,8 +9,10 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -36,7 +38,7 @@ import (
 	"gatehouse/web"
 )
 
-// drainTime is how long requests under way may still take after SIGTERM, and auditQueue how many bytes of audit events
+// drainTime is how long requests under way may still take after SIGTERM and the delay of the configuration, and auditQueue how many bytes of audit events
 // wait for a slow reader of standard output.
 const (
 	drainTime  = 10 * time.Second
@@ -85,8 +87,12 @@ type service struct {
 	passwords   *passwords.Pool
 	provider    *provider.Provider
 	ring        *seal.Ring
+	atRest      *seal.AtRest  // nil where gateway.keys.file is not set
+	rekeyed     chan struct{} // of one element: atRest has other keys
 	pages       *web.Pages
 	portMetrics *listen.Metrics
+	draining    atomic.Bool  // no more requests are wanted
+	drainDelay  atomic.Int64 // config.DrainDelay of what runs
 
 	webTLS, grpcTLS *listen.TLS // nil where the listener speaks plain text, or is not there
 
@@ -101,9 +107,10 @@ func serve(ctx context.Context, l loaded, stdout, stderr io.Writer) error {
 	hangup := make(chan os.Signal, 1) // it would end the process
 	signal.Notify(hangup, syscall.SIGHUP)
 	defer signal.Stop(hangup)
-	s := &service{cfg: l.cfg, audit: audit.NewWriter(stdout, auditQueue), registry: prometheus.NewRegistry()}
+	s := &service{cfg: l.cfg, audit: audit.NewWriter(stdout, auditQueue), registry: prometheus.NewRegistry(), rekeyed: make(chan struct{}, 1)}
 	s.log = newLogger(l.cfg, &s.level, stderr)
 	s.level.Set(l.logLevel())
+	s.drainDelay.Store(int64(l.cfg.DrainDelay()))
 	s.auditLog = slog.New(slog.NewJSONHandler(s.audit, nil)).With("log", "audit")
 	tuneMemory(ctx, s.log)
 	s.warnOfFewFiles(ctx, openFiles())
@@ -116,7 +123,7 @@ func serve(ctx context.Context, l loaded, stdout, stderr io.Writer) error {
 		return err
 	}
 	defer unlock()
-	if s.store, err = openStore(ctx, l.cfg, s.log); err != nil {
+	if err := s.openStore(ctx); err != nil {
 		return err
 	}
 	defer func() { _ = s.store.Close() }()
@@ -132,7 +139,16 @@ func serve(ctx context.Context, l loaded, stdout, stderr io.Writer) error {
 	if !interrupt() {
 		return nil
 	}
-	return s.run(ctx, background, stop, newReloads(s, l, hangup))
+	err = s.run(ctx, background, stop, newReloads(s, l, hangup))
+	s.finish(context.WithoutCancel(ctx))
+	return err
+}
+
+// finish waits for what must be in the store before it closes: an identity provider's answer may have the only token that is still good.
+func (s *service) finish(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, drainTime)
+	defer cancel()
+	s.provider.Finish(ctx)
 }
 
 func (s *service) flushAudit(ctx context.Context) {
@@ -169,8 +185,8 @@ func lockStore(cfg *config.Config) (unlock func(), err error) {
 	return func() { _ = l.Close() }, nil
 }
 
-func openStore(ctx context.Context, cfg *config.Config, log *slog.Logger) (*store.Store, error) {
-	opts, c := store.Options{Now: utc, Logger: log}, cfg.Storage.Config
+func openStore(ctx context.Context, cfg *config.Config, log *slog.Logger, sealer store.Sealer) (*store.Store, error) {
+	opts, c := store.Options{Now: utc, Logger: log, Sealer: sealer}, cfg.Storage.Config
 	switch cfg.Storage.Type {
 	case "memory":
 		return store.Memory(opts), nil
@@ -202,19 +218,15 @@ func (s *service) build(ctx context.Context) (err error) {
 	if err := s.prepareTLS(); err != nil {
 		return err
 	}
-	keys, err := s.sealKeys(ctx)
+	stored, cookieKey, err := s.openRing(ctx)
 	if err != nil {
-		return err
-	}
-	purposes := slices.Concat(front.Purposes(), authz.Purposes())
-	if s.ring, err = seal.NewRing(keys, purposes...); err != nil {
 		return err
 	}
 	if s.pages, err = web.New(web.Options{Title: s.cfg.Frontend.Issuer}); err != nil {
 		return err
 	}
 	s.provider, err = provider.New(ctx, provider.Options{
-		Config: s.cfg, Store: s.store, Ring: s.ring, CookieKey: keys[len(keys)-1], Pages: s.pages,
+		Config: s.cfg, Store: s.store, Ring: s.ring, CookieKey: cookieKey, StoredRing: stored, Pages: s.pages,
 		Log: s.log, Audit: s.auditLog, Registry: s.registry, Now: utc, Match: s.passwords.Match,
 	})
 	if err != nil {
@@ -228,9 +240,10 @@ func (s *service) build(ctx context.Context) (err error) {
 	}
 	s.view = session.NewView(viewStore{s.provider}, session.Options{
 		Capacity: s.cfg.Gateway.Session.Cache, Idle: s.cfg.Sessions.ValidIfNotUsedFor.Std(), Now: utc, Logger: s.log,
+		Silence: s.store.FeedAge, Grace: s.cfg.Gateway.Session.StorageGrace.Std(),
 	})
 	s.authz, err = authz.NewServer(authz.Options{
-		Ring: s.ring, Sessions: s.view, Ender: s.provider, Pages: gatewayPages{s.pages, s.cfg.Gateway.Prefix + "/sign-out"}, Signer: appTokens{s.provider}, Audit: s.audit, Logger: s.log, Registerer: s.registry, Now: utc,
+		Ring: s.ring, Sessions: s.view, Ender: s.provider, Pages: gatewayPages{s.pages, s.cfg.Gateway.Prefix + "/sign-out", s.provider.AccountURL()}, Signer: appTokens{s.provider}, Audit: s.audit, Logger: s.log, Registerer: s.registry, Now: utc,
 	})
 	if err != nil {
 		return err
@@ -238,23 +251,9 @@ func (s *service) build(ctx context.Context) (err error) {
 	if err := s.authz.Apply(gatewayConfig(s.cfg, s.pages, s.provider.SignInPath())); err != nil {
 		return err
 	}
+	s.provider.OnKeysWithdrawn(s.authz.RenewTokens)
 	s.grpc, s.health = authz.NewGRPCServer(s.authz, s.grpcOptions()...)
 	return s.registerMetrics()
-}
-
-// sealKeys are what cookies and sealed states are made with: from a file, or made once and kept in the store.
-func (s *service) sealKeys(ctx context.Context) ([][]byte, error) {
-	if g := s.cfg.Gateway; g != nil && g.Keys.File != "" {
-		return g.Keys.Ring, nil
-	}
-	key, created, err := s.store.Secret(ctx, "seal", seal.NewKey)
-	if err != nil {
-		return nil, err
-	}
-	if created {
-		s.log.InfoContext(ctx, "made a key for cookies and kept it in the storage; gateway.keys.file keeps it outside")
-	}
-	return [][]byte{key}, nil
 }
 
 // gatewayConfig is one generation of the authorizer.
@@ -318,8 +317,18 @@ func (s *service) run(ctx, background context.Context, stop func(), r *reloads) 
 		return nil
 	})
 	g.Go(func() error {
+		s.resealRecords(background)
+		return nil
+	})
+	g.Go(func() error {
 		<-gctx.Done()
 		defer stop()
+		if ctx.Err() != nil { // else a part has failed
+			again := make(chan os.Signal, 1)
+			signal.Notify(again, os.Interrupt, syscall.SIGTERM)
+			defer signal.Stop(again)
+			s.leave(context.WithoutCancel(ctx), again)
+		}
 		return s.drain(context.WithoutCancel(ctx), all)
 	})
 	g.Go(func() error {
@@ -330,16 +339,37 @@ func (s *service) run(ctx, background context.Context, stop func(), r *reloads) 
 		tryIssuer(gctx, s.log, reach.NewClient(), s.cfg.IssuerURL, gatewayDelay)
 		return nil
 	})
+	debug.FreeOSMemory() // what the start has left behind: gcPercent would let it stay
 	s.log.InfoContext(ctx, "ready", "version", version(), "issuer", s.cfg.Issuer)
 	return g.Wait()
 }
 
-// drain says that no more requests are wanted, lets those under way end, and closes.
-func (s *service) drain(ctx context.Context, all []listener) error {
-	s.log.InfoContext(ctx, "draining")
+// leave says that no more requests are wanted, and goes on serving until whoever sends them has had the time to hear of it.
+// Another signal ends that.
+func (s *service) leave(ctx context.Context, again <-chan os.Signal) {
+	delay := time.Duration(s.drainDelay.Load())
+	s.log.InfoContext(ctx, "leaving: health says so, requests are still served", "for", delay.String())
+	s.unready()
+	wait := time.NewTimer(delay)
+	defer wait.Stop()
+	select {
+	case <-wait.C:
+	case <-again:
+	}
+}
+
+// unready says that no more requests are wanted.
+func (s *service) unready() {
+	s.draining.Store(true)
 	if s.health != nil {
 		s.health.Shutdown()
 	}
+}
+
+// drain lets requests under way end, and closes.
+func (s *service) drain(ctx context.Context, all []listener) error {
+	s.unready()
+	s.log.InfoContext(ctx, "draining")
 	ctx, cancel := context.WithTimeout(ctx, drainTime)
 	defer cancel()
 	g := new(errgroup.Group)

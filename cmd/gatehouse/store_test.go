@@ -31,7 +31,7 @@ func TestOpenStoreOnPostgres(t *testing.T) {
 			return err
 		}
 		t.Cleanup(unlock)
-		s, err := openStore(t.Context(), cfg, slog.New(slog.DiscardHandler))
+		s, err := openStore(t.Context(), cfg, slog.New(slog.DiscardHandler), nil)
 		if err != nil {
 			return err
 		}

@@ -1,12 +1,16 @@
 package main
 
 import (
+	"maps"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"testing"
 	"testing/synctest"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"gatehouse/authz/session"
 )
 
 // slowMetric is a metric that waits while it is collected.
@@ -52,4 +56,35 @@ func TestScrapesWaitTheirTurn(t *testing.T) {
 			}
 		}
 	})
+}
+
+func TestSessionMetrics(t *testing.T) {
+	r := prometheus.NewPedanticRegistry()
+	for _, c := range sessionMetrics(func() session.Stats {
+		return session.Stats{Size: 1, Capacity: 2, Hits: 3, Misses: 4, Evictions: 5, ReadErrors: 6, TouchesDropped: 7, TouchErrors: 80}
+	}) {
+		r.MustRegister(c)
+	}
+	got := map[string]float64{}
+	families, err := r.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		for _, m := range f.GetMetric() {
+			var name strings.Builder
+			name.WriteString(f.GetName())
+			for _, l := range m.GetLabel() {
+				name.WriteString(" " + l.GetValue())
+			}
+			got[name.String()] = m.GetGauge().GetValue() + m.GetCounter().GetValue()
+		}
+	}
+	want := map[string]float64{
+		"gatehouse_sessions_in_memory": 1, "gatehouse_sessions_in_memory_limit": 2, "gatehouse_session_lookups_total memory": 3, "gatehouse_session_lookups_total storage": 4,
+		"gatehouse_session_evictions_total": 5, "gatehouse_session_read_failures_total": 6, "gatehouse_session_activity_lost_total": 87,
+	}
+	if !maps.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
 }

@@ -527,11 +527,13 @@ g.yaml:6: gateway.keys.file: /etc/gatehouse/bad: the key at line 4 is not random
 g.yaml:6: gateway.keys.file: /etc/gatehouse/bad: the key at line 5 is not random, as keys of examples are: make one with: openssl rand -base64 32
 g.yaml:6: gateway.keys.file: /etc/gatehouse/bad: the key at line 6 is not random, as keys of examples are: make one with: openssl rand -base64 32
 g.yaml:6: gateway.keys.file: /etc/gatehouse/bad: the key at line 7 is there twice: remove one`},
-		{"session", gateway("session:\n    idle: 9h\n    absolute: 8h\n    staleIfUnavailable: 48h\n    revalidate: 4s\n    cache: 1"), `
+		{"session", gateway("session:\n    idle: 9h\n    absolute: 8h\n    staleIfUnavailable: 48h\n    revalidate: 4s\n    cache: 1\n    storageGrace: 9s"), `
 g.yaml:7: gateway.session.idle: is 9h, longer than the absolute lifetime of 8h: shorten it
 g.yaml:9: gateway.session.staleIfUnavailable: want 0s to 24h, got 48h
 g.yaml:10: gateway.session.revalidate: want 5s to 1h, got 4s
-g.yaml:11: gateway.session.cache: want 100 to 10000000 sessions, got 1`},
+g.yaml:11: gateway.session.cache: want 100 to 10000000 sessions, got 1
+g.yaml:12: gateway.session.storageGrace: want 10s to 24h, got 9s`},
+		{"a drain that no orchestrator waits for", gateway("drain: 6m"), `g.yaml:6: gateway.drain: want 0s to 5m, got 6m`},
 		{"session never asked about", gateway("session: {revalidate: 0s}"), `g.yaml:6: gateway.session.revalidate: want 5s to 1h, got 0s`},
 		{"session asked about too seldom", gateway("session: {revalidate: 61m}"), `g.yaml:6: gateway.session.revalidate: want 5s to 1h, got 1h1m`},
 		{"session too short", gateway("session:\n    idle: 1s\n    absolute: 1m"), `

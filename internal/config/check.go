@@ -333,7 +333,7 @@ func (k *checker) expiry() {
 	k.between(period, s.Config.KeysRotationPeriod, Duration(30*time.Second), year)
 	k.oneOf("signer.config.algorithm", s.Config.Algorithm, "RS256", "ES256")
 	if s.Config.Algorithm == "ES256" {
-		k.warnf("signer.config.algorithm", "ES256 breaks introspection and id_token_hint of the provider, which know RS256 only: use RS256")
+		k.warnf("signer.config.algorithm", "ES256 breaks id_token_hint at the authorization endpoint, which knows RS256 only: use RS256")
 	}
 }
 

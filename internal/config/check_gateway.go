@@ -36,6 +36,10 @@ func (k *checker) gateway() {
 	k.sameSite(g)
 	k.keys(g)
 	k.between("gateway.session.staleIfUnavailable", g.Session.StaleIfUnavailable, 0, Duration(24*time.Hour))
+	k.between("gateway.session.storageGrace", g.Session.StorageGrace, Duration(10*time.Second), Duration(24*time.Hour))
+	if g.Drain != nil {
+		k.between("gateway.drain", *g.Drain, 0, Duration(5*time.Minute))
+	}
 	if k.has("gateway.session.revalidate") {
 		k.between("gateway.session.revalidate", g.Session.Revalidate, Duration(5*time.Second), Duration(time.Hour))
 	}

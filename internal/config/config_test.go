@@ -209,6 +209,31 @@ func TestGatewayValues(t *testing.T) {
 	}
 }
 
+// A process that nobody can take over from does not go on serving for nobody.
+func TestDrainDelay(t *testing.T) {
+	postgres := strings.Replace(gatewayHead, "{type: sqlite, config: {file: /var/lib/gatehouse/gatehouse.db}}", "{type: postgres, config: {host: db, database: gatehouse, user: gatehouse}}", 1)
+	if postgres == gatewayHead {
+		t.Fatalf("no storage in %s", gatewayHead)
+	}
+	providerOnly, _, _ := strings.Cut(postgres, "gateway:")
+	for _, tt := range []struct {
+		name, file string
+		want       time.Duration
+	}{
+		{"one process", gatewayHead, 0},
+		{"one process, as the file says", gatewayHead + "  drain: 3s\n", 3 * time.Second},
+		{"replicas", postgres, 5 * time.Second},
+		{"replicas without a gateway", providerOnly, 5 * time.Second},
+		{"replicas that are not waited for", postgres + "  drain: 0s\n", 0},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if c, _ := mustParse(t, tt.file); c.DrainDelay() != tt.want {
+				t.Errorf("got %s, want %s", c.DrainDelay(), tt.want)
+			}
+		})
+	}
+}
+
 // What is wrong with a certificate, and yet works, is a warning; so is a key that is open to everybody.
 func TestTLSWarnings(t *testing.T) {
 	for _, tt := range []struct{ name, file, want string }{
@@ -312,7 +337,7 @@ func TestWarnings(t *testing.T) {
 		{"a wildcard beside the issuer's host", strings.Replace(gatewayHead, "app.example.com", `"*.apps.example.com"`, 1), ""},
 		{"a wildcard below the issuer's host", strings.Replace(gatewayHead, "app.example.com", `"*.auth.example.com"`, 1), ""},
 		{"a wildcard over the issuer's host, and the host itself", strings.Replace(gatewayHead, "app.example.com", `auth.example.com, "*.example.com"`, 1), "g.yaml:5: gateway.hosts: auth.example.com is the issuer's host too, where credentials are shown: give the issuer a host of its own"},
-		{"ES256", head + "signer: {type: local, config: {algorithm: ES256}}\n", "g.yaml:4: signer.config.algorithm: ES256 breaks introspection and id_token_hint of the provider, which know RS256 only: use RS256"},
+		{"ES256", head + "signer: {type: local, config: {algorithm: ES256}}\n", "g.yaml:4: signer.config.algorithm: ES256 breaks id_token_hint at the authorization endpoint, which knows RS256 only: use RS256"},
 		{"proxy header without networks", head + "web: {clientRemoteIP: {header: X-Real-IP}}\n", "g.yaml:4: web.clientRemoteIP.header: has no effect without trustedProxies, since any client could send the header: name the networks of your proxies"},
 		{"networks without proxy header", head + "web: {clientRemoteIP: {trustedProxies: [10.1.2.3/8]}}\n", "g.yaml:4: web.clientRemoteIP.trustedProxies: has no effect without header: name the header that they set, such as X-Forwarded-For"},
 		{"hash and hashFromEnv", head + "staticPasswords:\n- {email: a@example.com, userID: a, hashFromEnv: DEX_HASH, hash: \"" + goodHash + "\"}\n", "g.yaml:5: staticPasswords[0].hashFromEnv: has no effect beside hash: remove one of them"},

@@ -17,11 +17,18 @@ import (
 func Changed(a, b *Config) []string {
 	var keys []string
 	changed(reflect.ValueOf(a).Elem(), reflect.ValueOf(b).Elem(), "", &keys)
-	const ring = "gateway.keys.file"
-	if a.Gateway != nil && b.Gateway != nil && !slices.Contains(keys, ring) && !slices.EqualFunc(a.Gateway.Keys.Ring, b.Gateway.Keys.Ring, bytes.Equal) {
-		keys = append(keys, ring)
+	if a.Gateway != nil && b.Gateway != nil && !slices.Contains(keys, keyFile) && !slices.EqualFunc(a.Gateway.Keys.Ring, b.Gateway.Keys.Ring, bytes.Equal) {
+		keys = append(keys, keyFile)
 	}
 	return keys
+}
+
+// keyFile is the key of the file whose keys are a part of the configuration.
+const keyFile = "gateway.keys.file"
+
+// comesOrGoes reports whether the key file is set in one of two configurations only: then keys are in another place, and the storage is sealed or not.
+func comesOrGoes(key string, a, b *Config) bool {
+	return key == keyFile && (a.Gateway.Keys.File == "") != (b.Gateway.Keys.File == "")
 }
 
 func changed(a, b reflect.Value, path string, keys *[]string) {
@@ -92,8 +99,8 @@ var reloadKeys = []string{
 	"connectors", "staticClients", "staticPasswords", "enablePasswordDB", "oauth2", "expiry", "mfa", "signer", "logger.level",
 	"sessions.absoluteLifetime", "sessions.rememberMeCheckedByDefault", "sessions.ssoSharedWithDefault", "sessions.cookieEncryptionKey",
 	"frontend.logoURL", "frontend.theme", "frontend.extra",
-	"gateway.hosts", "gateway.cookie", "gateway.session.absolute", "gateway.session.staleIfUnavailable", "gateway.session.revalidate", "gateway.identity",
-	"gateway.clients", "gateway.rules", "gateway.default",
+	"gateway.hosts", "gateway.cookie", "gateway.session.absolute", "gateway.session.staleIfUnavailable", "gateway.session.storageGrace", "gateway.session.revalidate", "gateway.identity",
+	"gateway.keys.file", "gateway.clients", "gateway.rules", "gateway.default", "gateway.drain",
 	"gateway.tls.cert", "gateway.tls.key", "gateway.tls.clientCA", "gateway.tls.clientNames", "gateway.tls.minVersion",
 }
 
@@ -111,7 +118,7 @@ func NeedRestart(file string, running, next *Config) error {
 	const fix = "restart it, or take the change back"
 	var errs Errors
 	for _, key := range Changed(running, next) {
-		if below(reloadKeys, key) {
+		if below(reloadKeys, key) && !comesOrGoes(key, running, next) {
 			continue
 		}
 		old, found := running.places[key].text, next.places[key].text
@@ -121,8 +128,8 @@ func NeedRestart(file string, running, next *Config) error {
 			msg = "a gateway block cannot come or go while gatehouse runs: " + fix
 		case key == "gateway.tls":
 			msg = "TLS cannot come or go while gatehouse runs: " + fix
-		case key == "gateway.keys.file" && old == found:
-			msg = "the keys cannot change while gatehouse runs: " + fix
+		case key == keyFile:
+			msg = "the key file cannot come or go while gatehouse runs: " + fix
 		case old != found:
 			msg = fmt.Sprintf("cannot change while gatehouse runs, from %s to %s: %s", old, found, fix)
 		}

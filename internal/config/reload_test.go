@@ -99,11 +99,24 @@ func TestChanges(t *testing.T) {
 	}
 }
 
-func TestOtherKeysNeedARestart(t *testing.T) {
+func TestOtherKeysNeedNoRestart(t *testing.T) {
 	before, after := mustParseText(t, running), mustParseText(t, running)
 	after.Gateway.Keys.Ring = after.Gateway.Keys.Ring[:1]
-	if err := NeedRestart("gatehouse.yaml", before, after); err == nil || !strings.Contains(err.Error(), "gateway.keys.file") {
-		t.Errorf("got %v, want gateway.keys.file named", err)
+	if err := NeedRestart("gatehouse.yaml", before, after); err != nil {
+		t.Errorf("other keys: %v", err)
+	}
+	if got := Changed(before, after); !slices.Equal(got, []string{keyFile}) {
+		t.Errorf("got changes of %v, want %s named", got, keyFile)
+	}
+	after.Gateway.Keys.File = "/etc/gatehouse/others"
+	if err := NeedRestart("gatehouse.yaml", before, after); err != nil {
+		t.Errorf("another file: %v", err)
+	}
+	for _, change := range []func(){func() { after.Gateway.Keys.File = "" }, func() { before, after = after, before }} { // gone; come
+		change()
+		if err := NeedRestart("gatehouse.yaml", before, after); err == nil || !strings.Contains(err.Error(), keyFile) {
+			t.Errorf("from %q to %q: got %v, want %s named", before.Gateway.Keys.File, after.Gateway.Keys.File, err, keyFile)
+		}
 	}
 }
 
@@ -115,7 +128,6 @@ var restartKeys = []string{
 	"sessions.validIfNotUsedFor", "gateway.session.idle", // the gateway's view of sessions is made for one
 	"gateway.session.cache",                           // and of one size
 	"gateway.grpc", "gateway.admin", "gateway.prefix", // open ports, and paths that are half of a sign-in
-	"gateway.keys", // a new key would make every browser a stranger
 	"frontend.issuer", "logger.format", "logger.excludeFields",
 }
 
@@ -133,7 +145,7 @@ func TestWhatNeedsARestartIsSaidWithLineAndValues(t *testing.T) {
 		"a default that was not there": {"gateway:\n", "frontend: {issuer: X}\ngateway:\n", "frontend:", `frontend.issuer: cannot change while gatehouse runs, from "" to "X"`},
 		"a secret in a value":          {"/data/gatehouse.db", `"/data/${DEX_HASH}.db"`, "storage:", `to "/data/[redacted].db"`},
 		"what is gone":                 {running[strings.Index(running, "gateway:"):], "", "", "gateway: a gateway block cannot come or go"},
-		"the key's file":               {"  keys: {file: /etc/gatehouse/keys}\n", "", "gateway:", `from "/etc/gatehouse/keys" to ""`},
+		"the key's file":               {"  keys: {file: /etc/gatehouse/keys}\n", "", "gateway:", "gateway.keys.file: the key file cannot come or go while gatehouse runs: restart it"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			text := strings.Replace(running, tt.old, tt.new, 1)

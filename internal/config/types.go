@@ -328,6 +328,7 @@ type Gateway struct {
 	Clients  Clients        `yaml:"clients"`
 	Rules    []Rule         `yaml:"rules"`
 	Default  string         `yaml:"default"` // signed-in or deny
+	Drain    *Duration      `yaml:"drain"`   // see Config.DrainDelay
 
 	HostSet *hosts.Set     `yaml:"-"` // Hosts
 	Policy  *policy.Policy `yaml:"-"` // Rules and Default
@@ -339,7 +340,7 @@ func (g *Gateway) setDefaults() {
 		Admin:   "127.0.0.1:5559",
 		Prefix:  "/_gatehouse",
 		Cookie:  Cookie{SameSite: SameSiteLax},
-		Session: GatewaySession{StaleIfUnavailable: Duration(15 * time.Minute), Cache: 100_000},
+		Session: GatewaySession{StaleIfUnavailable: Duration(15 * time.Minute), StorageGrace: Duration(10 * time.Minute), Cache: 100_000},
 		Identity: Identity{Headers: map[string]Attribute{
 			"kubeflow-userid": AttributeEmail,
 			"kubeflow-groups": AttributeGroups,
@@ -347,6 +348,22 @@ func (g *Gateway) setDefaults() {
 		Clients: ClientsStrict,
 		Default: "signed-in",
 	}
+}
+
+// defaultDrain is longer than Envoy takes to find out about a replica that does not want requests any more, with the health checks that
+// docs/install.md has: one a second, two that fail.
+const defaultDrain = Duration(5 * time.Second)
+
+// DrainDelay returns for how long the process goes on serving after SIGTERM, though it says that it does not want requests any more. Where
+// nobody else could take them, the storage being for one process, it would only make the gap longer.
+func (c *Config) DrainDelay() time.Duration {
+	switch {
+	case c.Gateway != nil && c.Gateway.Drain != nil:
+		return c.Gateway.Drain.Std()
+	case c.Storage.Type == "memory" || c.Storage.Type == "sqlite":
+		return 0
+	}
+	return defaultDrain.Std()
 }
 
 // AdminListener returns the arguments of net.Listen for the admin listener.
@@ -389,8 +406,9 @@ type GatewaySession struct {
 	Idle               Duration `yaml:"idle"`
 	Absolute           Duration `yaml:"absolute"`
 	StaleIfUnavailable Duration `yaml:"staleIfUnavailable"`
-	Cache              int      `yaml:"cache"`      // sessions in memory
-	Revalidate         Duration `yaml:"revalidate"` // how old an answer about a user gets before another is asked for; 0: the connector's own
+	StorageGrace       Duration `yaml:"storageGrace"` // how long the change log may be out of reach before no session is verified
+	Cache              int      `yaml:"cache"`        // sessions in memory
+	Revalidate         Duration `yaml:"revalidate"`   // how old an answer about a user gets before another is asked for; 0: the connector's own
 }
 
 // Identity says how an app learns who the user is.

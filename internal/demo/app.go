@@ -40,6 +40,7 @@ type headerLine struct{ Name, Value string }
 //	/                          a page with the identity headers and links to try
 //	/headers, /public/headers  the request headers as one flat JSON object, lower-case name -> value
 //	/admin, /admin/…           a page for administrators; the app itself does not check who asks
+//	/favicon.ico               nothing: there is no icon
 //	anything else              404 with what arrived, as JSON
 //
 // It never redirects, not even to a cleaner path, so that what a gateway lets through is seen as it came.
@@ -53,6 +54,9 @@ func SampleApp() http.Handler {
 			showPage(w, r, page, "Administration", "Only the group admins gets here. The app has no line of code for that: Gatehouse's rule “admin” decides.")
 		case path == "/headers", path == "/public/headers":
 			writeJSON(w, http.StatusOK, flatHeaders(r))
+		case path == "/favicon.ico": // browsers ask for it beside a JSON document
+			secure(w.Header())
+			w.WriteHeader(http.StatusNoContent)
 		default:
 			writeJSON(w, http.StatusNotFound, echo{
 				Error: "the sample app has no such page", Method: r.Method, Host: r.Host, Path: r.RequestURI, Headers: flatHeaders(r),

@@ -21,12 +21,23 @@ import (
 // An Edge is an Envoy in front of apps. Addresses are ip:port.
 type Edge struct {
 	Listen    string
-	Admin     string // Envoy's own admin address; empty: none
-	Check     string // Gatehouse's gRPC address; empty: no check
-	AccessLog string // a file; empty: none
-	Relaxed   bool   // Envoy's default connection manager in place of the hardened one: for tests only
+	Admin     string    // Envoy's own admin address; empty: none
+	Check     string    // Gatehouse's gRPC address; empty: no check
+	Replicas  []Replica // of Gatehouse, in place of Check: for tests only
+	AccessLog string    // a file; empty: none
+	Relaxed   bool      // Envoy's default connection manager in place of the hardened one: for tests only
 	Hosts     []VirtualHost
 }
+
+// A Replica is one of several Gatehouses, whose health Envoy looks at once a second.
+type Replica struct {
+	Check  string // gRPC
+	Issuer string // for routes to Issuer
+	Health string // telemetry
+}
+
+// Issuer is the Upstream of routes to the issuer where there are Replicas.
+const Issuer = "issuer"
 
 // A VirtualHost routes the requests of some host names.
 type VirtualHost struct {
@@ -56,6 +67,8 @@ type envoyCluster struct {
 	Addr *address
 }
 
+type envoyReplica struct{ Check, Issuer, Health *address }
+
 type envoyRoute struct {
 	Route
 	Cluster string
@@ -73,6 +86,18 @@ type envoyModel struct {
 	Relaxed              bool
 	Hosts                []envoyHost
 	Clusters             []envoyCluster
+	Replicas             []envoyReplica
+}
+
+// Checks are the addresses that are asked before a request passes.
+func (m envoyModel) Checks() (all []*address) {
+	if m.Check != nil {
+		return []*address{m.Check}
+	}
+	for _, r := range m.Replicas {
+		all = append(all, r.Check)
+	}
+	return all
 }
 
 // EnvoyConfig returns the bootstrap file of e for Envoy 1.37 or later. All mistakes are returned, joined.
@@ -95,6 +120,10 @@ func EnvoyConfig(e Edge) ([]byte, error) {
 		m.Check = parse("check", e.Check)
 	}
 	names := map[string]string{} // upstream -> cluster
+	for _, r := range e.Replicas {
+		m.Replicas = append(m.Replicas, envoyReplica{parse("check", r.Check), parse("issuer", r.Issuer), parse("health", r.Health)})
+		names[Issuer] = "gatehouse-issuer"
+	}
 	for _, h := range e.Hosts {
 		host := envoyHost{Name: h.Name, Domains: h.Domains}
 		for _, r := range h.Routes {

@@ -17,6 +17,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync/atomic"
 )
 
 // KeySize is the length of a key in bytes.
@@ -41,9 +42,10 @@ type Purpose string
 // sealed with a key that is not in the ring. Which of these it was is not told.
 var ErrInvalid = errors.New("seal: not a value sealed here")
 
-// A Ring seals with its first key and opens with all of its keys. It is immutable and safe for concurrent use.
+// A Ring seals with its first key and opens with all of its keys. It is safe for concurrent use, Replace included.
 type Ring struct {
-	boxes map[Purpose][]box
+	purposes []Purpose
+	boxes    atomic.Pointer[map[Purpose][]box] // the map is immutable
 }
 
 type box struct {
@@ -53,26 +55,37 @@ type box struct {
 
 // NewRing returns a ring of keys for the given purposes, the sealing key first. Every key has KeySize bytes.
 func NewRing(keys [][]byte, purposes ...Purpose) (*Ring, error) {
-	if len(keys) == 0 {
-		return nil, errors.New("seal: no key")
+	r := &Ring{purposes: slices.Clone(purposes)}
+	if err := r.Replace(keys); err != nil {
+		return nil, err
 	}
-	r := &Ring{boxes: make(map[Purpose][]box, len(purposes))}
+	return r, nil
+}
+
+// Replace puts other keys in the place of those of the ring, the sealing key first, from one Seal or Open to the next. An error has
+// changed nothing.
+func (r *Ring) Replace(keys [][]byte) error {
+	if len(keys) == 0 {
+		return errors.New("seal: no key")
+	}
+	boxes := make(map[Purpose][]box, len(r.purposes))
 	for i, key := range keys {
 		if len(key) != KeySize {
-			return nil, fmt.Errorf("seal: key %d has %d bytes, want %d", i, len(key), KeySize)
+			return fmt.Errorf("seal: key %d has %d bytes, want %d", i, len(key), KeySize)
 		}
-		for _, p := range purposes {
-			if len(r.boxes[p]) > i {
+		for _, p := range r.purposes {
+			if len(boxes[p]) > i {
 				continue // named twice
 			}
 			b, err := newBox(key, p)
 			if err != nil {
-				return nil, err
+				return err
 			}
-			r.boxes[p] = append(r.boxes[p], b)
+			boxes[p] = append(boxes[p], b)
 		}
 	}
-	return r, nil
+	r.boxes.Store(&boxes)
+	return nil
 }
 
 // NewKey returns a new random key.
@@ -82,10 +95,19 @@ func NewKey() []byte {
 	return key
 }
 
+// derive returns the key of a purpose, and its id.
+func derive(key []byte, p Purpose) (derived []byte, id [idSize]byte, err error) {
+	if derived, err = hkdf.Key(sha256.New, key, nil, "gatehouse seal "+string(p), KeySize); err != nil {
+		return nil, id, fmt.Errorf("seal: derive key: %w", err)
+	}
+	sum := sha256.Sum256(derived)
+	return derived, [idSize]byte(sum[:idSize]), nil
+}
+
 func newBox(key []byte, p Purpose) (box, error) {
-	derived, err := hkdf.Key(sha256.New, key, nil, "gatehouse seal "+string(p), KeySize)
+	derived, id, err := derive(key, p)
 	if err != nil {
-		return box{}, fmt.Errorf("seal: derive key: %w", err)
+		return box{}, err
 	}
 	block, err := aes.NewCipher(derived)
 	if err != nil {
@@ -95,14 +117,13 @@ func newBox(key []byte, p Purpose) (box, error) {
 	if err != nil {
 		return box{}, fmt.Errorf("seal: %w", err)
 	}
-	sum := sha256.Sum256(derived)
-	return box{id: [idSize]byte(sum[:idSize]), aead: aead}, nil
+	return box{id: id, aead: aead}, nil
 }
 
 // Seal returns value sealed for p and the associated data ad, which is not part of the result.
 // It panics if p is not a purpose of the ring: that is a mistake in the program.
 func (r *Ring) Seal(p Purpose, ad string, value []byte) string {
-	boxes := r.boxes[p]
+	boxes := (*r.boxes.Load())[p]
 	if len(boxes) == 0 {
 		panic("seal: purpose not in the ring: " + string(p))
 	}
@@ -131,7 +152,7 @@ func (r *Ring) Open(dst []byte, p Purpose, ad, sealed string) ([]byte, error) {
 	id, nonce, text := [idSize]byte(raw[:idSize]), raw[idSize:idSize+nonceSize], raw[idSize+nonceSize:n]
 	copy(free, ad)
 	data, free := free[:len(ad):len(ad)], free[len(ad):]
-	for _, b := range r.boxes[p] {
+	for _, b := range (*r.boxes.Load())[p] {
 		if b.id != id {
 			continue
 		}

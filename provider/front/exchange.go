@@ -2,14 +2,18 @@ package front
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"io"
 	"maps"
 	"net/http"
 
 	"gatehouse/internal/inproc"
+	"gatehouse/provider/identity"
 	"gatehouse/web"
 
 	"github.com/dexidp/dex/server/oauth2"
+	"github.com/dexidp/dex/storage"
 )
 
 // token is Dex's token endpoint (RFC 6749 section 3.2).
@@ -32,7 +36,22 @@ func (f *Front) token(w http.ResponseWriter, r *http.Request) {
 
 // refreshGrant is Dex's refresh grant. Of several that use one refresh token at once Dex tells all but the first that the server
 // failed (500); but the token is simply used up (RFC 6749 section 5.2, invalid_grant), and the client has to know.
+//
+// Dex answers from what is stored of the user: who they are now is asked before.
 func (f *Front) refreshGrant(w http.ResponseWriter, r *http.Request) {
+	switch err := f.vouchRefresh(r); {
+	case errors.Is(err, errOddToken):
+		f.oauthError(w, http.StatusBadRequest, oauth2.InvalidGrant, "not a refresh token")
+		return
+	case errors.Is(err, identity.ErrEnded):
+		f.oauthError(w, http.StatusBadRequest, oauth2.InvalidGrant, "the user may not go on")
+		return
+	case err != nil:
+		f.Log.WarnContext(r.Context(), "a refresh token is refused for now", "error", err)
+		w.Header().Set("Retry-After", "1")
+		f.oauthError(w, http.StatusServiceUnavailable, "temporarily_unavailable", "it is not known who the user is now")
+		return
+	}
 	ctx, e := withExchange(r.Context())
 	resp, err := inproc.Serve(http.HandlerFunc(f.api), r.WithContext(ctx))
 	if err != nil {
@@ -45,6 +64,31 @@ func (f *Front) refreshGrant(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	copyAnswer(w, resp)
+}
+
+// errOddToken is of a refresh token that Dex might read and we do not: nobody could be asked about its user.
+var errOddToken = errors.New("front: not a refresh token")
+
+// vouchRefresh asks who the user of the request's refresh token is now. One that is not good any more is for Dex to refuse.
+func (f *Front) vouchRefresh(r *http.Request) error {
+	raw := r.Form.Get("refresh_token") // as Dex reads it
+	if raw == "" {
+		return nil
+	}
+	id, secret, ok := twoStrings(raw)
+	if !ok {
+		return errOddToken
+	}
+	t, err := f.Storage.GetRefresh(r.Context(), id)
+	switch {
+	case errors.Is(err, storage.ErrNotFound):
+		return nil
+	case err != nil:
+		return fmt.Errorf("front: read refresh token: %w", err)
+	case !sameSecret(t.Token, secret) && !sameSecret(t.ObsoleteToken, secret):
+		return nil
+	}
+	return f.Vouch(r.Context(), t.ConnectorID, t.Claims.UserID, t.CreatedAt)
 }
 
 func copyAnswer(w http.ResponseWriter, resp *http.Response) {

@@ -28,6 +28,7 @@ import (
 
 	"github.com/dexidp/dex/server/reqctx"
 	"github.com/dexidp/dex/server/session"
+	"github.com/dexidp/dex/server/tokens"
 	"github.com/dexidp/dex/storage"
 )
 
@@ -43,11 +44,14 @@ const (
 	PurposeUpstream      seal.Purpose = "upstream state"
 	PurposeSAML          seal.Purpose = "saml state"
 	PurposeClientState   seal.Purpose = "gateway client state"
+	PurposeLogout        seal.Purpose = "logout form"
+	PurposeLoggedOut     seal.Purpose = "upstream logout state"
+	PurposeAccount       seal.Purpose = "account page"
 )
 
 // Purposes are what a ring needs for New.
 func Purposes() []seal.Purpose {
-	return []seal.Purpose{handoff.PurposeRequest, handoff.PurposeTicket, handoff.PurposeCookie, PurposeAuthorization, PurposeUpstream, PurposeSAML, PurposeClientState}
+	return []seal.Purpose{handoff.PurposeRequest, handoff.PurposeTicket, handoff.PurposeCookie, PurposeAuthorization, PurposeUpstream, PurposeSAML, PurposeClientState, PurposeLogout, PurposeLoggedOut, PurposeAccount}
 }
 
 // A TokenVerifier checks a token of this issuer.
@@ -70,17 +74,26 @@ type Options struct {
 	Vouch func(ctx context.Context, connectorID, userID string, since time.Time) error
 	// CheckHint refuses what is no ID Token of this issuer by its form.
 	CheckHint func(raw string) error
+	// VerifyHint checks an ID Token that may have expired: ErrFormerKey where it is of a key that is not published any more.
+	VerifyHint TokenVerifier
 	// Replayed reports whether a token of a user is void since the code that led to it was used twice.
 	Replayed func(ctx context.Context, t Token, userID, connectorID string) (bool, error)
 	SignOut  func(ctx context.Context, sessionID string) (next string, err error)
 	// PasswordChanged ends what a user has who has just chosen another password, but for one session ("": for none). What fails of it goes on in the
 	// background.
 	PasswordChanged func(ctx context.Context, connectorID, userID, keptSession string)
-	Ring            *seal.Ring
-	Hosts           *hosts.Set // nil: a provider only, without gateway
-	Prefix          string     // of the gateway's own paths on app hosts
-	SameSite        http.SameSite
-	Pages           *web.Pages
+	// Link remembers which session of the upstream a session is of, so that the upstream can end it.
+	Link func(ctx context.Context, sessionID, connectorID, userID string, from identity.UpstreamSession) error
+	// UpstreamLogout ends the sessions that a logout token of the upstream behind a connector names: ErrNoUpstream where there is none that sends such;
+	// ErrLogoutUnknown where it could not be done now; any other error is the token's.
+	UpstreamLogout func(ctx context.Context, connectorID, token string) error
+	// Account is what the account page needs besides.
+	Account  Account
+	Ring     *seal.Ring
+	Hosts    *hosts.Set // nil: a provider only, without gateway
+	Prefix   string     // of the gateway's own paths on app hosts
+	SameSite http.SameSite
+	Pages    *web.Pages
 	// SkipChoice goes straight to the only connector where it is not a password connector.
 	SkipChoice bool
 	// RememberMe shows the choice, Remembered is its default.
@@ -91,6 +104,11 @@ type Options struct {
 	// CountNetworks counts failures by the client's network; only right where the client's address is known.
 	CountNetworks bool
 	Routes        Routes
+	// AllowedOrigins may read the answers to programs (CORS), "*" is all; Headers are set on these.
+	AllowedOrigins []string
+	Headers        http.Header
+	Refresh        *tokens.RefreshStrategy // says which refresh tokens are good
+	RefreshIdle    time.Duration           // how long one may go unused; 0: for ever
 	// Devices bounds how many devices wait for their user, in all configurations together; DevicesFor is how long one may.
 	Devices    *Devices
 	DevicesFor time.Duration
@@ -117,6 +135,7 @@ type Front struct {
 		address, devices, plain minutely // a missing client address, too many devices, and Kerberos over plain http
 		app, near, other        minutely // requests under another host: an app's, one that browsers cannot know, any other
 		path, scheme            minutely // a path that was cut on the way, and https before an issuer on http
+		logout                  minutely // a logout token that is not good
 	}
 }
 
@@ -192,6 +211,9 @@ func (f *Front) routes() *http.ServeMux {
 	page("GET /auth/{connector}", f.authorizeWith)
 	page("GET /auth/{connector}/login", f.signInPage)
 	page("POST /auth/{connector}/login", f.signIn)
+	page("GET "+accountPath, f.accountPage)
+	page("POST "+accountPath, f.endSessions)
+	page("GET "+accountPath+"/password", f.newPassword)
 	page("GET /auth/{connector}/password", f.passwordPage)
 	page("POST /auth/{connector}/password", f.changePassword)
 	page("GET /callback", f.upstreamCallback)
@@ -200,6 +222,7 @@ func (f *Front) routes() *http.ServeMux {
 	page("GET /logout/callback", f.leaving(f.logoutCallback))
 	page("GET /logout", f.leaving(f.logout))
 	page("POST /logout", f.leaving(f.logout))
+	m.HandleFunc("POST "+f.base+UpstreamLogoutPath+"{connector}", f.upstreamLogout)
 	for _, p := range []string{
 		"/approval", "/mfa", "/mfa/totp", "/mfa/webauthn", "/mfa/webauthn/register/begin",
 		"/mfa/webauthn/register/finish", "/mfa/webauthn/login/begin", "/mfa/webauthn/login/finish",

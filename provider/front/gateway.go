@@ -25,7 +25,8 @@ import (
 
 // clientState is the state parameter of the gateway's own authorization request.
 type clientState struct {
-	Request  handoff.Request `json:"r"`
+	Request  handoff.Request `json:"r"`           // with Account its expiry only
+	Account  bool            `json:"a,omitempty"` // it is for the account page
 	Nonce    string          `json:"n"`
 	Verifier string          `json:"v"`
 }
@@ -37,11 +38,27 @@ func (f *Front) oauth() *oauth2.Config {
 	}
 }
 
-// gatewayQuery returns the gateway's authorization request (OpenID Connect Core 1.0 section 3.1.2.1), with state,
+// request is what the sign-in was for.
+func (st *clientState) request() *request {
+	if st.Account {
+		return &request{account: true}
+	}
+	return &request{gateway: &st.Request}
+}
+
+// authorization returns the query of q's authorization request (OpenID Connect Core 1.0 section 3.1.2.1). Of our own it has state,
 // nonce and PKCE. Its scope is only openid: the gateway reads the identity from the store, so there is nothing to
 // consent to.
-func (f *Front) gatewayQuery(g handoff.Request) url.Values {
-	st := clientState{Request: g, Nonce: rand.Text(), Verifier: oauth2.GenerateVerifier()}
+func (f *Front) authorization(q *request) url.Values {
+	if !q.own() {
+		return cloneQuery(q.query)
+	}
+	st := clientState{Account: q.account, Nonce: rand.Text(), Verifier: oauth2.GenerateVerifier()}
+	if q.account {
+		st.Request.Expiry = f.Now().Add(handoff.RequestLifetime)
+	} else {
+		st.Request = *q.gateway
+	}
 	u, err := url.Parse(f.oauth().AuthCodeURL(f.seal(PurposeClientState, st),
 		oauth2.SetAuthURLParam("nonce", st.Nonce), oauth2.S256ChallengeOption(st.Verifier)))
 	if err != nil {
@@ -60,7 +77,7 @@ func (f *Front) finishGateway(ctx context.Context, w http.ResponseWriter, r *htt
 	st, err := f.openState(q.Get("state"))
 	switch {
 	case errors.Is(err, handoff.ErrExpired):
-		f.restart(w, r, &request{gateway: &st.Request})
+		f.restart(w, r, st.request())
 		return
 	case err != nil:
 		f.fail(w, r, web.ExpiredLink, err)
@@ -69,7 +86,7 @@ func (f *Front) finishGateway(ctx context.Context, w http.ResponseWriter, r *htt
 	tok, err := f.exchange(ctx, q, st)
 	if err != nil {
 		f.Log.InfoContext(ctx, "sign-in begins again", "request_id", requestID(r), "error", err) // such as a reloaded page, whose code is spent
-		f.restart(w, r, &request{gateway: &st.Request})
+		f.restart(w, r, st.request())
 		return
 	}
 	s, err := f.Storage.GetAuthSession(ctx, tok.SessionID) // a code outlives its session
@@ -82,7 +99,16 @@ func (f *Front) finishGateway(ctx context.Context, w http.ResponseWriter, r *htt
 		f.fail(w, r, web.OtherBrowser, errOtherUser)
 		return
 	}
-	f.land(w, r, st.Request, s.ID)
+	f.landFor(w, r, st.request(), s.ID)
+}
+
+// landFor brings the browser to where one of our own requests wanted to go.
+func (f *Front) landFor(w http.ResponseWriter, r *http.Request, q *request, sid string) {
+	if q.account {
+		f.landAccount(w, r)
+		return
+	}
+	f.land(w, r, *q.gateway, sid)
 }
 
 func (f *Front) openState(sealed string) (clientState, error) {
@@ -179,6 +205,10 @@ func (f *Front) alreadyIn(r *http.Request, name string) bool {
 
 // restart sends the browser back to where it wanted to go: the gateway begins a new sign-in there.
 func (f *Front) restart(w http.ResponseWriter, r *http.Request, q *request) {
+	if q.account {
+		redirect(w, f.AccountPath())
+		return
+	}
 	if q.gateway == nil {
 		f.fail(w, r, web.ExpiredLink, handoff.ErrExpired)
 		return
@@ -212,16 +242,12 @@ func (f *Front) signOn(w http.ResponseWriter, r *http.Request, q *request, conne
 		f.fail(w, r, web.Unavailable, err)
 		return true
 	}
-	if q.gateway != nil && f.knowsGateway(r.Context(), s) {
+	if q.own() && f.knowsGateway(r.Context(), s) {
 		f.result(r, q, s.ConnectorID, f.email(r.Context(), s), "sso", nil, slog.String("user_id", s.UserID), sessionAttr(s.ID))
-		f.land(w, r, *q.gateway, s.ID)
+		f.landFor(w, r, q, s.ID)
 		return true
 	}
-	query := q.query
-	if q.gateway != nil {
-		query = f.gatewayQuery(*q.gateway)
-	}
-	query = cloneQuery(query)
+	query := f.authorization(q)
 	query.Del("connector_id")
 	ctx, fly := withFlight(r.Context())
 	fly.authTime = AuthenticatedAt(s)
@@ -251,7 +277,7 @@ func AuthenticatedAt(s *storage.AuthSession) time.Time {
 
 // tooOld reports whether the client asks for a younger authentication (max_age, OpenID Connect Core 1.0 section 3.1.2.1).
 func (f *Front) tooOld(q *request, s *storage.AuthSession) bool {
-	if q.gateway != nil || q.query.Get("max_age") == "" {
+	if q.own() || q.query.Get("max_age") == "" {
 		return false
 	}
 	seconds, err := strconv.ParseInt(q.query.Get("max_age"), 10, 32)
@@ -281,7 +307,7 @@ func (f *Front) knowsGateway(ctx context.Context, s *storage.AuthSession) bool {
 // deliver hands Dex's last answer on: the gateway's own is finished here, others belong to the browser.
 func (f *Front) deliver(ctx context.Context, w http.ResponseWriter, r *http.Request, q *request, a *answer) {
 	target, own := strings.CutPrefix(a.location(), f.Issuer.String()+CallbackPath+"?")
-	if q.gateway == nil || !own {
+	if !q.own() || !own {
 		a.relay(w)
 		return
 	}

@@ -76,7 +76,7 @@ func failureOf(reason connectors.Reason) web.Failure {
 		return web.OtherWorkstation
 	case connectors.Busy:
 		return web.Busy
-	case connectors.Unavailable, connectors.UpstreamRefused:
+	case connectors.Unavailable, connectors.UpstreamRefused, connectors.Unaskable:
 		return web.DirectoryUnavailable
 	}
 	return web.DirectoryUnavailable
@@ -86,6 +86,9 @@ func failureOf(reason connectors.Reason) web.Failure {
 func (f *Front) clientName(r *http.Request, q *request) string {
 	if q.gateway != nil {
 		return q.gateway.Host
+	}
+	if q.account {
+		return ""
 	}
 	c, err := f.Storage.GetClient(r.Context(), q.query.Get("client_id"))
 	if err != nil || c.Name == "" {
@@ -109,6 +112,9 @@ func (f *Front) failStatus(w http.ResponseWriter, r *http.Request, page web.Erro
 
 // retry is where a sign-in for q begins anew: the app's page, or ours.
 func (f *Front) retry(q *request) string {
+	if q.account {
+		return f.AccountPath()
+	}
 	if q.gateway == nil {
 		return ""
 	}

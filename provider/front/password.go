@@ -1,6 +1,7 @@
 package front
 
 import (
+	"cmp"
 	"errors"
 	"log/slog"
 	"net/http"
@@ -20,9 +21,17 @@ func (f *Front) passwordPath(connectorID string, q *request) string {
 	return f.base + "/auth/" + url.PathEscape(connectorID) + "/password?req=" + url.QueryEscape(q.sealed)
 }
 
-// passwordPage has no form by itself: who may choose a new password is known once the old one was right.
+// errNoChange is for a connector without passwords, or that only others can change.
+var errNoChange = errors.New("passwords cannot be changed at this connector")
+
+// passwordPage has no form by itself: who may choose a new password is known once the old one was right. From the account page it is.
 func (f *Front) passwordPage(w http.ResponseWriter, r *http.Request) {
-	if q, ok := f.pageRequest(w, r); ok {
+	q, ok := f.pageRequest(w, r)
+	switch {
+	case !ok:
+	case q.account:
+		f.wantedPassword(w, r, q)
+	default:
 		redirect(w, f.loginPath(r.PathValue("connector"), q))
 	}
 }
@@ -34,7 +43,7 @@ func (f *Front) changePassword(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if !door.Changes() {
-		f.fail(w, r, web.NotFound, errors.New("passwords cannot be changed at this connector"))
+		f.fail(w, r, web.NotFound, errNoChange)
 		return
 	}
 	in := f.loginOf(r, q)
@@ -112,7 +121,13 @@ func (f *Front) changeForm(w http.ResponseWriter, r *http.Request, q *request, d
 	if target := f.target(q); target != "" {
 		form.FormAction = []string{target}
 	}
-	form.Login, form.Remember, form.RequestID = clip(r.PostForm.Get("login")), remembers(r), requestID(r)
+	form.Login, form.Remember, form.RequestID = cmp.Or(form.Login, clip(r.PostForm.Get("login"))), remembers(r), requestID(r)
+	if q.account && form.Failure != web.PasswordExpired && form.Failure != web.PasswordMustChange {
+		form.Wanted, form.BackURL = true, f.AccountPath()
+	}
+	if form.Failure == "" {
+		form.RequestID = ""
+	}
 	if form.Failure == web.PasswordExpired || form.Failure == web.PasswordMustChange {
 		form.RequestID = "" // nothing went wrong
 	}

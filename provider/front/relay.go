@@ -14,24 +14,14 @@ import (
 	"github.com/dexidp/dex/storage"
 )
 
-// logoutCallback is where an upstream returns after its logout. Dex finishes those that it began; ours have ended
-// before the browser left.
-func (f *Front) logoutCallback(w http.ResponseWriter, r *http.Request) {
-	if id, secret, ok := f.Sessions.ParseCookie(r); ok {
-		s, err := f.Storage.GetAuthSession(r.Context(), id)
-		if err == nil && sameSecret(s.Secret, secret) && s.LogoutState != nil {
-			f.dexPage(w, r)
-			return
-		}
-	}
-	f.signedOut(w, r)
-}
-
 // renew sets the absolute expiry of a session anew.
-func (f *Front) renew(r *http.Request, sid string, now time.Time) error {
+func (f *Front) renew(r *http.Request, sid string, now, until time.Time) error {
 	cfg := f.Sessions.Config
 	err := f.Storage.UpdateAuthSession(r.Context(), sid, func(s storage.AuthSession) (storage.AuthSession, error) {
 		s.AbsoluteExpiry = now.Add(cfg.AbsoluteLifetime)
+		if !until.IsZero() && until.Before(s.AbsoluteExpiry) {
+			s.AbsoluteExpiry = until
+		}
 		s.IdleExpiry = expiryOf(s, cfg.ValidIfNotUsedFor, now)
 		return s, nil
 	})

@@ -25,21 +25,25 @@ import (
 // maxQuery bounds what is sealed into a sign-in page's URL, in bytes.
 const maxQuery = 4 << 10
 
-// A request is what somebody signs in for: the gateway's wish for a session, or an authorization request of an
-// outside client. Exactly one of the two is set.
+// A request is what somebody signs in for: the gateway's wish for a session, the account page, or an authorization request of an
+// outside client. Exactly one of the three is set.
 type request struct {
 	gateway *handoff.Request
+	account bool
 	query   url.Values // of the client, checked by Dex
 
 	sealed string // as it stands in the page's URL
 	bind   string // of the issuer's pre-cookie; empty for the gateway's, which are bound to that of the app host
+
+	until time.Time // when the identity provider's session ends, and ours with it; zero: it does not say
 }
 
 // authorization is the sealed form of an outside client's request.
 type authorization struct {
-	Query  string    `json:"q"`
-	Bind   string    `json:"b"`
-	Expiry time.Time `json:"e"`
+	Query   string    `json:"q"`
+	Account bool      `json:"a,omitempty"` // and no query: the account page
+	Bind    string    `json:"b"`
+	Expiry  time.Time `json:"e"`
 }
 
 var (
@@ -86,11 +90,14 @@ func (f *Front) open(r *http.Request) (*request, error) {
 	if err := f.unseal(PurposeAuthorization, s, &a); err != nil {
 		return nil, err
 	}
-	q, err := url.ParseQuery(a.Query)
-	if err != nil {
-		return nil, err
+	req := &request{account: a.Account, bind: a.Bind, sealed: s}
+	if !a.Account {
+		q, err := url.ParseQuery(a.Query)
+		if err != nil {
+			return nil, err
+		}
+		req.query = q
 	}
-	req := &request{query: q, bind: a.Bind, sealed: s}
 	if !f.Now().Before(a.Expiry) {
 		return req, handoff.ErrExpired
 	}
@@ -136,13 +143,18 @@ func (q *request) client() string {
 		return ""
 	case q.gateway != nil:
 		return "gateway " + q.gateway.Host
+	case q.account:
+		return "account"
 	}
 	return q.query.Get("client_id")
 }
 
+// own reports whether the request is ours, which go by the internal client, and not one of an outside client.
+func (q *request) own() bool { return q.gateway != nil || q.account }
+
 // scopes is what connectors are asked for.
 func (q *request) scopes() connector.Scopes {
-	if q.gateway != nil {
+	if q.own() {
 		return connector.Scopes{Groups: true}
 	}
 	return connector.Scopes{Groups: true, OfflineAccess: slices.Contains(strings.Fields(q.query.Get("scope")), "offline_access")}
@@ -150,7 +162,7 @@ func (q *request) scopes() connector.Scopes {
 
 // prompt reports whether the client's prompt parameter (OpenID Connect Core 1.0 section 3.1.2.1) has value v.
 func (q *request) prompt(v string) bool {
-	return q.gateway == nil && slices.Contains(strings.Fields(q.query.Get("prompt")), v)
+	return !q.own() && slices.Contains(strings.Fields(q.query.Get("prompt")), v)
 }
 
 // target is the origin that the browser goes to after the sign-in, as a source of form-action (CSP Level 3):
@@ -159,6 +171,9 @@ func (f *Front) target(q *request) string {
 	if q.gateway != nil {
 		origin, _ := f.Hosts.Origin(q.gateway.Host)
 		return origin
+	}
+	if q.account {
+		return ""
 	}
 	return formTarget(q.query.Get("redirect_uri"))
 }

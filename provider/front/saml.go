@@ -42,7 +42,7 @@ func (f *Front) startSAML(w http.ResponseWriter, r *http.Request, q *request, do
 		return
 	}
 	st := samlState{Request: "_" + rand.Text(), upstreamState: upstreamState{
-		Gateway: q.gateway, Query: q.query.Encode(), Connector: door.ID, Expiry: f.Now().Add(handoff.RequestLifetime),
+		Gateway: q.gateway, Query: q.query.Encode(), Account: q.account, Connector: door.ID, Expiry: f.Now().Add(handoff.RequestLifetime),
 	}}
 	target, value, err := door.StartSAML(q.scopes(), st.Request)
 	if err != nil {
@@ -104,11 +104,12 @@ func (f *Front) samlCallback(w http.ResponseWriter, r *http.Request) {
 	if !ok {
 		return
 	}
-	id, err := door.FinishSAML(r.Context(), q.scopes(), r.PostForm.Get("SAMLResponse"), st.Request)
+	id, end, err := door.FinishSAML(r.Context(), q.scopes(), r.PostForm.Get("SAMLResponse"), st.Request)
 	if err != nil {
 		f.refuse(w, r, q, door, "", err)
 		return
 	}
+	q.until = end
 	f.complete(w, r, q, door, id, f.Remembered)
 }
 

@@ -209,7 +209,7 @@ func (f *Front) signInPage(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	chosen := "" // the gateway takes a session of any connector; an outside client may have asked for this one
-	if q.gateway == nil {
+	if !q.own() {
 		chosen = r.PathValue("connector")
 	}
 	if f.signOn(w, r, q, chosen) {
@@ -322,15 +322,16 @@ func retryAfter(w http.ResponseWriter, wait time.Duration) {
 
 // complete signs a proven user in: Dex's own flow, in process, with the proof in the context.
 func (f *Front) complete(w http.ResponseWriter, r *http.Request, q *request, door *identity.Door, id connector.Identity, remember bool) {
+	f.completeFrom(w, r, q, door, id, remember, nil)
+}
+
+// completeFrom is complete for a sign-in that is of a session of the upstream.
+func (f *Front) completeFrom(w http.ResponseWriter, r *http.Request, q *request, door *identity.Door, id connector.Identity, remember bool, from *identity.UpstreamSession) {
 	if err := f.supersede(w, r, door.ID, id.UserID); err != nil {
 		f.fail(w, r, web.Unavailable, err)
 		return
 	}
-	query := q.query
-	if q.gateway != nil {
-		query = f.gatewayQuery(*q.gateway)
-	}
-	query = cloneQuery(query)
+	query := f.authorization(q)
 	query.Del("connector_id")
 	// Without prompt=login Dex would take a live session, even of another user, instead of who was just proven.
 	prompts := []string{"login"}
@@ -349,7 +350,10 @@ func (f *Front) complete(w http.ResponseWriter, r *http.Request, q *request, doo
 	}
 	sid := ""
 	if err == nil {
-		sid, err = f.settle(r, a, remember)
+		sid, err = f.settle(r, a, remember, q.until)
+	}
+	if err == nil && from != nil {
+		err = f.Link(r.Context(), sid, door.ID, id.UserID, *from)
 	}
 	if err != nil {
 		f.result(r, q, door.ID, id.Email, "failed", err)
@@ -371,8 +375,8 @@ func (f *Front) supersede(w http.ResponseWriter, r *http.Request, connectorID, u
 }
 
 // settle finds the session that Dex made or continued, makes its cookie last as the user chose, and renews the
-// absolute lifetime, since a credential was just accepted.
-func (f *Front) settle(r *http.Request, a *answer, remember bool) (sid string, err error) {
+// absolute lifetime, since a credential was just accepted; it ends at until, if that is not zero.
+func (f *Front) settle(r *http.Request, a *answer, remember bool, until time.Time) (sid string, err error) {
 	cfg := f.Sessions.Config
 	c, ok := a.cookies[cfg.CookieName]
 	if !ok || c.MaxAge < 0 {
@@ -386,8 +390,8 @@ func (f *Front) settle(r *http.Request, a *answer, remember bool) (sid string, e
 	if err != nil {
 		return "", fmt.Errorf("read the new session: %w", err)
 	}
-	if now := f.Now(); s.AbsoluteExpiry.Before(now.Add(cfg.AbsoluteLifetime - time.Minute)) {
-		if err := f.renew(r, sid, now); err != nil {
+	if now := f.Now(); s.AbsoluteExpiry.Before(now.Add(cfg.AbsoluteLifetime-time.Minute)) || !until.IsZero() {
+		if err := f.renew(r, sid, now, until); err != nil {
 			return "", err
 		}
 	}
@@ -418,7 +422,7 @@ func (f *Front) choice(w http.ResponseWriter, r *http.Request, q *request, id st
 func (f *Front) doorsFor(r *http.Request, q *request) ([]*identity.Door, error) {
 	var allowed []string
 	grant := oauth2.GrantTypeAuthorizationCode
-	if q.gateway == nil {
+	if !q.own() {
 		c, err := f.Storage.GetClient(r.Context(), q.query.Get("client_id"))
 		if err != nil {
 			return nil, err

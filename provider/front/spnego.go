@@ -64,7 +64,7 @@ func (f *Front) mayNegotiate(r *http.Request, q *request, door *identity.Door) b
 	if r.Method != http.MethodGet || !door.Negotiates() {
 		return false
 	}
-	if q.gateway == nil && (q.prompt("login") || q.prompt("select_account") || q.query.Get("max_age") != "") {
+	if !q.own() && (q.prompt("login") || q.prompt("select_account") || q.query.Get("max_age") != "") {
 		return false // a ticket says nothing of when its user was last there
 	}
 	if d := r.Header.Get("Sec-Fetch-Dest"); d != "" && d != "document" {
@@ -175,14 +175,19 @@ func formCookie(https bool) string { return handoff.Names(https).IssuerLogin + "
 // leaving serves a page of signing out. Who signs out does not want to be signed in again at once, by the same ticket: for a while the form is shown. Anybody can
 // send a browser here; then its user types a password once.
 func (f *Front) leaving(h http.HandlerFunc) http.HandlerFunc {
-	https := f.Issuer.Scheme == "https"
 	return func(w http.ResponseWriter, r *http.Request) {
-		if slices.ContainsFunc(f.Doors.All(), (*identity.Door).Negotiates) {
-			http.SetCookie(w, &http.Cookie{ //nolint:gosec // G124: not Secure on http hosts only, which are for development
-				Name: formCookie(https), Value: "1", Path: "/", MaxAge: wantsForm, Secure: https, HttpOnly: true, SameSite: http.SameSiteLaxMode,
-			})
-		}
+		f.leaves(w)
 		h(w, r)
+	}
+}
+
+// leaves notes that the browser has signed out.
+func (f *Front) leaves(w http.ResponseWriter) {
+	https := f.Issuer.Scheme == "https"
+	if slices.ContainsFunc(f.Doors.All(), (*identity.Door).Negotiates) {
+		http.SetCookie(w, &http.Cookie{ //nolint:gosec // G124: not Secure on http hosts only, which are for development
+			Name: formCookie(https), Value: "1", Path: "/", MaxAge: wantsForm, Secure: https, HttpOnly: true, SameSite: http.SameSiteLaxMode,
+		})
 	}
 }
 

@@ -16,7 +16,7 @@ import (
 
 var errOtherUser = errors.New("the step belongs to another user than the browser's session")
 
-// dexPage passes a browser's step to Dex: consent, second factor, device flow, logout.
+// dexPage passes a browser's step to Dex: consent, second factor, device flow.
 func (f *Front) dexPage(w http.ResponseWriter, r *http.Request) {
 	a, ok := f.step(w, r)
 	if !ok {
@@ -74,7 +74,7 @@ func (f *Front) stepTargets(a *storage.AuthRequest) []string {
 		return []string{formTarget(a.RedirectURI)}
 	}
 	st, err := f.openState(a.State)
-	if err != nil {
+	if err != nil || st.Account {
 		return nil
 	}
 	origin, ok := f.Hosts.Origin(st.Request.Host)
@@ -150,19 +150,4 @@ func (f *Front) session(w http.ResponseWriter, r *http.Request) (*storage.AuthSe
 		}
 	}
 	return f.Sessions.ValidSession(r.Context(), w, r), nil
-}
-
-// logout is RP-initiated logout (OpenID Connect RP-Initiated Logout 1.0). Dex asks before it signs out by GET; a POST
-// without a hint is the answer to that question, so it has to come from our own page.
-func (f *Front) logout(w http.ResponseWriter, r *http.Request) {
-	if err := r.ParseForm(); err != nil {
-		f.fail(w, r, web.BadRequest, err)
-		return
-	}
-	f.voidHints(r.Form)
-	if r.Method == http.MethodPost && r.FormValue("id_token_hint") == "" && !f.sameOriginPost(r) {
-		f.crossSite(w, r)
-		return
-	}
-	f.dexPage(w, r)
 }

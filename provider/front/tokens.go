@@ -7,7 +7,6 @@ import (
 	"errors"
 	"maps"
 	"net/http"
-	"strings"
 	"time"
 
 	"gatehouse/internal/inproc"
@@ -16,7 +15,6 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 
 	"github.com/dexidp/dex/server/tokens"
-	"github.com/dexidp/dex/storage"
 )
 
 // A Token is what is known of a verified token of this issuer.
@@ -44,77 +42,6 @@ func (f *Front) api(w http.ResponseWriter, r *http.Request) {
 	f.Dex.ServeHTTP(w, r)
 }
 
-// userinfo is Dex's UserInfo endpoint (OpenID Connect Core 1.0 section 5.3) for tokens that are still good: Dex goes
-// on answering after a sign-out.
-func (f *Front) userinfo(w http.ResponseWriter, r *http.Request) {
-	if r.Method == http.MethodOptions {
-		f.Dex.ServeHTTP(w, r)
-		return
-	}
-	// The scheme's name is in any case (RFC 9110 section 11.1).
-	scheme, raw, _ := strings.Cut(r.Header.Get("Authorization"), " ")
-	if !strings.EqualFold(scheme, "Bearer") || f.good(r.Context(), raw) != nil {
-		w.Header().Set("WWW-Authenticate", `Bearer error="invalid_token"`)
-		f.oauthError(w, http.StatusUnauthorized, "invalid_token", "the token is not valid, or not any more")
-		return
-	}
-	f.Dex.ServeHTTP(w, r)
-}
-
-// introspect is Dex's token introspection for clients only (RFC 7662 section 2.1 wants authorization, Dex asks none),
-// and for tokens that are still good.
-func (f *Front) introspect(w http.ResponseWriter, r *http.Request) {
-	if err := r.ParseForm(); err != nil {
-		http.Error(w, "malformed form", http.StatusBadRequest)
-		return
-	}
-	id, secret, basic := r.BasicAuth()
-	if basic { // RFC 6749 section 2.3.1: form-encoded within Basic
-		id, secret = unescape(id), unescape(secret)
-	} else {
-		id, secret = r.PostForm.Get("client_id"), r.PostForm.Get("client_secret")
-	}
-	c, err := f.Storage.GetClient(r.Context(), id)
-	if err != nil || id == GatewayClient || c.Public || !sameSecret(c.Secret, secret) {
-		w.Header().Set("WWW-Authenticate", `Basic realm="introspection"`)
-		f.oauthError(w, http.StatusUnauthorized, "invalid_client", "introspection needs the credentials of a confidential client")
-		return
-	}
-	// A refresh token of Dex has neither; a JWT is taken in the compact form only, which Dex would not insist on.
-	if raw := r.Form.Get("token"); strings.ContainsAny(raw, ".{") && f.good(r.Context(), raw) != nil {
-		w.Header().Set("Content-Type", "application/json")
-		w.Header().Set("Cache-Control", "no-store")
-		_ = json.NewEncoder(w).Encode(map[string]bool{"active": false}) // the client may be gone
-		return
-	}
-	f.Dex.ServeHTTP(w, r)
-}
-
-// good fails for a token that is not of this issuer, whose session has ended, whose code was used twice, or whose user is blocked or may not go on.
-func (f *Front) good(ctx context.Context, raw string) error {
-	t, err := f.VerifyAny(ctx, raw)
-	if err != nil {
-		return err
-	}
-	userID, connectorID, ok := parseSubject(t.Subject)
-	if !ok {
-		return nil // of a client for itself: no user stands behind it
-	}
-	if t.SessionID != "" && !f.Sessions.Alive(ctx, t.SessionID) && !f.outlives(ctx, t.Client, userID, connectorID) {
-		return errRevoked
-	}
-	if void, err := f.Replayed(ctx, t, userID, connectorID); err != nil || void {
-		return errors.Join(errRevoked, err)
-	}
-	if _, err := f.Storage.GetUserIdentity(ctx, userID, connectorID); err != nil && !errors.Is(err, storage.ErrNotFound) {
-		return errors.Join(errRevoked, err)
-	}
-	if err := f.Vouch(ctx, connectorID, userID, t.IssuedAt); err != nil {
-		return errors.Join(errRevoked, err)
-	}
-	return nil
-}
-
 // outlives reports whether a client's tokens go on without the session: it has a refresh token for the user, and its
 // configuration does not bind that to the session (refreshTokenLifetime).
 func (f *Front) outlives(ctx context.Context, client, userID, connectorID string) bool {
@@ -126,9 +53,19 @@ func (f *Front) outlives(ctx context.Context, client, userID, connectorID string
 	return err == nil && o.Refresh[client] != nil
 }
 
-// parseSubject reads Dex's "sub": the base64 of a message of two strings, user and connector.
+// parseSubject reads Dex's "sub": user and connector.
 func parseSubject(sub string) (userID, connectorID string, ok bool) {
-	b, err := base64.RawURLEncoding.DecodeString(sub)
+	userID, connectorID, ok = twoStrings(sub)
+	if !ok {
+		return "", "", false
+	}
+	again, err := tokens.GenSubject(userID, connectorID)
+	return userID, connectorID, err == nil && again == sub
+}
+
+// twoStrings reads the base64 of a message of two strings: Dex's "sub", or one of its refresh tokens, its id and secret.
+func twoStrings(raw string) (first, second string, ok bool) {
+	b, err := base64.RawURLEncoding.DecodeString(raw)
 	for err == nil && len(b) > 0 {
 		num, typ, n := protowire.ConsumeTag(b)
 		if n < 0 || typ != protowire.BytesType {
@@ -139,14 +76,13 @@ func parseSubject(sub string) (userID, connectorID string, ok bool) {
 			return "", "", false
 		}
 		if num == 1 {
-			userID = v
+			first = v
 		} else if num == 2 {
-			connectorID = v
+			second = v
 		}
 		b = b[n+m:]
 	}
-	again, err := tokens.GenSubject(userID, connectorID)
-	return userID, connectorID, err == nil && again == sub
+	return first, second, err == nil
 }
 
 // discovery is Dex's discovery document (OpenID Connect Discovery 1.0 section 4.2) without what is closed here.

@@ -24,6 +24,7 @@ const maxUpstreamState = 2000
 type upstreamState struct {
 	Gateway   *handoff.Request `json:"g,omitempty"`
 	Query     string           `json:"q,omitempty"`
+	Account   bool             `json:"a,omitempty"`
 	Connector string           `json:"c"`
 	Data      []byte           `json:"d,omitempty"` // of the connector: PKCE and such
 	Bind      string           `json:"b"`           // of the issuer's pre-cookie
@@ -33,7 +34,7 @@ type upstreamState struct {
 // startUpstream sends the browser to the identity provider behind door.
 func (f *Front) startUpstream(w http.ResponseWriter, r *http.Request, q *request, door *identity.Door) {
 	u := upstreamState{
-		Gateway: q.gateway, Query: q.query.Encode(), Connector: door.ID,
+		Gateway: q.gateway, Query: q.query.Encode(), Account: q.account, Connector: door.ID,
 		Bind: f.ensurePreCookie(w, r).Bind(), Expiry: f.Now().Add(handoff.RequestLifetime),
 	}
 	const placeholder = "gatehouse-state" // the real one has the connector's data in it, which comes with the URL
@@ -79,6 +80,9 @@ func (u *upstreamState) request() (*request, error) {
 	if u.Gateway != nil {
 		return &request{gateway: u.Gateway}, nil
 	}
+	if u.Account {
+		return &request{account: true}, nil
+	}
 	q, err := url.ParseQuery(u.Query)
 	return &request{query: q}, err
 }
@@ -109,12 +113,14 @@ func (f *Front) upstreamCallback(w http.ResponseWriter, r *http.Request) {
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), upstreamTimeout) // stock connectors have no time limit of their own
 	defer cancel()
+	ctx = identity.WithUpstreamSession(ctx)
 	id, err := door.FinishRedirect(q.scopes(), u.Data, r.WithContext(ctx))
 	if err != nil {
 		f.refuse(w, r, q, door, "", err)
 		return
 	}
-	f.complete(w, r, q, door, id, f.Remembered)
+	from := *identity.UpstreamSessionOf(ctx)
+	f.completeFrom(w, r, q, door, id, f.Remembered, &from)
 }
 
 // upstreamFailed tells what came of the trip to the identity provider.

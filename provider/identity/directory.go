@@ -108,6 +108,9 @@ func dexIdentity(id connectors.Identity) connector.Identity {
 // resolver opens our own connectors, and every other one as Dex does.
 func resolver(dex dexconnectors.ResolveFunc, now func() time.Time, log *slog.Logger) dexconnectors.ResolveFunc {
 	return func(c storage.Connector) (connector.Connector, error) {
+		if c.Type == typeOIDC {
+			return openOIDC(dex, c)
+		}
 		if c.Type != "ldap" {
 			return dex(c)
 		}

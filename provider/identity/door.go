@@ -4,6 +4,7 @@ package identity
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -62,6 +63,8 @@ type Options struct {
 	Match Match
 	// Resolve opens a connector other than "local". Nil: "ldap" is ours, every other one Dex's.
 	Resolve dexconnectors.ResolveFunc
+	// Upstream asks the connectors of Dex who their users are now. Nil: nobody does.
+	Upstream *Upstream
 	// Previous are the doors of the generation before, not yet closed; nil: there was none. A connector of the same id, type and resource
 	// version stays open, and attempts go on counting.
 	Previous *Doors
@@ -194,6 +197,10 @@ type handle struct {
 	connector.Connector
 
 	users atomic.Int64
+
+	verifierOnce sync.Once // of the next two: see logouts
+	verifier     *logoutVerifier
+	verifierErr  error
 }
 
 func newHandle(c connector.Connector) *handle {
@@ -404,7 +411,10 @@ func (d *Door) CheckPassword(ctx context.Context, in Login) (connector.Identity,
 	if err != nil {
 		return connector.Identity{}, err
 	}
-	return id, d.allowed(ctx, id)
+	if err := d.allowed(ctx, id); err != nil {
+		return connector.Identity{}, err
+	}
+	return d.keepGrant(ctx, id)
 }
 
 // login proves a user at a connector of Dex's kind.
@@ -415,7 +425,8 @@ func (d *Door) login(ctx context.Context, pc connector.PasswordConnector, in Log
 	}
 	failed := false
 	defer func() { done(failed) }() // should the connector panic, too
-	in.Scopes.Groups = true         // the identity is shared by all clients of the user: never without groups
+	in.Scopes.OfflineAccess = in.Scopes.OfflineAccess || d.upstream() != nil
+	in.Scopes.Groups = true // the identity is shared by all clients of the user: never without groups
 	id, valid, err := pc.Login(withNetwork(ctx, in.Network), in.Scopes, in.User, in.Password)
 	failed = err == nil && !valid
 	switch {
@@ -474,18 +485,26 @@ func (d *Door) StartSAML(s connector.Scopes, requestID string) (target, request 
 	return target, request, nil
 }
 
-// FinishSAML proves a user by a SAML response to the request of that id. Every error is a *connectors.Refusal.
-func (d *Door) FinishSAML(ctx context.Context, s connector.Scopes, response, requestID string) (connector.Identity, error) {
+// FinishSAML proves a user by a SAML response to the request of that id, and returns when the provider's session ends, the zero time if it does not
+// say. Every error is a *connectors.Refusal.
+func (d *Door) FinishSAML(ctx context.Context, s connector.Scopes, response, requestID string) (id connector.Identity, end time.Time, err error) {
 	sc, ok := d.inner.(connector.SAMLConnector)
 	if !ok {
-		return connector.Identity{}, &connectors.Refusal{Reason: connectors.Unavailable, Err: errors.New("not a SAML connector")}
+		return id, end, &connectors.Refusal{Reason: connectors.Unavailable, Err: errors.New("not a SAML connector")}
 	}
 	s.Groups = true
-	id, err := sc.HandlePOST(s, response, requestID)
-	if err != nil {
-		return connector.Identity{}, refusal(err)
+	if id, err = sc.HandlePOST(s, response, requestID); err != nil {
+		return connector.Identity{}, end, refusal(err)
 	}
-	return id, d.allowed(ctx, id)
+	id.ConnectorData = nil // the identity once more, for a Refresh that would only repeat it
+	end, err = sessionEnd(response)
+	if err == nil && !end.IsZero() && !d.doors.opts.Now().Before(end) {
+		err = fmt.Errorf("identity: the provider's session ended at %s", end.Format(time.RFC3339))
+	}
+	if err != nil {
+		return connector.Identity{}, end, &connectors.Refusal{Reason: connectors.Unavailable, Err: err}
+	}
+	return id, end, d.allowed(ctx, id)
 }
 
 // StartRedirect returns the upstream's URL with state in it, and data that FinishRedirect needs back.
@@ -495,11 +514,38 @@ func (d *Door) StartRedirect(s connector.Scopes, callbackURL, state string) (tar
 		return "", nil, &connectors.Refusal{Reason: connectors.Unavailable, Err: errors.New("not a redirect connector")}
 	}
 	s.Groups = true
+	silent := false
+	if d.upstream() != nil && !s.OfflineAccess {
+		s.OfflineAccess, silent = true, !d.prompts()
+	}
 	target, data, err = cc.LoginURL(s, callbackURL, state)
+	if err == nil && silent {
+		target, err = withoutPrompt(target)
+	}
 	if err != nil {
 		return "", nil, &connectors.Refusal{Reason: connectors.Unavailable, Err: err}
 	}
 	return target, data, nil
+}
+
+// prompts reports whether the connector's configuration says how the upstream is to prompt.
+func (d *Door) prompts() bool {
+	var c struct {
+		PromptType *string `json:"promptType"`
+	}
+	return json.Unmarshal(d.stored.Config, &c) == nil && c.PromptType != nil
+}
+
+// withoutPrompt takes away the prompt=consent that comes with offline access: users would see a page at each sign-in, for what nobody asked of them.
+func withoutPrompt(target string) (string, error) {
+	u, err := url.Parse(target)
+	if err != nil {
+		return "", fmt.Errorf("identity: the upstream's URL: %w", err)
+	}
+	q := u.Query()
+	q.Del("prompt")
+	u.RawQuery = q.Encode()
+	return u.String(), nil
 }
 
 // FinishRedirect proves a user by the upstream's answer r. Every error is a *connectors.Refusal.
@@ -509,11 +555,15 @@ func (d *Door) FinishRedirect(s connector.Scopes, data []byte, r *http.Request) 
 		return connector.Identity{}, &connectors.Refusal{Reason: connectors.Unavailable, Err: errors.New("not a redirect connector")}
 	}
 	s.Groups = true
+	s.OfflineAccess = s.OfflineAccess || d.upstream() != nil
 	id, err := cc.HandleCallback(s, data, r)
 	if err != nil {
 		return connector.Identity{}, upstreamRefusal(err, r.URL.Query())
 	}
-	return id, d.allowed(r.Context(), id)
+	if err := d.allowed(r.Context(), id); err != nil {
+		return connector.Identity{}, err
+	}
+	return d.keepGrant(r.Context(), id)
 }
 
 // LogoutURL returns where the upstream ends its own session, or "".

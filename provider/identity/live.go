@@ -53,8 +53,24 @@ const (
 
 // A Policy says how often users are asked about.
 type Policy struct {
-	Every time.Duration // an answer older than this is renewed in the background; one twice as old is waited for
-	Stale time.Duration // the last answer serves as long as this where no other is to be had
+	Every time.Duration   // an answer older than this is renewed in the background; one twice as old is waited for
+	Stale time.Duration   // the last answer serves as long as this where no other is to be had
+	Of    map[string]Pace // by connector, where it is another than that of a directory
+}
+
+// A Pace says how a connector is asked.
+type Pace struct {
+	Every   time.Duration // as in Policy
+	Batch   int           // users in one Lookup
+	Lookups int           // at a time
+}
+
+// pace is that of a connector.
+func (p Policy) pace(connector string) Pace {
+	if of, ok := p.Of[connector]; ok {
+		return of
+	}
+	return Pace{Every: p.Every, Batch: batchSize, Lookups: maxLookups}
 }
 
 // LiveOptions are what a Live is made of. All are needed.
@@ -79,15 +95,15 @@ type LiveOptions struct {
 type Live struct {
 	LiveOptions
 	ctx     context.Context // of all that it does in the background
-	every   atomic.Int64    // milliseconds, as is stale
-	stale   atomic.Int64
-	changes atomic.Int64  // how many the connectors have told of
-	enders  chan struct{} // one element per user whose sessions are being ended
+	stale   atomic.Int64    // milliseconds
+	changes atomic.Int64    // how many the connectors have told of
+	enders  chan struct{}   // one element per user whose sessions are being ended
 	metrics *liveMetrics
 
 	mu      sync.Mutex
 	users   map[userKey]weak.Pointer[User] // those that a session in memory refers to
 	sources map[string]*source
+	policy  Policy
 }
 
 type userKey struct{ connector, id string }
@@ -105,8 +121,20 @@ func NewLive(ctx context.Context, o LiveOptions) *Live {
 
 // SetPolicy changes how often users are asked about, from the next request on. What is known of them stays known.
 func (l *Live) SetPolicy(p Policy) {
-	l.every.Store(p.Every.Milliseconds())
 	l.stale.Store(p.Stale.Milliseconds())
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.policy = p
+	for connector, s := range l.sources {
+		s.setPace(p.pace(connector))
+	}
+}
+
+// Every is how old an answer of a connector gets before it is renewed.
+func (l *Live) Every(connector string) time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.policy.pace(connector).Every
 }
 
 // User returns what is known of a user who last proved who they are at signedIn. Whoever keeps it is asked for by Vouch. It is
@@ -130,6 +158,7 @@ func (l *Live) source(connector string) *source {
 	s := l.sources[connector]
 	if s == nil {
 		s = &source{live: l, connector: connector}
+		s.setPace(l.policy.pace(connector))
 		l.sources[connector] = s
 	}
 	return s
@@ -208,7 +237,7 @@ func (u *User) signedIn(at int64) {
 
 // schedule lets requests pass until the user is to be asked about again. Not all at once: many come in the morning.
 func (u *User) schedule() {
-	every := u.source.live.every.Load()
+	every := u.source.every.Load()
 	u.pass(u.checked + every + rand.Int64N(every/8+1)) //nolint:gosec // G404: spreads load, guards nothing
 }
 
@@ -225,7 +254,7 @@ func (u *User) pass(until int64) {
 // began at signedIn is over, every other error that nobody could say. It does not allocate where it does not wait.
 func (u *User) Vouch(ctx context.Context, signedIn, now time.Time) (waited bool, err error) {
 	at := now.UnixMilli()
-	every := u.source.live.every.Load()
+	every := u.source.every.Load()
 	if d := u.next.Load() - at; d > 0 && d <= 2*every { // more: the clock was set back, or Every made shorter
 		return false, nil
 	}
@@ -264,7 +293,7 @@ func (u *User) wait(ctx context.Context, f *flight, signedIn, at int64) error {
 func (u *User) decide(signedIn, at int64) (*flight, error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	every, stale := u.source.live.every.Load(), u.source.live.stale.Load()
+	every, stale := u.source.every.Load(), u.source.live.stale.Load()
 	now := u.source.live.nowMilli()
 	u.setRight(now)
 	u.seen = max(u.seen, at)
@@ -305,7 +334,7 @@ func (u *User) decide(signedIn, at int64) (*flight, error) {
 func (u *User) setRight(now int64) {
 	u.kept, u.refused = min(u.kept, now), min(u.refused, now)
 	if u.checked > now {
-		u.checked = now - u.source.live.every.Load()
+		u.checked = now - u.source.every.Load()
 	}
 }
 
@@ -346,7 +375,7 @@ func (u *User) land(began moment, good bool) {
 	defer close(f.done)
 	u.failed = !good
 	if !good {
-		u.retry = u.source.live.nowMilli() + u.source.live.every.Load()/4
+		u.retry = u.source.live.nowMilli() + min(u.source.every.Load()/4, lastRetry.Milliseconds())
 		u.next.Store(0)
 		return
 	}
@@ -408,19 +437,38 @@ func (d *Doors) Asker(id string) (a Asker, release func(), err error) {
 	}
 	door, open := d.live.Load().byID[id]
 	if !open {
-		for _, c := range d.configured {
-			if c.ID == id && c.Type == typeLDAP {
-				return nil, nil, errNotOpen
-			}
-		}
-		return nil, nil, nil
+		return d.askerOfClosed(id)
 	}
-	a, ok := door.inner.(Asker)
-	if !ok || id == dexconnectors.LocalConnector {
+	if a = door.asker(); a == nil {
 		return nil, nil, nil
 	}
 	door.handle.users.Add(1)
 	return a, func() { door.handle.release(d.opts.Log, id) }, nil
+}
+
+// asker returns who says who the users of the door are now, nil if nobody does.
+func (d *Door) asker() Asker {
+	if a, ok := d.inner.(Asker); ok && d.ID != dexconnectors.LocalConnector {
+		return a
+	}
+	if a := d.upstream(); a != nil {
+		return a
+	}
+	return nil
+}
+
+// askerOfClosed is Asker for a connector that is not open. Those that cannot be asked about by nature must not wait for it.
+func (d *Doors) askerOfClosed(id string) (Asker, func(), error) {
+	for _, c := range d.configured {
+		switch {
+		case c.ID != id:
+		case c.Type == typeLDAP:
+			return nil, nil, errNotOpen
+		case d.opts.Upstream != nil && AsksUpstream(c.Type):
+			return &upstreamAsker{up: d.opts.Upstream, door: id, kind: c.Type, config: c.ResourceVersion}, func() {}, nil
+		}
+	}
+	return nil, nil, nil
 }
 
 // Configured reports whether there is a connector of that id, open or not.
@@ -439,7 +487,7 @@ const typeLDAP = "ldap"
 func (d *Doors) Replaced(before *Doors) (ids []string) {
 	old := before.live.Load().byID
 	for id, door := range d.live.Load().byID {
-		if _, asks := door.inner.(Asker); asks && (old[id] == nil || old[id].handle != door.handle) {
+		if door.asker() != nil && (old[id] == nil || old[id].handle != door.handle) {
 			ids = append(ids, id)
 		}
 	}

@@ -13,6 +13,7 @@ const (
 	resultChanged     = "changed"
 	resultEnded       = "ended"
 	resultUnavailable = "unavailable"
+	resultUnaskable   = "unaskable"
 )
 
 // liveMetrics are those of a Live. Their labels are connectors of the configuration and the words above.
@@ -21,7 +22,7 @@ type liveMetrics struct {
 	results *prometheus.CounterVec
 	seconds *prometheus.HistogramVec
 
-	underWay, oldest, watchUp *prometheus.Desc
+	underWay, inUse, oldest, watchUp *prometheus.Desc
 
 	mu      sync.Mutex
 	watches map[string]*watchState
@@ -39,6 +40,7 @@ func newLiveMetrics(l *Live) *liveMetrics {
 			Buckets: []float64{0.001, 0.005, 0.025, 0.1, 0.5, 1, 2.5, 5, 10},
 		}, by),
 		underWay: prometheus.NewDesc("gatehouse_revalidation_lookups", "Lookups that are under way.", by, nil),
+		inUse:    prometheus.NewDesc("gatehouse_users_in_use", "Users of sessions that were used lately, as this process has seen.", by, nil),
 		oldest:   prometheus.NewDesc("gatehouse_revalidation_oldest_seconds", "Age of the oldest answer about a user in use.", by, nil),
 		watchUp:  prometheus.NewDesc("gatehouse_watch_up", "1 where the connector tells of changes, 0 where it should and does not.", by, nil),
 	}
@@ -71,6 +73,7 @@ func (m *liveMetrics) Describe(out chan<- *prometheus.Desc) {
 	m.results.Describe(out)
 	m.seconds.Describe(out)
 	out <- m.underWay
+	out <- m.inUse
 	out <- m.oldest
 	out <- m.watchUp
 }
@@ -90,7 +93,9 @@ func (m *liveMetrics) Collect(out chan<- prometheus.Metric) {
 			continue
 		}
 		out <- prometheus.MustNewConstMetric(m.underWay, prometheus.GaugeValue, float64(s.underWay()), s.connector)
-		out <- prometheus.MustNewConstMetric(m.oldest, prometheus.GaugeValue, s.oldest().Seconds(), s.connector)
+		users, oldest := s.inUse()
+		out <- prometheus.MustNewConstMetric(m.inUse, prometheus.GaugeValue, float64(users), s.connector)
+		out <- prometheus.MustNewConstMetric(m.oldest, prometheus.GaugeValue, oldest.Seconds(), s.connector)
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -109,15 +114,16 @@ func (s *source) underWay() int {
 	return s.lookups
 }
 
-// oldest is the age of the oldest answer about a user who was seen lately.
-func (s *source) oldest() time.Duration {
-	at, lately, age := s.live.nowMilli(), s.live.lately(), int64(0)
+// inUse is how many users were seen lately, and the age of the oldest answer about one of them.
+func (s *source) inUse() (users int, oldest time.Duration) {
+	at, lately, age := s.live.nowMilli(), s.lately(), int64(0)
 	for _, u := range s.live.usersOf(s.connector) {
 		u.mu.Lock()
 		if u.seen >= lately {
+			users++
 			age = max(age, at-u.checked)
 		}
 		u.mu.Unlock()
 	}
-	return time.Duration(age) * time.Millisecond
+	return users, time.Duration(age) * time.Millisecond
 }

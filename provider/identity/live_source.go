@@ -8,6 +8,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 	"unicode/utf8"
 
@@ -18,6 +19,9 @@ import (
 type source struct {
 	live      *Live
 	connector string
+	every     atomic.Int64 // milliseconds; this and the next two are the connector's Pace
+	batch     atomic.Int64
+	most      atomic.Int64
 
 	mu       sync.Mutex
 	first    []*User // to be asked about, since a request waits for it
@@ -32,6 +36,12 @@ type source struct {
 	retry    int64 // no Lookup before
 
 	rounds round
+}
+
+func (s *source) setPace(p Pace) {
+	s.every.Store(p.Every.Milliseconds())
+	s.batch.Store(int64(p.Batch))
+	s.most.Store(int64(p.Lookups))
 }
 
 // asked reports whether users of the connector are asked about.
@@ -55,7 +65,7 @@ func (s *source) gather(waited bool) time.Duration {
 	if waited {
 		return gatherWaited
 	}
-	return time.Duration(s.live.every.Load()) * time.Millisecond / gatherShare
+	return time.Duration(s.every.Load()) * time.Millisecond / gatherShare
 }
 
 // add has a user asked about with the next Lookup, which begins in time. Who is waited for comes before those who are not.
@@ -66,7 +76,7 @@ func (s *source) add(u *User, within time.Duration, waited bool) {
 	} else {
 		s.queue = append(s.queue, u)
 	}
-	full := s.queued() >= batchSize
+	full := s.queued() >= int(s.batch.Load())
 	s.mu.Unlock()
 	if full {
 		s.flush(false)
@@ -79,8 +89,9 @@ func (s *source) queued() int { return len(s.first) + len(s.queue) }
 
 // take returns the next who are to be asked about.
 func (s *source) take() []*User {
-	n := min(len(s.first), batchSize)
-	m := min(len(s.queue), batchSize-n)
+	size := int(s.batch.Load())
+	n := min(len(s.first), size)
+	m := min(len(s.queue), size-n)
 	batch := slices.Concat(s.first[:n], s.queue[:m])
 	s.first, s.queue = slices.Delete(s.first, 0, n), slices.Delete(s.queue, 0, m)
 	return batch
@@ -107,12 +118,13 @@ func (s *source) flush(due bool) {
 	if due {
 		s.due, s.over = time.Time{}, true
 	}
-	for s.lookups < maxLookups || s.stuck >= maxLookups {
-		if n := s.queued(); n == 0 || n < batchSize && !s.over {
+	most, size := int(s.most.Load()), int(s.batch.Load())
+	for s.lookups < most || s.stuck >= most {
+		if n := s.queued(); n == 0 || n < size && !s.over {
 			break
 		}
 		batch := s.take()
-		if s.stuck >= maxLookups {
+		if s.stuck >= most {
 			go s.land(batch, s.live.moment(), nil, errStuck)
 			continue
 		}
@@ -319,8 +331,11 @@ func (s *source) count(result string) {
 	s.live.metrics.results.WithLabelValues(s.connector, result).Inc()
 }
 
-// answer makes one answer true.
+// answer makes one answer true. One that is older than the question counts from when it was given.
 func (s *source) answer(ctx context.Context, u *User, began moment, a connectors.Answer) {
+	if !a.At.IsZero() {
+		began.at = min(began.at, a.At.UnixMilli())
+	}
 	switch {
 	case a.Err == nil:
 		news, err := s.keep(ctx, u, a.Identity, began.at)
@@ -334,6 +349,9 @@ func (s *source) answer(ctx context.Context, u *User, began moment, a connectors
 			s.count(resultSame)
 		}
 		u.land(began, err == nil)
+	case a.Err.Reason == connectors.Unaskable:
+		s.count(resultUnaskable)
+		u.land(began, true)
 	case !final(a.Err.Reason):
 		s.count(resultUnavailable)
 		u.land(began, false)
@@ -345,7 +363,7 @@ func (s *source) answer(ctx context.Context, u *User, began moment, a connectors
 
 // final reports whether a reason says that the user may not go on, and not that it is not known.
 func final(r connectors.Reason) bool {
-	unknown := []connectors.Reason{"", connectors.Unavailable, connectors.Busy, connectors.Throttled, connectors.ThrottledAccount, connectors.NegotiateRefused}
+	unknown := []connectors.Reason{"", connectors.Unavailable, connectors.Busy, connectors.Throttled, connectors.ThrottledAccount, connectors.NegotiateRefused, connectors.Unaskable}
 	return !slices.Contains(unknown, r)
 }
 

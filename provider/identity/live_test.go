@@ -714,8 +714,11 @@ gatehouse_revalidation_oldest_seconds{connector="ldap"} 30
 gatehouse_revalidations_total{connector="ldap",result="changed"} 1
 gatehouse_revalidations_total{connector="ldap",result="ended"} 1
 gatehouse_revalidations_total{connector="ldap",result="same"} 1
+# HELP gatehouse_users_in_use Users of sessions that were used lately, as this process has seen.
+# TYPE gatehouse_users_in_use gauge
+gatehouse_users_in_use{connector="ldap"} 1
 `
-		if err := testutil.GatherAndCompare(r, strings.NewReader(want), "gatehouse_revalidations_total", "gatehouse_revalidation_oldest_seconds"); err != nil {
+		if err := testutil.GatherAndCompare(r, strings.NewReader(want), "gatehouse_revalidations_total", "gatehouse_revalidation_oldest_seconds", "gatehouse_users_in_use"); err != nil {
 			t.Error(err)
 		}
 	})

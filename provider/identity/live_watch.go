@@ -152,12 +152,12 @@ func (l *Live) Changed(connector string, c connectors.Change) {
 	if c.UserID == "" {
 		s.changed()
 	} else if u != nil {
-		u.tell(l.lately())
+		u.tell(s.lately())
 	}
 }
 
 // lately is since when a user has been seen who is in use.
-func (l *Live) lately() int64 { return l.nowMilli() - 2*l.every.Load() }
+func (s *source) lately() int64 { return s.live.nowMilli() - 2*s.every.Load() }
 
 // A round asks about all users of a connector that are in use. While one runs, the next is pending.
 type round struct {
@@ -188,7 +188,7 @@ func (r *round) next() bool {
 func (s *source) goRound() {
 	for s.rounds.next() {
 		pause := time.NewTimer(roundEvery)
-		lately := s.live.lately()
+		lately := s.lately()
 		var wait []*flight
 		for _, u := range s.live.usersOf(s.connector) {
 			if f := u.tell(lately); f != nil {

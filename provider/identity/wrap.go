@@ -90,7 +90,12 @@ func (p passwordPart) Login(ctx context.Context, s connector.Scopes, user, passw
 // Refresh implements connector.RefreshConnector.
 func (p refreshPart) Refresh(ctx context.Context, s connector.Scopes, id connector.Identity) (connector.Identity, error) {
 	s.Groups = true
-	id, err := p.inner.(connector.RefreshConnector).Refresh(ctx, s, id)
+	var err error
+	if a := p.upstream(); a != nil {
+		id, err = a.refreshed(ctx, id)
+	} else {
+		id, err = p.inner.(connector.RefreshConnector).Refresh(ctx, s, id)
+	}
 	if err != nil {
 		return connector.Identity{}, err
 	}

@@ -45,6 +45,15 @@ type Keys struct {
 	storage.Keys
 	Published time.Time   // since when the signing key is published; zero: for long
 	Former    []FormerKey // the oldest first
+	Next      *NextKey    // published, and signs later; nil: none
+}
+
+// A NextKey takes the place of the signing key at a time, wherever it is known, without another write.
+type NextKey struct {
+	Key         *jose.JSONWebKey // private
+	Published   time.Time
+	SignsFrom   time.Time
+	FormerUntil time.Time // until when the key before it verifies
 }
 
 // A FormerKey is a signing key that another one has taken the place of.
@@ -52,6 +61,9 @@ type FormerKey struct {
 	Key       *jose.JSONWebKey // private
 	Published time.Time        // as that of Keys
 }
+
+// FeedInterval is how often the change log is read at the latest, by this process and by all that are configured alike.
+func (s *Store) FeedInterval() time.Duration { return s.opts.FeedInterval }
 
 // SigningKeys returns no keys and no error before the first update.
 func (s *Store) SigningKeys(ctx context.Context) (Keys, error) {

@@ -29,6 +29,10 @@ const (
 	KindReplay        Kind = "replay"
 	KindVouched       Kind = "vouched"
 	KindMark          Kind = "mark"
+	KindOutbox        Kind = "outbox"
+	KindUpstream      Kind = "upstream_session"
+	KindSeen          Kind = "seen"
+	KindGrants        Kind = "upstream_grants"
 )
 
 var (

@@ -28,17 +28,17 @@ type feed struct {
 
 	following atomic.Bool
 	cursor    int64        // place in the change log; belongs to whoever follows
-	heard     atomic.Int64 // when the log was last read to its end, Unix nanoseconds
+	opened    time.Time    // with its monotonic reading, which no setting of the clock changes
+	heard     atomic.Int64 // when the log was last read to its end, in nanoseconds since opened
 
 	mu        sync.Mutex
 	listeners []*func(Change)      // replaced, never modified
+	delays    func(time.Duration)  // nil: nobody counts
 	unknown   map[string]time.Time // writes of ours whose outcome is not known, and since when
 }
 
-func newFeed(head int64, now time.Time) *feed {
-	f := &feed{instance: rand.Text() + "/", cursor: head, unknown: map[string]time.Time{}}
-	f.heard.Store(now.UnixNano())
-	return f
+func newFeed(head int64) *feed {
+	return &feed{instance: rand.Text() + "/", cursor: head, opened: time.Now(), unknown: map[string]time.Time{}}
 }
 
 // Subscribe has f called for every change in the log: for a change made through this Store after it is
@@ -58,6 +58,23 @@ func (s *Store) Subscribe(f func(Change)) (cancel func()) {
 	}
 }
 
+// ObserveDelays has f called for each change of another process that Follow sees, with how long ago it was made, by the clocks of both. f must not block.
+func (s *Store) ObserveDelays(f func(time.Duration)) {
+	s.feed.mu.Lock()
+	defer s.feed.mu.Unlock()
+	s.feed.delays = f
+}
+
+// late notes that a change was seen.
+func (f *feed) late(by time.Duration) {
+	f.mu.Lock()
+	observe := f.delays
+	f.mu.Unlock()
+	if observe != nil {
+		observe(max(0, by)) // less: the other clock is ahead
+	}
+}
+
 func (f *feed) deliver(changes ...Change) {
 	f.mu.Lock()
 	listeners := f.listeners
@@ -73,16 +90,16 @@ func (f *feed) deliver(changes ...Change) {
 //
 // A write that failed in an unknown way (the connection broke during the commit) may have happened, or may
 // happen yet. It is told at once all the same, and once more by Follow if it shows up in the log.
-func (s *Store) write(ctx context.Context, op Op) error {
+func (s *Store) write(ctx context.Context, op Op, more ...Op) error {
 	if len(op.Changes) == 0 {
-		_, err := s.driver.Write(ctx, []Op{op})
+		_, err := s.driver.Write(ctx, append([]Op{op}, more...))
 		return err
 	}
 	origin, now := fmt.Sprintf("%s%d", s.feed.instance, s.feed.writes.Add(1)), s.opts.Now()
 	for i := range op.Changes {
 		op.Changes[i].Origin, op.Changes[i].At = origin, now
 	}
-	seq, err := s.driver.Write(ctx, []Op{op})
+	seq, err := s.driver.Write(ctx, append([]Op{op}, more...))
 	if err != nil && isOutcome(err) {
 		return err
 	}
@@ -186,9 +203,10 @@ func (s *Store) wake(ctx context.Context) (woken <-chan struct{}, stop func()) {
 }
 
 // FeedAge returns how long ago the change log was last read to its end: what happened elsewhere
-// before that is known here. It counts from the opening of the Store.
-func (s *Store) FeedAge(now time.Time) time.Duration {
-	return max(0, time.Duration(now.UnixNano()-s.feed.heard.Load()))
+// before that is known here. It counts from the opening of the Store, by the monotonic clock: Options.Now, which may be
+// set, has no part in it.
+func (s *Store) FeedAge() time.Duration {
+	return time.Since(s.feed.opened) - time.Duration(s.feed.heard.Load())
 }
 
 // poll reads the change log to its end.
@@ -196,7 +214,7 @@ func (s *Store) poll(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, pollTimeout)
 	defer cancel()
 	for {
-		began := s.opts.Now()
+		began := time.Since(s.feed.opened)
 		page, err := s.driver.Changes(ctx, s.feed.cursor, feedPage)
 		if errors.Is(err, ErrTrimmed) {
 			if err := s.skipAhead(ctx); err != nil {
@@ -210,11 +228,12 @@ func (s *Store) poll(ctx context.Context) error {
 		for _, c := range page {
 			if !s.feed.isTold(c) {
 				s.feed.deliver(c)
+				s.feed.late(s.opts.Now().Sub(c.At))
 			}
 			s.feed.cursor = c.Seq
 		}
 		if len(page) == 0 {
-			s.feed.heard.Store(began.UnixNano())
+			s.feed.heard.Store(int64(began))
 			return nil
 		}
 	}

@@ -11,7 +11,7 @@ import (
 // gcBatch bounds what one transaction deletes, and with it how long other writes wait.
 const gcBatch = 1000
 
-// GarbageCollect deletes what expired before now: auth requests and codes, spent codes and replays, what is known of users who were vouched for, device requests and tokens, and
+// GarbageCollect deletes what expired before now: auth requests and codes, spent codes and replays, what is known of users who were vouched for, what upstreams gave to ask about users with, notices, upstream sessions and what was seen once, device requests and tokens, and
 // sessions by the earlier of their idle and absolute expiry. It goes on until nothing is left or ctx is done,
 // and trims the change log. As in Dex, refresh tokens, offline sessions and identities stay.
 func (s *Store) GarbageCollect(ctx context.Context, now time.Time) (storage.GCResult, error) {
@@ -29,6 +29,10 @@ func (s *Store) GarbageCollect(ctx context.Context, now time.Time) (storage.GCRe
 		{KindSpentCode, &ours},
 		{KindReplay, &ours},
 		{KindVouched, &ours},
+		{KindOutbox, &ours},
+		{KindUpstream, &ours},
+		{KindSeen, &ours},
+		{KindGrants, &ours},
 	} {
 		err := exhaust(sweep.deleted, func() (int, error) { return s.driver.Sweep(ctx, sweep.kind, now, gcBatch) })
 		if err != nil {

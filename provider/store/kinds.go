@@ -103,8 +103,8 @@ var (
 	}
 )
 
-// encode and decode are the only places where a value becomes bytes and back: what is to be sealed at rest
-// is sealed here. Decoded values share no memory with the store or with each other.
+// encode and decode are the only places where a value becomes bytes and back. The bytes are sealed and opened where they go to
+// the driver and come from it (see counted), so that no kind can be forgotten. Decoded values share no memory with the store or with each other.
 func (k *kind[T]) encode(v *T) (Record, error) {
 	if err := k.check(v); err != nil {
 		return Record{}, err

@@ -31,7 +31,7 @@ var errNotSQLite = errors.New("it is not an SQLite database: give another path")
 // syncs at checkpoints only, and a power failure then takes the last commits along: a user who was told that he is
 // signed out would be signed in again. busy_timeout is how long a connection waits for another process.
 var (
-	writerPragmas = []string{"busy_timeout(5000)", "synchronous(FULL)", "journal_size_limit(67108864)"}
+	writerPragmas = []string{"busy_timeout(5000)", "synchronous(FULL)", "journal_size_limit(67108864)", "secure_delete(FAST)"} // what was plain before it was sealed is not to stay in freed parts of pages
 	readerPragmas = []string{"busy_timeout(5000)", "query_only(1)"}
 )
 

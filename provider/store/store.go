@@ -27,6 +27,7 @@ type Options struct {
 	Logger       *slog.Logger     // nil: nothing is logged
 	FeedInterval time.Duration    // how often Follow reads the change log; 0: 2 s
 	Retention    time.Duration    // how long the change log is kept; 0: 5 min
+	Sealer       Sealer           // seals all data at rest; nil: it is plain
 }
 
 func (o Options) withDefaults() Options {
@@ -56,13 +57,17 @@ type Store struct {
 }
 
 // New returns a Store over a driver, which it closes in the end. It reads the place in the change log from
-// which Follow goes on, so that nothing is missed between the two.
+// which Follow goes on, so that nothing is missed between the two. It fails where what is stored is sealed, and the Sealer does not open it.
 func New(ctx context.Context, d Driver, o Options) (*Store, error) {
 	head, err := d.Head(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("store: read the change log: %w", err)
 	}
-	return newStore(d, o, head), nil
+	s := newStore(d, o, head)
+	if err := s.checkSeal(ctx); err != nil {
+		return nil, err
+	}
+	return s, nil
 }
 
 // Memory returns a Store that forgets everything when the process ends.
@@ -101,23 +106,31 @@ func OpenPostgres(ctx context.Context, c PostgresConfig, o Options) (*Store, err
 
 func newStore(d Driver, o Options, head int64) *Store {
 	o = o.withDefaults()
-	return &Store{driver: &counted{Driver: d}, opts: o, queue: newQueue(patience), feed: newFeed(head, o.Now())}
+	return &Store{driver: &counted{Driver: d, sealer: o.Sealer}, opts: o, queue: newQueue(patience), feed: newFeed(head)}
 }
 
-// counted is a driver that counts its writes.
+// counted is a driver that counts its writes, and seals at rest.
 type counted struct {
 	Driver
-	writes atomic.Int64
+	sealer           Sealer // or nil
+	writes, failures atomic.Int64
 }
 
 func (d *counted) Write(ctx context.Context, ops []Op) (int64, error) {
 	d.writes.Add(1)
-	return d.Driver.Write(ctx, ops)
+	seq, err := d.Driver.Write(ctx, d.seal(ops))
+	if err != nil && !isOutcome(err) && ctx.Err() == nil { // else the caller has gone
+		d.failures.Add(1)
+	}
+	return seq, err
 }
 
 // Writes returns how many transactions this Store has written, or tried to, since it was opened. Those that only delete what
 // is out of date are not among them.
 func (s *Store) Writes() int64 { return s.driver.writes.Load() }
+
+// WriteFailures returns how many of Writes the database did not take, or did not answer.
+func (s *Store) WriteFailures() int64 { return s.driver.failures.Load() }
 
 // Close closes the database. End Follow before.
 func (s *Store) Close() error { return s.driver.Close() }
@@ -169,11 +182,11 @@ func remove[T any](ctx context.Context, s *Store, k *kind[T], id string) error {
 	if k.logged {
 		// Read it to tell whose it was. A record that cannot be decoded can be deleted all the same.
 		r, err := s.driver.Read(ctx, k.name, id)
-		if err != nil {
+		if err != nil && !errors.Is(err, ErrSealed) {
 			return err
 		}
 		var before *T
-		if v, err := k.decode(r); err == nil {
+		if v, decodeErr := k.decode(r); err == nil && decodeErr == nil {
 			before = &v
 		}
 		op.Changes = k.changes(id, before, nil)

@@ -87,6 +87,7 @@ func TestEnvoyWaitsTwoSeconds(t *testing.T) {
 type shipped struct {
 	secure, plain string // listeners
 	check, issuer string // where it looks for Gatehouse
+	health        string // and for its health
 	reached       *atomic.Int32
 }
 
@@ -101,7 +102,11 @@ func startShipped(t *testing.T) *shipped {
 func startShippedFor(t *testing.T, domain string) *shipped {
 	t.Helper()
 	dir := peers.Folder(t)
-	e := &shipped{secure: peers.FreeAddr(t), plain: peers.FreeAddr(t), check: peers.FreeAddr(t), issuer: peers.FreeAddr(t), reached: new(atomic.Int32)}
+	e := &shipped{secure: peers.FreeAddr(t), plain: peers.FreeAddr(t), check: peers.FreeAddr(t), issuer: peers.FreeAddr(t), health: peers.FreeAddr(t), reached: new(atomic.Int32)}
+	_, healthPort, err := net.SplitHostPort(e.health)
+	if err != nil {
+		t.Fatal(err)
+	}
 	app := peers.FreeAddr(t)
 	serveApp(t, app, e.reached)
 	certificate(t, dir)
@@ -112,6 +117,7 @@ func startShippedFor(t *testing.T, domain string) *shipped {
 		"{address: 127.0.0.1, port_value: 9001}": address(t, e.check),
 		"{address: 127.0.0.1, port_value: 5556}": address(t, e.issuer),
 		"{address: 127.0.0.1, port_value: 8000}": address(t, app),
+		"{port_value: 5558}":                     "{port_value: " + healthPort + "}",
 		"/etc/envoy/tls":                         filepath.Join(dir, "tls"),
 		"example.com":                            domain,
 	} {

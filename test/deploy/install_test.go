@@ -62,7 +62,7 @@ func TestInstallDirectorySecrets(t *testing.T) {
 	pod := find(t, overlay(t), "Deployment")
 	config := string(read(t, repo(t, "deploy", "overlays", "ldap", "gatehouse.yaml")))
 	comment := string(read(t, repo(t, "deploy", "overlays", "ldap", "kustomization.yaml")))
-	script := block(t, "create secret generic gatehouse-env")
+	script := block(t, "LDAP_PASSWORD=./ldap-password")
 	for line := range strings.Lines(script) {
 		if !strings.Contains(comment, "#   "+line) {
 			t.Errorf("overlays/ldap/kustomization.yaml does not have %s", line)
@@ -116,6 +116,53 @@ func TestInstallApply(t *testing.T) {
 	}
 }
 
+// TestInstallReplicas: what is edited is there, the Secrets are those that the pod takes and that the file names, and the cluster's resource
+// comes before what needs it. What comes of it package render compares, and test/cluster installs.
+func TestInstallReplicas(t *testing.T) {
+	for _, tc := range []struct {
+		script, storage, component string
+		calls                      []string
+	}{
+		{
+			block(t, "GATEHOUSE_DB_PASSWORD="), "postgres", "store-postgres", []string{
+				"kubectl -n istio-system create secret generic gatehouse-env --from-file=GATEHOUSE_DB_PASSWORD=./db-password",
+				"kubectl -n istio-system create secret generic gatehouse-files --from-file=db-ca.pem",
+			},
+		},
+		{
+			block(t, "store-kubernetes/crd.yaml"), "kubernetes", "store-kubernetes", []string{
+				"kubectl apply -f deploy/store-kubernetes/crd.yaml",
+				"kubectl wait --for=condition=Established crd/records.gatehouse.internal --timeout=1m",
+			},
+		},
+	} {
+		dir, bin := copyOfDeploy(t)
+		record(t, bin, "kubectl", "")
+		var got []string
+		for _, call := range recorded(t, dir, bin, tc.script) {
+			got = append(got, strings.Join(call, " "))
+		}
+		want := append(tc.calls, "kubectl apply -k deploy/overlays/ha", "kubectl -n istio-system rollout status deployment/gatehouse")
+		if !slices.Equal(got, want) {
+			t.Errorf("got %q, want %q", got, want)
+		}
+		file := string(read(t, filepath.Join(dir, "deploy/base/gatehouse.yaml")))
+		if config := parse(t, file); config.text("storage.type") != tc.storage || strings.Contains(file, "sqlite") {
+			t.Errorf("the file has storage %v, want %s", config.at("storage"), tc.storage)
+		} else if tc.storage == "postgres" && (config.text("storage.config.password") != "${GATEHOUSE_DB_PASSWORD}" || config.text("storage.config.ssl.caFile") != "/etc/gatehouse/db-ca.pem") {
+			t.Errorf("the file does not name what the Secrets have: %v", config.at("storage"))
+		}
+		overlay := parse(t, string(read(t, filepath.Join(dir, "deploy/overlays/ha/kustomization.yaml"))))
+		if got := overlay.text("components.0"); got != "../../"+tc.component || overlay.text("namespace") != namespace {
+			t.Errorf("the overlay has component %s in namespace %s, want %s in %s", got, overlay.text("namespace"), tc.component, namespace)
+		}
+	}
+	crd := documents(t, repo(t, "deploy", "store-kubernetes", "crd.yaml"))
+	if len(crd) != 1 || name(crd[0]) != "CustomResourceDefinition records.gatehouse.internal" {
+		t.Errorf("crd.yaml has %d objects, the first %s", len(crd), name(crd[0]))
+	}
+}
+
 // TestInstallHelm: the chart, the namespace that it wants, and after it the volume that it leaves. That the values are good, package
 // render says.
 func TestInstallHelm(t *testing.T) {
@@ -139,7 +186,7 @@ func TestInstallHelm(t *testing.T) {
 func TestInstallLook(t *testing.T) {
 	e := startShippedFor(t, "corp.test")
 	config := strings.ReplaceAll(block(t, "http: 127.0.0.1:5556"), "example.com", "corp.test")
-	config = replaced(t, config, "127.0.0.1:5556", e.issuer, "127.0.0.1:9001", e.check, "127.0.0.1:5558", peers.FreeAddr(t),
+	config = replaced(t, config, "127.0.0.1:5556", e.issuer, "127.0.0.1:9001", e.check, "127.0.0.1:5558", e.health,
 		"/var/lib/gatehouse/", "", "gateway:\n", "gateway:\n  admin: "+peers.FreeAddr(t)+"\n", "${YOUR_HASH}", shippedConfig(t).text("staticPasswords.0.hash"))
 	peers.Gatehouse(t, config)
 

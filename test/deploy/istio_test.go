@@ -78,7 +78,7 @@ func TestOverlay(t *testing.T) {
 		{"no proxy in the check's way", "Deployment", "spec.template.metadata.labels", `
 			{app.kubernetes.io/name: gatehouse, sidecar.istio.io/inject: "false"}`},
 		{"alive", "Deployment", container + "livenessProbe.httpGet", `{path: /healthz/live, port: telemetry}`},
-		{"ready", "Deployment", container + "readinessProbe.httpGet", `{path: /healthz/ready, port: telemetry}`},
+		{"ready", "Deployment", container + "readinessProbe.httpGet", `{path: /healthz/serving, port: telemetry}`},
 		{"three listeners, admin not among them", "Deployment", container + "ports", `
 			[{name: issuer, containerPort: 5556}, {name: ext-authz, containerPort: 9001}, {name: telemetry, containerPort: 5558}]`},
 		{"bounded memory, unthrottled CPU", "Deployment", container + "resources", `

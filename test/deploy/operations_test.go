@@ -2,6 +2,7 @@ package deploy
 
 import (
 	"fmt"
+	"net"
 	"net/http"
 	"net/http/cookiejar"
 	"net/url"
@@ -30,15 +31,23 @@ type installation struct {
 
 func install(t *testing.T) *installation {
 	t.Helper()
+	data := peers.Folder(t)
+	i := installOn(t, fmt.Sprintf("{type: sqlite, config: {file: %s/gatehouse.db}}", data))
+	i.data = data
+	return i
+}
+
+func installOn(t *testing.T, storage string) *installation {
+	t.Helper()
 	hash, err := bcrypt.GenerateFromPassword([]byte(operatorPassword), bcrypt.MinCost+6)
 	if err != nil {
 		t.Fatal(err)
 	}
 	web := peers.FreeAddr(t)
-	i := &installation{data: peers.Folder(t), admin: peers.FreeAddr(t), issuer: "http://" + web + "/dex"}
+	i := &installation{admin: peers.FreeAddr(t), issuer: "http://" + web + "/dex"}
 	i.GatehouseServer = peers.Gatehouse(t, fmt.Sprintf(`
 issuer: %s
-storage: {type: sqlite, config: {file: %s/gatehouse.db}}
+storage: %s
 web: {http: %q}
 telemetry: {http: %q}
 oauth2: {skipApprovalScreen: true}
@@ -46,7 +55,7 @@ enablePasswordDB: true
 staticPasswords: [{email: %s, username: you, userID: "1", hash: %q}]
 staticClients: [{id: app, name: App, secret: kept-by-this-test-alone-0123456789, redirectURIs: ["http://client.corp.test/cb"]}]
 gateway: {grpc: %q, admin: %q, hosts: [app.corp.test]}
-`, i.issuer, i.data, web, peers.FreeAddr(t), operator, hash, peers.FreeAddr(t), i.admin))
+`, i.issuer, storage, web, peers.FreeAddr(t), operator, hash, peers.FreeAddr(t), i.admin))
 	i.signIn(t)
 	return i
 }
@@ -220,6 +229,39 @@ func TestOperationsBackupInKubernetes(t *testing.T) {
 	i.Stop(t)
 	// "In place of the line with tar": the commands around it are those above.
 	recorded(t, dir, bin, restore, env...)
+	i.Restart(t)
+	if got := i.oneSession(t, "after the restore"); got != id {
+		t.Errorf("got session %s, want %s", got, id)
+	}
+}
+
+// TestOperationsBackupOfPostgres backs up a database that is in use, and restores it while nobody uses it.
+func TestOperationsBackupOfPostgres(t *testing.T) {
+	server := peers.Postgres(t, peers.PostgresOptions{Settings: []string{"max_wal_size=64MB"}})
+	_, port, err := net.SplitHostPort(server.Addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const password = "database-password-of-a-test"
+	dir, bin := copyOfDeploy(t)
+	shellWith(t, dir, bin, "CREATE ROLE gatehouse LOGIN PASSWORD '"+password+"';\nCREATE DATABASE gatehouse OWNER gatehouse;\n",
+		"psql -v ON_ERROR_STOP=1 -h localhost -p "+port+" -U "+server.User+" postgres", "PGPASSWORD="+server.Password)
+	i := installOn(t, fmt.Sprintf("{type: postgres, config: {host: localhost, port: %s, database: gatehouse, user: gatehouse, password: %q, ssl: {caFile: %q}}}", port, password, server.CA))
+	id := i.oneSession(t, "after the sign-in")
+	record(t, bin, "kubectl", strings.ReplaceAll(copyPod, "--replicas=1", "--replicas=2"))
+	env := []string{"PID=" + strconv.Itoa(i.Pid()), "PGPASSWORD=" + password}
+	here := func(block string) string {
+		return replaced(t, block, "host=db.corp.test", "host=localhost port="+port, "sslrootcert=db-ca.pem", "sslrootcert="+server.CA)
+	}
+	shellWith(t, dir, bin, "", here(blockOf(t, "operations.md", "pg_dump")), env...)
+	if info, err := os.Stat(filepath.Join(dir, "gatehouse.dump")); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("the backup: %v, %v, want a file for its owner only", info, err)
+	}
+	i.revoke(t, id)
+	calls := recorded(t, dir, bin, here(blockOf(t, "operations.md", "pg_restore")), env...)
+	if last := strings.Join(calls[len(calls)-1], " "); last != "kubectl -n istio-system scale deployment/gatehouse --replicas=2" {
+		t.Errorf("the last command is %s, want the pods to run again", last)
+	}
 	i.Restart(t)
 	if got := i.oneSession(t, "after the restore"); got != id {
 		t.Errorf("got session %s, want %s", got, id)

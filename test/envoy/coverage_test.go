@@ -57,6 +57,7 @@ var aims = []aim{
 	{"a cookie is of one host and one purpose", []string{"cookies/another host's", "cookies/the issuer's own", "hand-off/on another host", "hand-off/a cookie in its place"}, []string{"internal/seal.TestOpensOnlyWhatItWasSealedFor"}},
 	{"a neighbour's cookies sign nobody in", []string{"hand-off/planted in a browser"}, []string{"provider.TestPlantedSessionIsNobodys"}},
 	{"login and logout CSRF", []string{"hand-off/form of another site", "hand-off/form without its page", "sign-out/from another site", "session/forged logout"}, []string{"provider.TestForgedLogout"}},
+	{"the account page is its user's, and ends no session of another", []string{"methods/PUT /dex/account"}, []string{"provider.TestAccountFormIsRefused", "provider.TestAccountFormIsRefusedElsewhere", "provider.TestAccountFormOfAnEarlierSessionIsRefused", "provider.TestAccountPageAsksForTheSecondFactor", "test/browser.TestAccountPage"}},
 	{"an ended session is over everywhere", []string{"sign-out/everywhere", "hand-off/after a sign-out", "admin/list and revoke", "JOSE/JSON serialization, of a session"}, []string{"provider.TestTokensEndWithTheSession", "authz/session.TestChanges"}},
 	// Identity matching.
 	{"nobody is taken for another", []string{"identity/spellings", "identity/groups that are almost", "identity/e-mail address of a rule", "identity/connector and id"}, []string{"authz/policy.TestDecideWho", "authz/policy.TestWarnings"}},
@@ -93,7 +94,7 @@ var aims = []aim{
 	{"truncated, nested, encrypted and huge tokens", []string{"JOSE/half a signature", "JOSE/20,000 dots", "JOSE/encrypted", "JOSE/nested", "JOSE/header nested"}, nil},
 	{"another client's token is no bearer", []string{"JOSE/a good token is good at the issuer, and for no app"}, nil},
 	// XSS.
-	{"no page runs what it shows", []string{"XSS/", "clients/script injection", "raw checks/request id that is a page"}, []string{"provider.TestSignInPageIsLockedDown"}},
+	{"no page runs what it shows", []string{"XSS/", "clients/script injection", "raw checks/request id that is a page"}, []string{"provider.TestSignInPageIsLockedDown", "web.TestHostileTextStaysText", "web.TestDevice"}},
 }
 
 // TestAims checks that what aims name is there.

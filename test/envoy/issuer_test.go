@@ -516,7 +516,7 @@ func issuerHostRows() (all []row) {
 		if strings.Contains(host, "@") {
 			status = refused(http.StatusBadRequest) // net/http
 		}
-		for _, target := range []string{"/dex/auth?client_id=outside", "/dex/auth/local/login?req=x", "/dex/logout", "/dex/callback?state=x", "/dex/gatehouse/callback", "/dex/approval", "/dex/mfa"} {
+		for _, target := range []string{"/dex/auth?client_id=outside", "/dex/auth/local/login?req=x", "/dex/logout", "/dex/account", "/dex/callback?state=x", "/dex/gatehouse/callback", "/dex/approval", "/dex/mfa"} {
 			all = append(all, row{family: family, name: "issuer's page under " + name + ": " + target, host: host, target: target, issuer: status, check: sane})
 		}
 	}
@@ -564,6 +564,8 @@ func issuerMethodRows() (all []row) {
 		{"/dex/keys", "GET HEAD OPTIONS"},
 		{"/dex/auth/local/login", "GET HEAD POST"},
 		{"/dex/logout", "GET HEAD POST"},
+		{"/dex/account", "GET HEAD POST"},
+		{"/dex/account/password", "GET HEAD"},
 		{"/dex/token/introspect", "POST"},
 		{"/dex/.well-known/openid-configuration", "GET HEAD OPTIONS"},
 		{"/dex/callback", "GET HEAD POST"},
@@ -579,7 +581,7 @@ func issuerMethodRows() (all []row) {
 			all = append(all, row{family: family, name: method + " " + c.path, host: issuerHost, method: method, target: c.path, lines: []string{"X-HTTP-Method-Override: POST", "Content-Length: 0"}, both: v, issuer: v, check: leadsTo("")})
 		}
 	}
-	for _, path := range []string{"/dex/device", "/dex/device/code", "/dex/device/token", "/dex/device/callback", "/dex/device/auth/verify_code", "/dex/", "/dex", "/dex/healthz", "/dex/theme/x", "/dex/api", "/dex/auth/local/", "/dex/auth/local/login/x", "/dex/debug/pprof/", "/dex/metrics"} {
+	for _, path := range []string{"/dex/device", "/dex/device/code", "/dex/device/token", "/dex/device/callback", "/dex/device/auth/verify_code", "/dex/", "/dex", "/dex/healthz", "/dex/theme/x", "/dex/account/", "/dex/account/x", "/dex/accounts", "/dex/api", "/dex/auth/local/", "/dex/auth/local/login/x", "/dex/debug/pprof/", "/dex/metrics"} {
 		for _, method := range []string{"GET", "POST"} {
 			v := refused(http.StatusNotFound)
 			all = append(all, row{family: family, name: method + " " + path + " is closed", host: issuerHost, method: method, target: path, lines: []string{"Content-Length: 0"}, both: v, issuer: v, check: leadsTo("")})

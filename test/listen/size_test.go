@@ -105,7 +105,7 @@ func TestBodySizes(t *testing.T) {
 	var wg sync.WaitGroup
 	for _, path := range []string{
 		"/dex/auth", "/dex/auth/local/login?req=x", "/dex/token", "/dex/token/introspect", "/dex/userinfo", "/dex/device/code", "/dex/callback", "/dex/approval",
-		"/dex/mfa/totp", "/dex/logout", "/dex/keys", "/nothing", "/metrics", "/healthz/ready", "/v1/sessions",
+		"/dex/mfa/totp", "/dex/logout", "/dex/account", "/dex/keys", "/nothing", "/metrics", "/healthz/ready", "/v1/sessions",
 	} {
 		for listener := range httpListeners() {
 			c := w.http1(t, listener)

@@ -30,6 +30,7 @@ type OIDCOptions struct {
 
 	PostLogoutRedirectURIs []string
 	BackchannelLogoutURI   string // empty: the client is not told of sign-outs
+	Rotate                 bool   // each refresh token is good once, and ends its sign-in if it comes twice
 
 	Users []User // the first is who signs in until SignInAs or Refuse says otherwise
 }
@@ -55,7 +56,7 @@ func OIDCProvider(t testing.TB, o OIDCOptions) *OIDCServer {
 		client["backchannel_logout_uri"] = o.BackchannelLogoutURI
 		client["backchannel_logout_session_required"] = true
 	}
-	settings, err := json.Marshal(map[string]any{"clients": []any{client}, "users": o.Users})
+	settings, err := json.Marshal(map[string]any{"clients": []any{client}, "users": o.Users, "rotate": o.Rotate})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -96,6 +97,55 @@ func (s *OIDCServer) SetUsers(t testing.TB, users ...User) {
 	s.control(t, map[string]any{"users": append([]User{}, users...)})
 }
 
+// Token sets what the token endpoint does with refresh tokens: "" as it should, "down", "invalid_client", or "stall": they wait until Token is called
+// again, and those whose client has gone away never happen.
+func (s *OIDCServer) Token(t testing.TB, mode string) {
+	t.Helper()
+	s.control(t, map[string]any{"token": mode})
+}
+
+// Revoke revokes the refresh tokens of a user.
+func (s *OIDCServer) Revoke(t testing.TB, sub string) {
+	t.Helper()
+	s.control(t, map[string]any{"revoke": sub})
+}
+
+// RevokeLast revokes those that began with the last sign-in of the user.
+func (s *OIDCServer) RevokeLast(t testing.TB, sub string) {
+	t.Helper()
+	s.control(t, map[string]any{"revokeLast": sub})
+}
+
+// Refreshes are what a provider that rotates was asked with refresh tokens.
+type Refreshes struct {
+	Refreshes []struct {
+		Sub string
+		At  int64 // Unix milliseconds
+	}
+	Refused int // those of any reason
+	Reused  int // of them, since the token was used before
+	Stalled int // that wait now
+}
+
+// Of returns when a user's tokens were used, in Unix milliseconds.
+func (r Refreshes) Of(sub string) (at []int64) {
+	for _, one := range r.Refreshes {
+		if one.Sub == sub {
+			at = append(at, one.At)
+		}
+	}
+	return at
+}
+
+// Refreshes returns what was asked so far.
+func (s *OIDCServer) Refreshes(t testing.TB) (r Refreshes) {
+	t.Helper()
+	if err := json.Unmarshal(s.ask(t, http.MethodGet, nil, http.StatusOK), &r); err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
 // Log returns what the provider has written so far.
 func (s *OIDCServer) Log() string { return s.process.Log() }
 
@@ -105,9 +155,14 @@ func (s *OIDCServer) control(t testing.TB, change any) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	s.ask(t, http.MethodPut, body, http.StatusNoContent)
+}
+
+func (s *OIDCServer) ask(t testing.TB, method string, body []byte, want int) []byte {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodPut, s.Issuer+"/control", bytes.NewReader(body))
+	req, err := http.NewRequestWithContext(ctx, method, s.Issuer+"/control", bytes.NewReader(body))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -117,8 +172,9 @@ func (s *OIDCServer) control(t testing.TB, change any) {
 		t.Fatal(err)
 	}
 	defer func() { _ = res.Body.Close() }()
-	if res.StatusCode != http.StatusNoContent {
-		text, _ := io.ReadAll(io.LimitReader(res.Body, 4096))
-		t.Fatalf("oidc-provider's control: got status %d, want 204: %s", res.StatusCode, text)
+	text, err := io.ReadAll(io.LimitReader(res.Body, 1<<20))
+	if err != nil || res.StatusCode != want {
+		t.Fatalf("oidc-provider's control: got status %d, want %d: %.4096s (%v)", res.StatusCode, want, text, err)
 	}
+	return text
 }

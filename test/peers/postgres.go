@@ -126,7 +126,17 @@ func asPostgres(args []string) []string {
 	if os.Geteuid() != 0 {
 		return args
 	}
+	if alone() { // it is somebody in a user namespace of its own, to which our files are its own
+		return append([]string{"/usr/bin/unshare", "--user", "--map-user=" + postgresUser, "--map-group=" + postgresUser, "/usr/bin/setpriv", "--pdeathsig=KILL"}, args...)
+	}
 	return append([]string{"/usr/bin/setpriv", "--reuid=" + postgresUser, "--regid=" + postgresUser, "--init-groups", "--pdeathsig=KILL"}, args...)
+}
+
+// alone reports whether this process is root of a user namespace that has no other user (user_namespaces(7)).
+func alone() bool {
+	b, err := os.ReadFile("/proc/self/uid_map")
+	fields := strings.Fields(string(b))
+	return err == nil && len(fields) == 3 && fields[2] == "1"
 }
 
 // initialise makes the server's data and files.
@@ -160,7 +170,7 @@ func cloneWith(files map[string][]byte, name string, content []byte) map[string]
 
 // giveToPostgres makes the folder and its files those of the user that the server runs as.
 func (s *PostgresServer) giveToPostgres() error {
-	if os.Geteuid() != 0 {
+	if os.Geteuid() != 0 || alone() {
 		return nil
 	}
 	u, err := user.Lookup(postgresUser)

@@ -49,9 +49,17 @@ type stack struct {
 	gatehouse *peers.GatehouseServer
 	key       []byte // that Gatehouse seals with
 	dead      string // issuer of the connector of that name
+
+	backchannel string // where the identity provider tells of sign-outs, which cannot resolve the issuer's name
 }
 
 func serve(t *testing.T) *stack {
+	t.Helper()
+	return serveWith(t, "")
+}
+
+// serveWith is serve with more lines in the configuration.
+func serveWith(t *testing.T, more string) *stack {
 	t.Helper()
 	listen, web, grpc := peers.FreeAddr(t), peers.FreeAddr(t), peers.FreeAddr(t)
 	_, port, err := net.SplitHostPort(listen)
@@ -62,15 +70,17 @@ func serve(t *testing.T) *stack {
 		issuer: "http://auth.example.test:" + port + "/dex", app: "http://app.other.test:" + port, wiki: "http://wiki.third.test:" + port,
 		edge: listen, key: seal.NewKey(), dead: "http://" + peers.FreeAddr(t),
 	}
+	s.backchannel = "http://" + web + "/dex/backchannel/company"
 	s.op = peers.OIDCProvider(t, peers.OIDCOptions{
-		ClientID: "gatehouse", ClientSecret: clientSecret, RedirectURIs: []string{s.issuer + "/callback"},
+		BackchannelLogoutURI: s.backchannel,
+		ClientID:             "gatehouse", ClientSecret: clientSecret, RedirectURIs: []string{s.issuer + "/callback"},
 		PostLogoutRedirectURIs: []string{s.issuer + "/logout/callback"},
 		Users: []peers.User{
 			{Sub: "alice", Email: "alice@company.test", Name: "Alice", Groups: []string{"staff", "ops"}},
 			{Sub: "bob", Email: "bob@company.test", Name: "Bob", Groups: []string{"sales"}},
 		},
 	})
-	s.gatehouse = peers.Gatehouse(t, s.config(t, web, grpc))
+	s.gatehouse = peers.Gatehouse(t, more+s.config(t, web, grpc))
 	app := httptest.NewServer(demo.SampleApp())
 	t.Cleanup(app.Close)
 	peers.Envoy(t, demo.Edge{Listen: listen, Check: grpc, Hosts: []demo.VirtualHost{
@@ -187,6 +197,7 @@ type event struct {
 	Msg       string `json:"msg"`
 	Log       string `json:"log"`
 	Result    string `json:"result"`
+	Reason    string `json:"reason"`
 	Decision  string `json:"decision"`
 	Connector string `json:"connector"`
 	User      string `json:"user"`

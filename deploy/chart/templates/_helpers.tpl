@@ -4,6 +4,11 @@ namespace: {{ include "gatehouse.namespace" . }}
 labels: {app.kubernetes.io/name: gatehouse}
 {{- end }}
 
+{{- /* Not empty where replicas share their storage, and need no volume. */ -}}
+{{- define "gatehouse.shared" -}}
+{{ if ne .Values.config.storage.type "sqlite" }}yes{{ end }}
+{{- end }}
+
 {{- /* The name of a URL or of an entry of gateway.hosts, without scheme, path and port; and the port, 443 without one. */ -}}
 {{- define "gatehouse.host" -}}
 {{ . | lower | regexFind "^(https?://)?[^/:]+" | trimPrefix "https://" | trimPrefix "http://" }}

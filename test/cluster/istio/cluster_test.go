@@ -21,6 +21,7 @@ import (
 
 	"gatehouse/internal/demo/process"
 	"gatehouse/test/cluster/kube"
+	"gatehouse/test/cluster/netns"
 	"gatehouse/test/peers"
 )
 
@@ -29,7 +30,7 @@ const limit = time.Minute
 
 // Addresses of pods; see netns.
 const (
-	gatehousePod = "10.244.0.10"
+	gatehousePod = "10.244.0.10" // of the first; others have the addresses behind it
 	gatewayPod   = "10.244.0.20"
 	appPod       = "10.244.0.30"
 )
@@ -40,6 +41,8 @@ const (
 	appHost    = "app.corp.test"
 	issuer     = "https://" + issuerHost + "/dex"
 	you        = "you@corp.test"
+
+	databaseHost = "db.corp.test"
 )
 
 // A cluster is an API server with its store, istiod, and what the tests have put beside them.
@@ -95,14 +98,17 @@ data:
       discoveryAddress: istiod.istio-system.svc:15012
 `
 
+// hostsFile says what the names of this site are, to the tests and to the pods.
+const hostsFile = "127.0.0.1 localhost istiod.istio-system.svc\n" +
+	gatewayPod + " " + issuerHost + " " + appHost + "\n" +
+	gatehousePod + " gatehouse.istio-system.svc.cluster.local gatehouse.istio-system.svc\n" +
+	netns.Node + " " + databaseHost + "\n"
+
 // resolve stands in for the cluster's DNS and the operator's: a hosts file for this namespace only.
 func (c *cluster) resolve(t *testing.T) {
 	t.Helper()
 	hosts := filepath.Join(c.dir, "hosts")
-	text := "127.0.0.1 localhost istiod.istio-system.svc\n" +
-		gatewayPod + " " + issuerHost + " " + appHost + "\n" +
-		gatehousePod + " gatehouse.istio-system.svc.cluster.local gatehouse.istio-system.svc\n"
-	write(t, hosts, text)
+	write(t, hosts, hostsFile)
 	if err := unix.Mount(hosts, "/etc/hosts", "", unix.MS_BIND, ""); err != nil {
 		t.Fatalf("mount %s on /etc/hosts: %v", hosts, err)
 	}

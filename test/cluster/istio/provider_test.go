@@ -116,18 +116,10 @@ func (s *site) apiAway(t *testing.T) {
 
 // restarted: sessions survive a new pod.
 func (s *site) restarted(t *testing.T) {
-	pid := func() int {
-		s.node.mu.Lock()
-		defer s.node.mu.Unlock()
-		if s.node.pod == nil {
-			return 0
-		}
-		return s.node.pod.cmd.Process.Pid
-	}
-	old := pid()
+	old := s.node.pids()[gatehousePod]
 	s.kubectl(t, "", "-n", "istio-system", "rollout", "restart", "deployment/gatehouse")
 	s.kubectl(t, "", "-n", "istio-system", "rollout", "status", "deployment/gatehouse", "--timeout=60s")
-	peers.Eventually(t, limit, "another pod", func() bool { now := pid(); return now != 0 && now != old })
+	peers.Eventually(t, limit, "another pod", func() bool { now := s.node.pids()[gatehousePod]; return now != 0 && now != old })
 	s.back(t)
 }
 

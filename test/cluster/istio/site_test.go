@@ -1,6 +1,7 @@
 package istio
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -133,10 +134,16 @@ func (s *site) issuerIsChecked(t *testing.T) {
 var checksRE = regexp.MustCompile(`(?m)^gatehouse_checks_total\{.*\} (\d+)$`)
 
 // checks is how often Gatehouse was asked.
-func (s *site) checks(t *testing.T) (n int) {
+func (s *site) checks(t *testing.T) int {
+	t.Helper()
+	return s.checksAt(t, gatehousePod)
+}
+
+// checksAt is how often the pod at an address was asked.
+func (s *site) checksAt(t *testing.T, addr string) (n int) {
 	t.Helper()
 	client := &http.Client{Timeout: 10 * time.Second}
-	res, err := client.Get("http://" + gatehousePod + ":5558/metrics") //nolint:noctx // it has a timeout
+	res, err := client.Get("http://" + addr + ":5558/metrics") //nolint:noctx // it has a timeout
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -196,13 +203,13 @@ func (s *site) back(t *testing.T) {
 }
 
 func (s *site) hung(t *testing.T) {
-	s.node.signal(t, syscall.SIGSTOP)
+	s.node.signal(t, gatehousePod, syscall.SIGSTOP)
 	before := s.app.reached.Load()
 	p, err := s.you.get(t.Context(), "https://"+appHost+"/")
 	if err != nil || p.status != http.StatusServiceUnavailable || s.app.reached.Load() != before {
 		t.Errorf("got %v, %v, want 503", p, err)
 	}
-	s.node.signal(t, syscall.SIGCONT)
+	s.node.signal(t, gatehousePod, syscall.SIGCONT)
 	s.back(t)
 }
 
@@ -232,14 +239,29 @@ func (s *site) ended(t *testing.T) {
 	s.isYou(t, s.you.signIn(t, s.password))
 }
 
-// gatehouse runs the binary as in the pod.
+// gatehouse runs the binary in the first pod.
 func (s *site) gatehouse(t *testing.T, args ...string) string {
 	t.Helper()
-	out, err := exec.CommandContext(t.Context(), peers.Binary(t), args...).CombinedOutput() // #nosec G204 -- the test's own
-	if err != nil {
-		t.Fatalf("gatehouse %s: %v\n%s", strings.Join(args, " "), err, out)
+	return s.exec(t, gatehousePod, args...)
+}
+
+// exec runs the binary in a pod, as `kubectl exec` would.
+func (s *site) exec(t *testing.T, addr string, args ...string) string {
+	t.Helper()
+	s.node.mu.Lock()
+	network := s.node.at(t, addr).network
+	s.node.mu.Unlock()
+	var out bytes.Buffer
+	cmd := exec.CommandContext(t.Context(), peers.Binary(t), args...) // #nosec G204 -- the test's own
+	cmd.Stdout, cmd.Stderr = &out, &out
+	err := network.Run(cmd.Start)
+	if err == nil {
+		err = cmd.Wait()
 	}
-	return string(out)
+	if err != nil {
+		t.Fatalf("gatehouse %s: %v\n%s", strings.Join(args, " "), err, out.String())
+	}
+	return out.String()
 }
 
 // eventually is a wait for a page of who is signed in.

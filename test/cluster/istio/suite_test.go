@@ -19,6 +19,8 @@ func TestIstio(t *testing.T) {
 	t.Run("EnvoyFilter", c.envoyFilter)
 	t.Run("Gateway API", c.gatewayAPI)
 	t.Run("Helm", c.helm)
+	t.Run("two replicas on the Kubernetes API", c.onKubernetes)
+	t.Run("two replicas on PostgreSQL", c.onPostgres)
 	t.Run("attacks", c.attacks)
 	t.Run("no NACK", c.noNACK)
 }

@@ -92,13 +92,13 @@ func (c *cluster) helm(t *testing.T) {
 	})
 	s.common(t)
 	t.Run("what helm install tells", func(t *testing.T) {
-		var commands string
+		var commands strings.Builder
 		for line := range strings.Lines(notes) {
 			if strings.HasPrefix(line, "  kubectl ") || strings.HasPrefix(line, "  curl ") {
-				commands += line
+				commands.WriteString(line)
 			}
 		}
-		if out := s.work.run(t, commands); !strings.HasSuffix(out, "successfully rolled out\n401\n") {
+		if out := s.work.run(t, commands.String()); !strings.HasSuffix(out, "successfully rolled out\n401\n") {
 			t.Errorf("got %q, want a pod that is ready and 401, of\n%s", out, notes)
 		}
 	})
@@ -132,7 +132,7 @@ func (c *cluster) everyManifest(t *testing.T) {
 	w := c.checkout(t)
 	w.names(t)
 	overlays, err := filepath.Glob(filepath.Join(w.dir, "deploy/overlays/*/kustomization.yaml"))
-	if err != nil || len(overlays) < 5 {
+	if err != nil || len(overlays) < 6 {
 		t.Fatalf("found %d overlays, %v", len(overlays), err)
 	}
 	for _, file := range overlays {
@@ -146,7 +146,7 @@ func (c *cluster) everyManifest(t *testing.T) {
 	}
 	write(t, filepath.Join(w.dir, "my-values.yaml"), block(t, "docs/install.md", "## Helm", "provider: istio")) // the chart has no users
 	for _, provider := range []string{"istio", "istio-envoyfilter", "gateway-api", "envoy-gateway"} {
-		for variant, more := range map[string]string{"": "", " with LDAP": "-f deploy/chart/values-ldap.yaml", " hardened": "--set istio.hardenedGateway=true"} {
+		for variant, more := range map[string]string{"": "", " with LDAP": "-f deploy/chart/values-ldap.yaml", " hardened": "--set istio.hardenedGateway=true", " with two replicas": "--set replicas=2 --set config.storage.type=kubernetes --set config.storage.config.inCluster=true"} {
 			t.Run("chart, "+provider+variant, func(t *testing.T) {
 				c.ready(t, provider)
 				namespace := map[string]string{"envoy-gateway": "gatehouse"}[provider]
@@ -188,7 +188,7 @@ func (c *cluster) refusedManifests(t *testing.T) {
 	for name, tc := range map[string]struct{ flags, want string }{
 		"no provider":                {"", "provider"},
 		"a provider that is none":    {"--set provider=nginx", "provider"},
-		"two replicas":               {"--set provider=istio --set replicas=2", "replicas"},
+		"two replicas on one file":   {"--set provider=istio --set replicas=2", "replicas"},
 		"another port":               {"--set provider=istio --set config.gateway.grpc=0.0.0.0:9100", "/config/gateway/grpc"},
 		"a namespace with no policy": {"--set provider=istio --namespace default", "istio-system"},
 	} {

@@ -25,6 +25,9 @@ import (
 // limit is how long anything may take to come about: machines that run tests are busy.
 const limit = time.Minute
 
+// Service is the address, beside 127.0.0.1, at which pods find the API server, on port 6443.
+const Service = "10.96.0.1"
+
 // A Server is an API server with its etcd.
 type Server struct {
 	URL        string
@@ -61,7 +64,7 @@ func Start(t testing.TB, dir string, ca *peers.CA) *Server {
 	if err != nil {
 		t.Fatal(err)
 	}
-	certificate, certificateKey := ca.Issue(t, "127.0.0.1")
+	certificate, certificateKey := ca.Issue(t, "127.0.0.1", Service)
 	for name, text := range map[string][]byte{
 		"sa.key":     pem.EncodeToMemory(&pem.Block{Type: "RSA PRIVATE KEY", Bytes: x509.MarshalPKCS1PrivateKey(key)}),
 		"sa.pub":     pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: public}),
@@ -87,7 +90,7 @@ func (s *Server) Run(t testing.TB) {
 	t.Helper()
 	// Two admission plugins need controllers, which are not here.
 	var kill func()
-	s.process, kill = s.run(t, "kube-apiserver", "--etcd-servers=http://127.0.0.1:2379", "--bind-address=127.0.0.1", "--advertise-address=127.0.0.1",
+	s.process, kill = s.run(t, "kube-apiserver", "--etcd-servers=http://127.0.0.1:2379", "--bind-address=0.0.0.0", "--advertise-address=127.0.0.1",
 		"--secure-port=6443", "--endpoint-reconciler-type=none", "--cert-dir="+s.dir, "--tls-cert-file="+s.path("api.crt"),
 		"--tls-private-key-file="+s.path("api.key"), "--service-account-issuer=https://kubernetes.default.svc",
 		"--service-account-signing-key-file="+s.path("sa.key"), "--service-account-key-file="+s.path("sa.pub"),

@@ -54,6 +54,9 @@ func enter() (int, error) {
 		return 0, err
 	}
 	defer func() { _ = os.RemoveAll(tmp) }()
+	if err := os.Chmod(tmp, 0o711); err != nil { // #nosec G302 -- servers that run as another user come through
+		return 0, err
+	}
 	cmd.Env = append(os.Environ(), inside+"=1", "TMPDIR="+tmp)
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWPID | syscall.CLONE_NEWNS,
@@ -103,16 +106,15 @@ func setUp() error {
 		return err
 	}
 	defer func() { _ = unix.Close(fd) }()
-	return errors.Join(address(fd, "lo", [4]byte{127, 0, 0, 1}), address(fd, "lo:1", [4]byte{10, 0, 0, 1}))
+	return errors.Join(address(fd, "lo", [4]byte{127, 0, 0, 1}, [4]byte{255}), address(fd, "lo:1", [4]byte{10, 0, 0, 1}, [4]byte{255}))
 }
 
-// address gives an interface an address with the mask 255.0.0.0 and brings it up. On loopback the whole of such a network
-// is local.
-func address(fd int, name string, ip [4]byte) error {
+// address gives an interface an address with a mask and brings it up. On loopback the whole of such a network is local.
+func address(fd int, name string, ip, mask [4]byte) error {
 	for _, set := range []struct {
 		request uint
 		value   [4]byte
-	}{{unix.SIOCSIFADDR, ip}, {unix.SIOCSIFNETMASK, [4]byte{255, 0, 0, 0}}} {
+	}{{unix.SIOCSIFADDR, ip}, {unix.SIOCSIFNETMASK, mask}} {
 		r, err := unix.NewIfreq(name)
 		if err != nil {
 			return err
@@ -124,6 +126,11 @@ func address(fd int, name string, ip [4]byte) error {
 			return fmt.Errorf("%s %v: %w", name, ip, err)
 		}
 	}
+	return up(fd, name)
+}
+
+// up brings an interface up.
+func up(fd int, name string) error {
 	r, err := unix.NewIfreq(name)
 	if err != nil {
 		return err

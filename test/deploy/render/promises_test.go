@@ -297,20 +297,7 @@ func TestCheckConfig(t *testing.T) {
 	}
 	for _, v := range variants {
 		for by, list := range map[string][]object{"kustomize": kustomize(t, v.overlay), "helm": helm(t, v)} {
-			t.Run(v.overlay+" by "+by, func(t *testing.T) {
-				text := at(byName(t, list)["ConfigMap gatehouse"], "data", "gatehouse.yaml").(string)
-				text = strings.NewReplacer("/var/lib/gatehouse", filepath.Join(dir, "data"), "/etc/gatehouse", dir).Replace(text)
-				file := filepath.Join(t.TempDir(), "gatehouse.yaml")
-				if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
-					t.Fatal(err)
-				}
-				cmd := exec.CommandContext(t.Context(), gatehouse, "check-config", file) // #nosec G204 -- built from this tree
-				cmd.Env = append(os.Environ(), "LDAP_PASSWORD=of-a-test")
-				out, err := cmd.CombinedOutput()
-				if err != nil || strings.Contains(string(out), "warning:") {
-					t.Errorf("%v\n%s", err, out)
-				}
-			})
+			t.Run(v.overlay+" by "+by, func(t *testing.T) { configIsGood(t, gatehouse, dir, list) })
 		}
 	}
 	t.Run("no password", func(t *testing.T) {
@@ -324,6 +311,23 @@ func TestCheckConfig(t *testing.T) {
 			t.Errorf("got %v, want a refusal that names LDAP_PASSWORD\n%s", err, out)
 		}
 	})
+}
+
+// configIsGood has check-config look at the file in the ConfigMap, with dir in place of the pod's folders.
+func configIsGood(t *testing.T, gatehouse, dir string, list []object) {
+	t.Helper()
+	text := at(byName(t, list)["ConfigMap gatehouse"], "data", "gatehouse.yaml").(string)
+	text = strings.NewReplacer("/var/lib/gatehouse", filepath.Join(dir, "data"), "/etc/gatehouse", dir).Replace(text)
+	file := filepath.Join(t.TempDir(), "gatehouse.yaml")
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(t.Context(), gatehouse, "check-config", file) // #nosec G204 -- built from this tree
+	cmd.Env = append(os.Environ(), "LDAP_PASSWORD=of-a-test", "GATEHOUSE_DB_PASSWORD=of-a-test")
+	out, err := cmd.CombinedOutput()
+	if err != nil || strings.Contains(string(out), "warning:") {
+		t.Errorf("%v\n%s", err, out)
+	}
 }
 
 // TestDocuments: what the commands of the documents apply is there, and the values that they show for Helm are good.
@@ -343,8 +347,9 @@ func TestDocuments(t *testing.T) {
 			t.Errorf("docs/install.md does not tell how to apply %s: got %v", path, applied)
 		}
 	}
-	for _, v := range variants {
-		anchor := map[string]string{"istio-envoyfilter": "istio-by-envoyfilter", "ldap": "istio"}[v.overlay]
+	rows := append(slices.Clone(variants), variant{overlay: "ha", objects: 9})
+	for _, v := range rows {
+		anchor := map[string]string{"istio-envoyfilter": "istio-by-envoyfilter", "ldap": "istio", "ha": "two-replicas"}[v.overlay]
 		row := regexp.MustCompile(`\(#` + cmp.Or(anchor, v.overlay) + `\).*\| (\d+) \|`).FindStringSubmatch(doc)
 		if row == nil || row[1] != strconv.Itoa(v.objects) {
 			t.Errorf("docs/install.md has %q, %s is %d objects", row, v.overlay, v.objects)

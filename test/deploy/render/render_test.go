@@ -46,10 +46,11 @@ func TestEveryOverlayIsHere(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var got, want []string
+	var got []string
 	for _, f := range folders {
 		got = append(got, f.Name())
 	}
+	want := []string{"ha"} // on top of each variant: ha_test.go
 	for _, v := range variants {
 		want = append(want, v.overlay)
 	}
@@ -131,7 +132,9 @@ func TestSchema(t *testing.T) {
 		{"no gateway in the config", "provider: istio\nconfig: {gateway: null}", "at '/config': missing property 'gateway'"},
 		{"an issuer on http", "provider: istio\nconfig: {issuer: 'http://auth.example.com/dex'}", "at '/config/issuer'"},
 		{"an issuer without a path", "provider: istio\nconfig: {issuer: 'https://auth.example.com'}", "at '/config/issuer'"},
-		{"sessions in memory", "provider: istio\nconfig: {storage: {type: memory}}", "at '/config/storage/type': value must be 'sqlite'"},
+		{"sessions in memory", "provider: istio\nconfig: {storage: {type: memory}}", "at '/config/storage/type': value must be one of 'sqlite', 'postgres', 'etcd', 'kubernetes'"},
+		{"no replica", "provider: istio\nreplicas: 0\nconfig: {storage: {type: postgres}}", "at '/replicas': minimum: got 0, want 1"},
+		{"a budget that protects nothing", "provider: istio\npodDisruptionBudget: {minAvailable: 0}", "at '/podDisruptionBudget/minAvailable'"},
 		{"a database outside of the volume", "provider: istio\nconfig: {storage: {config: {file: /tmp/x.db}}}", "at '/config/storage/config/file'"},
 		{"a typing error", "provider: istio\nreplica: 1", "additional properties 'replica' not allowed"},
 		{"an image that changes by itself", "provider: istio\nimage: {tag: latest}", "at '/image/tag'"},
@@ -287,11 +290,12 @@ func TestNotes(t *testing.T) {
 		{
 			"Istio", "provider: istio\nistio: {gatewayLabels: {app: edge}, extensionProvider: door}" + config + "}}",
 			[]string{"kubectl -n istio-system rollout status deployment/gatehouse\n", secret, "open https://app.corp.test:8443/ in", " https://app.corp.test:8443/\n\n  401 ", "provider door yet", labels},
-			[]string{"gateway-tls", "302"},
+			[]string{"gateway-tls", "302", "crd.yaml"},
 		},
 		{"EnvoyFilter", "provider: istio-envoyfilter\nistio: {gatewayLabels: {app: edge}}" + config + "}}", []string{secret, labels}, []string{"RBAC", "gateway-tls"}},
 		{"Gateway API", "provider: gateway-api" + config + "}}", []string{secret, "Secrets gateway-tls-issuer, gateway-tls-apps", "RBAC", "route on this Gateway"}, []string{"labels"}},
 		{"Envoy Gateway", "provider: envoy-gateway\ngatewayAPI: {certificates: corp}" + config + "}}", []string{"Secrets corp-issuer, corp-apps"}, []string{"RBAC", "labels"}},
+		{"the Kubernetes API for storage", "provider: istio\nreplicas: 2" + config + "}, storage: {type: kubernetes, config: {inCluster: true}}}", []string{"kubectl apply -f deploy/store-kubernetes/crd.yaml"}, nil},
 		{"Kubeflow's clients", "provider: istio" + config + ", clients: kubeflow}}", []string{"\n\n  302 "}, []string{"401"}},
 		{"wildcards and no variables", "provider: istio\nconfig: {connectors: [{type: ldap}], gateway: {hosts: ['*.apps.corp.test']}}", []string{"rollout status"}, []string{"curl", "gatehouse-env", "<no value>"}},
 	} {
@@ -379,7 +383,12 @@ func TestPlainInstallIsSmall(t *testing.T) {
 // kustomize returns what `kubectl kustomize` prints.
 func kustomize(t *testing.T, overlay string) []object {
 	t.Helper()
-	m, err := krusty.MakeKustomizer(krusty.MakeDefaultOptions()).Run(filesys.MakeFsOnDisk(), deploy("overlays", overlay))
+	return kustomizeIn(t, deploy("overlays", overlay))
+}
+
+func kustomizeIn(t *testing.T, folder string) []object {
+	t.Helper()
+	m, err := krusty.MakeKustomizer(krusty.MakeDefaultOptions()).Run(filesys.MakeFsOnDisk(), folder)
 	if err != nil {
 		t.Fatal(err)
 	}

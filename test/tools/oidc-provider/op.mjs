@@ -4,7 +4,10 @@
 //
 // The first user is signed in until told otherwise. It listens on a free loopback port and
 // prints "issuer http://127.0.0.1:PORT". PUT /control {next: {account} | {error, error_description}, users: […]}
-// sets what the user does at the following sign-ins, and who exists; each part is optional.
+// sets what the user does at the following sign-ins, and who exists; each part is optional. {token: ""} has the token endpoint work,
+// {token: "down"} fail, {token: "invalid_client"} know the client no more, and {token: "stall"} keep refreshes waiting until that changes: those
+// whose client has gone away meanwhile never happen. {revoke: sub} revokes a user's refresh tokens, {revokeLast: sub} those of the last sign-in. GET /control tells of refreshes:
+// {refreshes: [{sub, at}], refused: n, reused: n}. With "rotate": true in the settings each refresh token is good once.
 import { generateKeyPairSync, randomBytes } from 'node:crypto';
 import { createServer } from 'node:http';
 import { text } from 'node:stream/consumers';
@@ -13,6 +16,10 @@ import Provider, { errors, interactionPolicy } from 'oidc-provider';
 const settings = JSON.parse(process.env.OIDC_PROVIDER_SETTINGS);
 let users = new Map(settings.users.map((user) => [user.sub, user]));
 let next = { account: settings.users[0]?.sub };
+let token = '';
+let stalled = [];
+const seen = { refreshes: [], refused: 0, reused: 0, stalled: 0 };
+const grants = new Map(); // of refresh tokens, by user
 
 const server = createServer();
 await new Promise((ready) => server.listen(0, '127.0.0.1', ready));
@@ -29,6 +36,7 @@ const provider = new Provider(issuer, {
   clients: settings.clients,
   jwks: { keys: [{ ...privateKey.export({ format: 'jwk' }), kid: 'test', alg: 'RS256', use: 'sig' }] },
   cookies: { keys: [randomBytes(32).toString('hex')] },
+  fetch: (url, options) => globalThis.fetch(url, { ...options, dispatcher: undefined }), // which would not go to a relying party on the loopback
   scopes: ['openid', 'offline_access', 'email', 'profile', 'groups'],
   claims: { openid: ['sub'], email: ['email', 'email_verified'], profile: ['name', 'preferred_username'], groups: ['groups'] },
   conformIdTokenClaims: false, // a relying party finds the claims in the ID Token, as with most providers
@@ -46,6 +54,7 @@ const provider = new Provider(issuer, {
     },
   },
   pkce: { required: () => false },
+  ...(settings.rotate && { rotateRefreshToken: true }),
   ttl: { AccessToken: 3600, AuthorizationCode: 60, IdToken: 3600, Interaction: 600, Session: 86400, Grant: 86400, RefreshToken: 86400 },
   interactions: { policy, url: (_, interaction) => `/interaction/${interaction.uid}` },
   async findAccount(_, sub) {
@@ -88,8 +97,43 @@ async function interact(req, res) {
 async function control(req, res) {
   const change = JSON.parse(await text(req));
   if (change.next) next = change.next;
+  if (change.token !== undefined) {
+    token = change.token;
+    stalled.splice(0).forEach((go) => go());
+  }
+  if (change.revoke) {
+    for (const id of grants.get(change.revoke) ?? []) await provider.RefreshToken.revokeByGrantId(id);
+  }
+  if (change.revokeLast) await provider.RefreshToken.revokeByGrantId([...grants.get(change.revokeLast)].at(-1));
   if (change.users) users = new Map(change.users.map((user) => [user.sub, user]));
   res.writeHead(204).end();
+}
+
+provider.on('refresh_token.saved', ({ accountId, grantId }) => {
+  grants.set(accountId, (grants.get(accountId) ?? new Set()).add(grantId));
+});
+provider.on('refresh_token.consumed', ({ accountId }) => seen.refreshes.push({ sub: accountId, at: Date.now() }));
+provider.on('grant.error', (ctx, err) => {
+  if (ctx.oidc.params?.grant_type !== 'refresh_token') return;
+  seen.refused += 1;
+  if (err.error_detail === 'refresh token already used') seen.reused += 1;
+});
+
+// The token endpoint as the script wants it; for the rest of the script it is oidc-provider's.
+async function tokenEndpoint(req, res) {
+  if (token === 'stall') {
+    seen.stalled += 1;
+    await new Promise((go) => { stalled.push(go); res.on('close', go); });
+    seen.stalled -= 1;
+    if (res.destroyed || res.closed) return;
+  }
+  const failures = { down: [503, 'server_error'], invalid_client: [401, 'invalid_client'] };
+  if (!failures[token]) {
+    callback(req, res);
+    return;
+  }
+  const [status, error] = failures[token];
+  res.writeHead(status, { 'content-type': 'application/json' }).end(JSON.stringify({ error }));
 }
 
 const callback = provider.callback();
@@ -101,8 +145,11 @@ server.on('request', (req, res) => {
   };
   if (req.url.startsWith('/interaction/')) interact(req, res).catch(fail);
   else if (req.url === '/control' && req.method === 'PUT') control(req, res).catch(fail);
+  else if (req.url === '/control') res.writeHead(200, { 'content-type': 'application/json' }).end(JSON.stringify(seen));
+  else if (req.url === '/token') tokenEndpoint(req, res).catch(fail);
   else callback(req, res);
 });
 provider.on('server_error', (_, err) => console.error(err));
+provider.on('backchannel.error', (_, err) => console.error(err));
 process.on('SIGTERM', () => process.exit(0));
 console.log(`issuer ${issuer}`);

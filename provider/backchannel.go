@@ -1,0 +1,175 @@
+package provider
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"gatehouse/internal/audit"
+	"gatehouse/provider/front"
+	"gatehouse/provider/identity"
+	"gatehouse/provider/store"
+
+	"github.com/dexidp/dex/storage"
+)
+
+// By what a session is linked to an upstream's, and what a logout token names.
+const (
+	claimSession = "sid"
+	claimSubject = "sub"
+)
+
+// maxLinked bounds the names that are kept with a session, in bytes. Longer ones no logout token may have.
+const maxLinked = 255
+
+// link implements front.Options.Link.
+func (p *Provider) link(ctx context.Context, sessionID, connectorID, userID string, from identity.UpstreamSession) error {
+	s, err := p.store.GetAuthSession(ctx, sessionID)
+	if err != nil {
+		return fmt.Errorf("provider: link to the upstream's session: %w", err)
+	}
+	for claim, value := range map[string]string{claimSession: from.ID, claimSubject: from.Subject} {
+		switch {
+		case value == "", len(value) > maxLinked, claim == claimSubject && value == userID: // found without
+			err = p.store.DeleteUpstreamSession(ctx, sessionID, claim) // of an earlier sign-in in this session
+			if errors.Is(err, storage.ErrNotFound) {
+				err = nil
+			}
+		default:
+			err = p.store.PutUpstreamSession(ctx, store.UpstreamSession{
+				SessionID: sessionID, ConnectorID: connectorID, Claim: claim, Value: value, Expiry: s.AbsoluteExpiry,
+			})
+		}
+		if err != nil {
+			return fmt.Errorf("provider: link to the upstream's session: %w", err)
+		}
+	}
+	return nil
+}
+
+// unlink forgets what link has stored. What is left expires with the session.
+func (p *Provider) unlink(ctx context.Context, g *generation, connectorID, sessionID string) {
+	if d, ok := g.doors.Door(connectorID); !ok || !d.HearsLogout() {
+		return
+	}
+	for _, claim := range []string{claimSession, claimSubject} {
+		if err := p.store.DeleteUpstreamSession(ctx, sessionID, claim); err != nil && !errors.Is(err, storage.ErrNotFound) {
+			p.log.WarnContext(ctx, "the link to an upstream's session is kept for now", "connector", connectorID, "error", err)
+		}
+	}
+}
+
+// upstreamLogout implements front.Options.UpstreamLogout. The sessions end before the token counts as used: what fails half way can be tried again.
+func (p *Provider) upstreamLogout(ctx context.Context, g *generation, connectorID, token string) error {
+	door, ok := g.doors.Door(connectorID)
+	if !ok {
+		return front.ErrNoUpstream
+	}
+	l, ok, err := door.VerifyLogout(ctx, token)
+	switch {
+	case !ok:
+		return front.ErrNoUpstream
+	case errors.Is(err, identity.ErrUpstreamKeys):
+		return errors.Join(front.ErrLogoutUnknown, err)
+	case err != nil:
+		return err
+	}
+	once := "logout token of " + connectorID
+	used, err := p.store.Seen(ctx, once, l.ID)
+	switch {
+	case err != nil:
+		return errors.Join(front.ErrLogoutUnknown, err)
+	case used:
+		return errors.New("logout token: it was used before (jti)")
+	}
+	ended, err := p.endNamed(ctx, g, connectorID, l)
+	if err != nil {
+		return errors.Join(front.ErrLogoutUnknown, err)
+	}
+	if _, err := p.store.MarkSeen(ctx, once, l.ID, l.Expiry); err != nil {
+		return errors.Join(front.ErrLogoutUnknown, err)
+	}
+	p.audit.InfoContext(ctx, "upstream logout", "connector", connectorID, "sub", clipped(l.Subject), "upstream_session", hashed(l.SessionID), "sessions", ended)
+	return nil
+}
+
+func hashed(id string) string {
+	if id == "" {
+		return ""
+	}
+	return audit.Hash(id)
+}
+
+// clipped is a name as the log has it: an upstream's user is no secret, and no novel.
+func clipped(s string) string { return s[:min(len(s), maxLinked)] }
+
+// endNamed ends the sessions that a logout token names: with "sid" those that came from that session of the upstream, and those of its subject of which nobody
+// knows where they came from; with "sub" alone all of the subject (OpenID Connect Back-Channel Logout 1.0 section 2.7). Refresh tokens that are not bound to a
+// session stay, as that section wants it of those for offline access.
+func (p *Provider) endNamed(ctx context.Context, g *generation, connectorID string, l identity.UpstreamLogout) (ended int, err error) {
+	ids, err := p.namedBySession(ctx, connectorID, l.SessionID)
+	if err != nil {
+		return 0, err
+	}
+	subjects, err := p.namedBySubject(ctx, connectorID, l)
+	if err != nil {
+		return 0, err
+	}
+	for _, id := range subjects {
+		if l.SessionID != "" {
+			_, err := p.store.GetUpstreamSession(ctx, id, claimSession)
+			if err == nil { // of another session of the upstream, or found already
+				continue
+			}
+			if !errors.Is(err, storage.ErrNotFound) {
+				return 0, err
+			}
+		}
+		ids = append(ids, id)
+	}
+	var errs []error
+	for _, id := range ids {
+		s, err := p.store.GetAuthSession(ctx, id)
+		if errors.Is(err, storage.ErrNotFound) || err == nil && s.ConnectorID != connectorID {
+			continue
+		}
+		if err == nil {
+			_, err = p.end(ctx, g, id, cause{by: byUpstream})
+		}
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		ended++
+	}
+	return ended, errors.Join(errs...)
+}
+
+func (p *Provider) namedBySession(ctx context.Context, connectorID, sid string) (ids []string, err error) {
+	if sid == "" {
+		return nil, nil
+	}
+	links, err := p.store.UpstreamSessions(ctx, connectorID, claimSession, sid)
+	for _, v := range links {
+		ids = append(ids, v.SessionID)
+	}
+	return ids, err
+}
+
+func (p *Provider) namedBySubject(ctx context.Context, connectorID string, l identity.UpstreamLogout) (ids []string, err error) {
+	if l.Subject == "" {
+		return nil, nil
+	}
+	if l.SubjectIsUser {
+		all, err := p.store.SessionsOf(ctx, l.Subject, connectorID)
+		for i := range all {
+			ids = append(ids, all[i].ID)
+		}
+		return ids, err
+	}
+	links, err := p.store.UpstreamSessions(ctx, connectorID, claimSubject, l.Subject)
+	for _, v := range links {
+		ids = append(ids, v.SessionID)
+	}
+	return ids, err
+}
