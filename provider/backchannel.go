@@ -31,10 +31,7 @@ func (p *Provider) link(ctx context.Context, sessionID, connectorID, userID stri
 	for claim, value := range map[string]string{claimSession: from.ID, claimSubject: from.Subject} {
 		switch {
 		case value == "", len(value) > maxLinked, claim == claimSubject && value == userID: // found without
-			err = p.store.DeleteUpstreamSession(ctx, sessionID, claim) // of an earlier sign-in in this session
-			if errors.Is(err, storage.ErrNotFound) {
-				err = nil
-			}
+			err = p.dropLink(ctx, sessionID, claim) // of an earlier sign-in in this session
 		default:
 			err = p.store.PutUpstreamSession(ctx, store.UpstreamSession{
 				SessionID: sessionID, ConnectorID: connectorID, Claim: claim, Value: value, Expiry: s.AbsoluteExpiry,
@@ -53,10 +50,22 @@ func (p *Provider) unlink(ctx context.Context, g *generation, connectorID, sessi
 		return
 	}
 	for _, claim := range []string{claimSession, claimSubject} {
-		if err := p.store.DeleteUpstreamSession(ctx, sessionID, claim); err != nil && !errors.Is(err, storage.ErrNotFound) {
+		if err := p.dropLink(ctx, sessionID, claim); err != nil {
 			p.log.WarnContext(ctx, "the link to an upstream's session is kept for now", "connector", connectorID, "error", err)
 		}
 	}
+}
+
+// dropLink deletes a link if there is one. Mostly there is none, and reading is cheaper.
+func (p *Provider) dropLink(ctx context.Context, sessionID, claim string) error {
+	_, err := p.store.GetUpstreamSession(ctx, sessionID, claim)
+	if err == nil {
+		err = p.store.DeleteUpstreamSession(ctx, sessionID, claim)
+	}
+	if errors.Is(err, storage.ErrNotFound) {
+		return nil
+	}
+	return err
 }
 
 // upstreamLogout implements front.Options.UpstreamLogout. The sessions end before the token counts as used: what fails half way can be tried again.

@@ -379,3 +379,20 @@ func TestDiscoveryTellsOfLogout(t *testing.T) {
 		}
 	}
 }
+
+// `keys rotate --now` withdraws what hints were signed with, and nobody is signed out: nor may it take the way out from anybody.
+func TestHintOfAWithdrawnKeyAsks(t *testing.T) {
+	w, _ := logoutWorld(t, logoutConfig)
+	b, hint := w.signedIn()
+	if _, err := w.provider.RotateKeys(t.Context(), true); err != nil {
+		t.Fatal(err)
+	}
+	b.get(logoutURL("id_token_hint", hint, "client_id", "web", "post_logout_redirect_uri", bye))
+	if b.code != 200 || !strings.Contains(b.page, "Sign out?") || w.sessionCount() != 1 {
+		t.Fatalf("got %d to %q, %d sessions", b.code, b.head.Get("Location"), w.sessionCount())
+	}
+	b.do(http.MethodPost, b.action(), url.Values{}, http.Header{"Origin": {"https://sso.example.com"}})
+	if b.head.Get("Location") != bye || w.sessionCount() != 0 {
+		t.Errorf("a yes: got %d to %q, %d sessions", b.code, b.head.Get("Location"), w.sessionCount())
+	}
+}

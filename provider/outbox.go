@@ -215,12 +215,6 @@ func (o *outbox) begin(ctx context.Context, client string, list []store.Notice) 
 func (o *outbox) handle(ctx context.Context, r *recipient, n store.Notice) bool {
 	o.places <- struct{}{}
 	defer func() { <-o.places }()
-	o.mu.Lock()
-	resting := r.rest.After(o.now())
-	o.mu.Unlock()
-	if late := !o.now().Before(n.Expiry); !late && resting {
-		return false
-	}
 	n, ok, err := o.store.ClaimNotice(ctx, n.ID, o.now(), noticeLease)
 	if err != nil {
 		o.unstored(ctx, r, err)

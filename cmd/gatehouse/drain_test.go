@@ -1,7 +1,6 @@
 package main
 
 import (
-	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -19,7 +18,7 @@ import (
 // Whoever asks for the health is told at once that requests should go elsewhere, long before the listeners close.
 func TestLeaveSaysSoBeforeItCloses(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := &service{log: slog.New(slog.NewTextHandler(io.Discard, nil)), health: health.NewServer(), registry: prometheus.NewRegistry()}
+		s := &service{log: slog.New(slog.DiscardHandler), health: health.NewServer(), registry: prometheus.NewRegistry()}
 		s.drainDelay.Store(int64(time.Minute))
 		start := time.Now()
 		left := make(chan time.Duration)
@@ -49,7 +48,7 @@ func TestLeaveSaysSoBeforeItCloses(t *testing.T) {
 
 func TestAnotherSignalEndsTheDelay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := &service{log: slog.New(slog.NewTextHandler(io.Discard, nil))}
+		s := &service{log: slog.New(slog.DiscardHandler)}
 		s.drainDelay.Store(int64(time.Hour))
 		again, start := make(chan os.Signal, 1), time.Now()
 		again <- syscall.SIGTERM

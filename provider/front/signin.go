@@ -352,7 +352,7 @@ func (f *Front) completeFrom(w http.ResponseWriter, r *http.Request, q *request,
 	if err == nil {
 		sid, err = f.settle(r, a, remember, q.until)
 	}
-	if err == nil && from != nil {
+	if err == nil && from != nil && *from != (identity.UpstreamSession{}) {
 		err = f.Link(r.Context(), sid, door.ID, id.UserID, *from)
 	}
 	if err != nil {

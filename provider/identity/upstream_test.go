@@ -353,6 +353,29 @@ func TestUpstreamRefusal(t *testing.T) {
 	})
 }
 
+// What was asked before a sign-in is older than that, whenever the answer comes.
+func TestUpstreamAnswerIsOvertakenByASignIn(t *testing.T) {
+	atUpstream(t, func(t *testing.T, p *rotating, s *sickStore, a, b replica) {
+		a.signsIn(t, p, "ada")
+		pass(testEvery)
+		hold := make(chan struct{})
+		p.set(func() { p.hold = hold })
+		done := make(chan string)
+		go func() { done <- a.says(t.Context(), "ada") }()
+		synctest.Wait()
+		pass(time.Second)
+		p.set(func() { p.groups = []string{"new"} })
+		b.signsIn(t, p, "ada")
+		p.set(func() { p.groups = []string{"old"} })
+		close(hold)
+		expect(t, "the answer", <-done, "old") // Live leaves it to LastLogin
+		expect(t, "what is known", b.says(t.Context(), "ada"), "new")
+		if g, err := s.GrantsOf(t.Context(), "ada", "company"); err != nil || len(g.List) != 2 || len(p.good) != 2 {
+			t.Errorf("got %d grants, want both: %v", len(g.List), err)
+		}
+	})
+}
+
 // An upstream that is down, or has something against us, signs nobody out, whatever it says.
 func TestUpstreamFailureIsNoRefusal(t *testing.T) {
 	atUpstream(t, func(t *testing.T, p *rotating, _ *sickStore, a, b replica) {
