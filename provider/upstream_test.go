@@ -112,8 +112,8 @@ func (w *world) grants() (tokens []string) {
 	return tokens
 }
 
-// refusedUpstream is the error by which an identity provider refuses a token.
-var refusedUpstream = errors.New(`oidc: failed to get refresh token: oauth2: "invalid_grant" "account disabled"`)
+// errUpstreamRefused is the error by which an identity provider refuses a token.
+var errUpstreamRefused = errors.New(`oidc: failed to get refresh token: oauth2: "invalid_grant" "account disabled"`)
 
 func TestUpstreamUsersAreAskedAbout(t *testing.T) {
 	clk, p := &clock{}, &idp{groups: []string{"staff"}}
@@ -136,7 +136,7 @@ func TestUpstreamUsersAreAskedAbout(t *testing.T) {
 		t.Errorf("kept %v, want the token of the last answer", got)
 	}
 	clk.add(time.Hour)
-	p.set(func() { p.err = refusedUpstream })
+	p.set(func() { p.err = errUpstreamRefused })
 	if err := w.vouch(s); !errors.Is(err, identity.ErrEnded) {
 		t.Errorf("refused after another hour: got %v, want the end before anybody is let in", err)
 	}
@@ -232,7 +232,7 @@ func TestUpstreamIsAskedBeforeARefresh(t *testing.T) {
 		}
 	}
 	clk.add(time.Minute)
-	p.set(func() { p.err = refusedUpstream })
+	p.set(func() { p.err = errUpstreamRefused })
 	eventually(t, "it is refused", func() bool {
 		clk.add(time.Minute)
 		status, code := use()
