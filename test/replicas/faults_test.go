@@ -126,7 +126,7 @@ func storageStops(t *testing.T, storage table, ways ...outage) {
 func (f *fleet) goesWithout(t *testing.T, strict *fleet, way outage) {
 	working := []*browser{f.signedIn(t, ada), f.signedIn(t, ada)}
 	fleetC := f.signedIn(t, bob).at(t, strict)
-	stays(t, "on C", fleetC, bob)
+	strict.known(t, bob, fleetC)
 	waiting := f.browser(t) // has the sign-in page open when the storage goes away
 	form, err := waiting.visit(t.Context(), http.MethodGet, f.app+"/headers", nil)
 	if err != nil {
