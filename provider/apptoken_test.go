@@ -186,6 +186,7 @@ func TestSubjectTokens(t *testing.T) {
 // until the token expires, and that a fresh process signs with what there is.
 func TestAppTokenOfANewKey(t *testing.T) {
 	w, clk := memoryWorld(t)
+	clk.stop()
 	first := headOf(t, w.appToken()).KeyID()
 	clk.add(7 * time.Hour)
 	if _, err := rotateOnce(t.Context(), w.provider.keyCache, clk.now); err != nil {
@@ -366,6 +367,7 @@ func (w *world) staysPublished(id string, until time.Time) bool {
 // TestAppTokenOfAWithdrawnKey pins that a key which is published no more signs no more, at once, in every process, and that nothing of it is left.
 func TestAppTokenOfAWithdrawnKey(t *testing.T) {
 	w, clk := memoryWorld(t)
+	clk.stop()
 	first := headOf(t, w.appToken()).KeyID()
 	clk.add(7 * time.Hour)
 	if _, err := rotateOnce(t.Context(), w.provider.keyCache, clk.now); err != nil {

@@ -245,20 +245,42 @@ func revokeToken(ctx context.Context, s *store.Store, userID, connectorID string
 // off in between are not there.
 func (s cutoffs) GetDeviceToken(ctx context.Context, deviceCode string) (storage.DeviceToken, error) {
 	t, err := s.Storage.GetDeviceToken(ctx, deviceCode)
-	if err != nil || t.Token == "" {
-		return t, err
-	}
-	made, err := readDeviceToken(t.Token)
-	if err == nil {
-		err = s.deviceStands(ctx, made)
+	if err == nil && s.deviceStands(ctx, &t) != nil {
+		err = storage.ErrNotFound
 	}
 	if err != nil {
-		return storage.DeviceToken{}, storage.ErrNotFound
+		return storage.DeviceToken{}, err
 	}
 	return t, nil
 }
 
-func (s cutoffs) deviceStands(ctx context.Context, t front.Token) error {
+// UpdateDeviceToken implements storage.Storage.
+func (s cutoffs) UpdateDeviceToken(ctx context.Context, deviceCode string, updater func(storage.DeviceToken) (storage.DeviceToken, error)) error {
+	var t storage.DeviceToken
+	err := s.Storage.UpdateDeviceToken(ctx, deviceCode, func(old storage.DeviceToken) (_ storage.DeviceToken, err error) {
+		t, err = updater(old)
+		return t, err
+	})
+	if err != nil {
+		return err
+	}
+	no := s.deviceStands(ctx, &t)
+	if no == nil {
+		return nil
+	}
+	err = s.store.DeleteDeviceTokens(context.WithoutCancel(ctx), func(o *storage.DeviceToken) bool { return o.DeviceCode == deviceCode })
+	return errors.Join(no, err)
+}
+
+// deviceStands fails for a device whose tokens are made already, for a user or client that was cut off.
+func (s cutoffs) deviceStands(ctx context.Context, d *storage.DeviceToken) error {
+	if d.Token == "" {
+		return nil
+	}
+	t, err := readDeviceToken(d.Token)
+	if err != nil {
+		return err
+	}
 	userID, connectorID, ok := front.ParseSubject(t.Subject)
 	if !ok {
 		return errHasNoUser

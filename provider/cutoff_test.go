@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"iter"
 	"net/http"
 	"net/url"
 	"strings"
@@ -34,8 +35,7 @@ func everyWay(t *testing.T) string {
 
 func everyWorld(t *testing.T) *world {
 	t.Helper()
-	clk := &clock{}
-	return newWorld(t, everyWay(t), store.Memory(store.Options{Now: clk.now}), seal.NewKey(), clk)
+	return memoryWorldOf(t, everyWay(t))
 }
 
 // formPost posts a form to the issuer as a program does, and returns the answer.
@@ -83,12 +83,14 @@ func (w *world) newDevice(client, secret, scope string) device {
 }
 
 // agree has the admin agree, in a browser, and reports whether that worked.
-func (d device) agree(b *browser) bool {
+func (d device) agree(b *browser) bool { return d.agreed(b, "admin@example.com", "password") }
+
+func (d device) agreed(b *browser, user, password string) bool {
 	b.w.t.Helper()
 	b.get(issuer + "/device?user_code=" + url.QueryEscape(d.userCode))
 	b.do(http.MethodPost, issuer+"/device/auth/verify_code", url.Values{"user_code": {d.userCode}}, http.Header{"Origin": {"https://sso.example.com"}})
 	if strings.HasSuffix(b.last.Path, "/login") {
-		b.signIn("admin@example.com", "password")
+		b.signIn(user, password)
 	}
 	return b.code == http.StatusOK && b.last.Path == "/dex/device/callback"
 }
@@ -198,7 +200,7 @@ func cutRows() []cutRow {
 	}
 }
 
-// upstreamRows are the rows of users of other connectors: kilgore of "up", ida of "saml".
+// upstreamRows are the rows of users of other connectors: kilgore of "up", ina of "saml".
 func upstreamRows() []cutRow {
 	return []cutRow{
 		{"upstream sign-in", func(w *world, _ *holdings) bool {
@@ -219,7 +221,7 @@ func upstreamRows() []cutRow {
 			if relay == nil {
 				w.t.Fatalf("got %d %s", b.code, b.page)
 			}
-			b.do(http.MethodPost, issuer+"/callback", url.Values{"RelayState": {relay[1]}, "SAMLResponse": {samlResponse(relay[1], "ida")}},
+			b.do(http.MethodPost, issuer+"/callback", url.Values{"RelayState": {relay[1]}, "SAMLResponse": {samlResponse(relay[1], "ina")}},
 				http.Header{"Origin": {"https://idp.example.org"}, "Sec-Fetch-Site": {"cross-site"}})
 			return hello(b)
 		}, true},
@@ -238,7 +240,7 @@ func (b *browser) samlLink() string {
 }
 
 // users are those whom rows are about, by connector.
-var cutUsers = [][2]string{{"local", "u1"}, {"up", "0-385-28089-0"}, {"saml", "ida"}} // never assigned to
+var cutUsers = [][2]string{{"local", "u1"}, {"up", "0-385-28089-0"}, {"saml", "ina"}} // never assigned to
 
 // TestBlockedUserEverywhere holds each way in against a world where it is open: a row that is closed anyway shows nothing.
 func TestBlockedUserEverywhere(t *testing.T) {
@@ -369,11 +371,15 @@ const (
 	quickConfig = `
 issuer: https://sso.example.com/dex
 storage: {type: memory}
-oauth2: {skipApprovalScreen: true, passwordConnector: fast}
+oauth2:
+  skipApprovalScreen: true
+  passwordConnector: fast
+  grantTypes: [authorization_code, refresh_token, password, "urn:ietf:params:oauth:grant-type:device_code"]
 connectors:
 - {type: mockPassword, id: fast, name: Without a hash, config: {username: robot, password: not-a-default-5591}}
 staticClients:
 - {id: web, name: The Web App, secret: not-a-default-secret-5591, redirectURIs: ["https://web.example.com/cb"]}
+- {id: tv, name: A television, public: true, redirectURIs: ["/dex/device/callback"]}
 gateway:
   hosts: [sso.example.com, app.example.com]
   default: signed-in
@@ -402,6 +408,13 @@ var duringWays = map[string]func(w *world){ // never assigned to
 		robotAtClient(w, b, "")
 		robotAtClient(w, b, "&prompt=login")
 	},
+	"of a device": func(w *world) {
+		d := w.newDevice("tv", "", "openid offline_access")
+		d.agreed(w.browser(), "robot", "not-a-default-5591")
+		if d.gets(w) && w.blockedRobot() {
+			w.t.Error("the device of a blocked user gets its tokens")
+		}
+	},
 	"by password grant": func(w *world) {
 		w.formPost("/token", withSecret(url.Values{
 			"grant_type": {"password"}, "scope": {"openid offline_access"}, "username": {"robot"}, "password": {"not-a-default-5591"},
@@ -413,13 +426,14 @@ var duringWays = map[string]func(w *world){ // never assigned to
 // end of the block.
 func TestBlockDuringASignIn(t *testing.T) {
 	const most = 40 // writes of one kind in a sign-in
+	keys := madeKeys(t)
 	hit := map[store.Kind]int{}
 	for way, run := range duringWays {
 		for _, kind := range []store.Kind{
-			store.KindIdentity, store.KindSession, store.KindAuthCode, store.KindRefreshToken, store.KindOffline, store.KindSpentCode,
+			store.KindIdentity, store.KindSession, store.KindAuthCode, store.KindRefreshToken, store.KindOffline, store.KindSpentCode, store.KindDeviceToken,
 		} {
 			for n := range most {
-				before, after := blockDuring(t, run, kind, n, false), blockDuring(t, run, kind, n, true)
+				before, after := blockDuring(t, keys, run, kind, n, false), blockDuring(t, keys, run, kind, n, true)
 				if before == nil || after == nil {
 					break // it writes fewer of this kind
 				}
@@ -430,7 +444,7 @@ func TestBlockDuringASignIn(t *testing.T) {
 			}
 		}
 	}
-	for _, kind := range []store.Kind{store.KindIdentity, store.KindSession, store.KindAuthCode, store.KindRefreshToken, store.KindOffline} {
+	for _, kind := range []store.Kind{store.KindIdentity, store.KindSession, store.KindAuthCode, store.KindRefreshToken, store.KindOffline, store.KindDeviceToken} {
 		if hit[kind] == 0 {
 			t.Errorf("nothing writes a %s: the test shows nothing about it", kind)
 		}
@@ -438,13 +452,33 @@ func TestBlockDuringASignIn(t *testing.T) {
 	t.Logf("blocked at the writes of %v", hit)
 }
 
+// madeKeys are signing keys for many worlds: to make them takes longer than all else.
+func madeKeys(t *testing.T) store.Keys {
+	t.Helper()
+	w := memoryWorldOf(t, quickConfig)
+	keys, err := w.store.SigningKeys(t.Context())
+	if err != nil || keys.SigningKey == nil {
+		t.Fatalf("no signing keys: %v", err)
+	}
+	return keys
+}
+
+func memoryWorldOf(t *testing.T, text string) *world {
+	t.Helper()
+	clk := &clock{}
+	return newWorld(t, text, store.Memory(store.Options{Now: clk.now}), seal.NewKey(), clk)
+}
+
 // blockDuring blocks the robot at the nth write of a kind in a sign-in; nil: there is none.
-func blockDuring(t *testing.T, run func(*world), kind store.Kind, n int, after bool) *world {
+func blockDuring(t *testing.T, keys store.Keys, run func(*world), kind store.Kind, n int, after bool) *world {
 	t.Helper()
 	clk := &clock{}
 	d := &blockingDriver{Driver: store.MemoryDriver(), kind: kind, skip: n, after: after}
 	st, err := store.New(t.Context(), d, store.Options{Now: clk.now})
 	if err != nil {
+		t.Fatal(err)
+	}
+	if err := st.UpdateSigningKeys(t.Context(), func(store.Keys) (store.Keys, error) { return keys, nil }); err != nil {
 		t.Fatal(err)
 	}
 	w := newWorld(t, quickConfig, st, seal.NewKey(), clk)
@@ -458,6 +492,57 @@ func blockDuring(t *testing.T, run func(*world), kind store.Kind, n int, after b
 		return nil
 	}
 	return w
+}
+
+func (w *world) blockedRobot() bool {
+	u, err := w.store.GetUserIdentity(w.t.Context(), robotID, "fast")
+	return err == nil && u.BlockedUntil.Equal(Forever)
+}
+
+// A midBlock runs something when a block has listed the sessions that it ends.
+type midBlock struct {
+	store.Driver
+	run func()
+}
+
+func (d *midBlock) Scan(ctx context.Context, q store.Query) iter.Seq2[store.Record, error] {
+	all := d.Driver.Scan(ctx, q)
+	if d.run == nil || q.Kind != store.KindSession || q.Owner == "" {
+		return all
+	}
+	run := d.run
+	d.run = nil // it reads, too
+	return func(yield func(store.Record, error) bool) {
+		for r, err := range all {
+			if !yield(r, err) {
+				return
+			}
+		}
+		run()
+	}
+}
+
+// Whoever begins to sign in while a block ends what there is, does not get in behind its back.
+func TestSignInDuringABlock(t *testing.T) {
+	for way, run := range duringWays {
+		t.Run(way, func(t *testing.T) {
+			clk := &clock{}
+			d := &midBlock{Driver: store.MemoryDriver()}
+			st, err := store.New(t.Context(), d, store.Options{Now: clk.now})
+			if err != nil {
+				t.Fatal(err)
+			}
+			w := newWorld(t, quickConfig, st, seal.NewKey(), clk)
+			d.run = func() { run(w) }
+			if _, err := w.provider.Block(t.Context(), "fast", robotID, Forever); err != nil {
+				t.Fatal(err)
+			}
+			if d.run != nil {
+				t.Fatal("nobody signed in meanwhile: the test shows nothing")
+			}
+			w.nothingComesAlive(t)
+		})
+	}
 }
 
 func (w *world) nothingComesAlive(t *testing.T) {

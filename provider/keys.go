@@ -73,6 +73,8 @@ func (c *keyCache) effective() *store.Keys {
 func (c *keyCache) read(ctx context.Context) error {
 	c.reading.Lock()
 	defer c.reading.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, readTimeout)
+	defer cancel()
 	k, err := c.SigningKeys(ctx)
 	if err != nil {
 		return err
@@ -130,6 +132,9 @@ func (c *keyCache) onWithdrawal(f func()) {
 	defer c.mu.Unlock()
 	c.withdrawn = append(slices.Clone(c.withdrawn), f)
 }
+
+// readTimeout ends a read of keys that hangs: others wait for it.
+const readTimeout = 10 * time.Second
 
 // rereadRetry is the pause before changed keys are read again after a failure.
 const rereadRetry = time.Second

@@ -98,11 +98,11 @@ type Provider struct {
 // follows before the first request.
 func New(ctx context.Context, o Options) (*Provider, error) {
 	p := newProvider(ctx, o)
+	p.keyCache.follow(ctx, o.Log)
 	var err error
 	if p.sso, err = p.ssoKey(ctx); err != nil {
 		return nil, err
 	}
-	p.keyCache.follow(ctx, o.Log)
 	p.live, p.upstream = p.newLive(o.Config), p.newUpstream()
 	for _, c := range []prometheus.Collector{p.requests, p.ended, p.outbox, p.live.Collector(), identity.DirectoryCollector(p.doors)} {
 		if err := o.Registry.Register(c); err != nil {

@@ -71,14 +71,25 @@ type world struct {
 }
 
 type clock struct {
-	mu  sync.Mutex
-	off time.Duration
+	mu    sync.Mutex
+	off   time.Duration
+	still time.Time // of a clock that stands still
 }
 
 func (c *clock) now() time.Time {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if !c.still.IsZero() {
+		return c.still.Add(c.off)
+	}
 	return time.Now().UTC().Add(c.off)
+}
+
+// stop makes the clock stand still, but for add.
+func (c *clock) stop() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.still = time.Now().UTC()
 }
 
 func (c *clock) add(d time.Duration) {

@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"path/filepath"
@@ -15,6 +16,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"golang.org/x/oauth2"
@@ -56,6 +58,7 @@ func onReplicas(t *testing.T, test func(t *testing.T, stores [2]*store.Store, cl
 				before(t)
 			}
 			clk := &clock{}
+			clk.stop() // a sign-in may take longer than a key waits
 			var both [2]*store.Store
 			for i := range both {
 				both[i] = open(t, store.Options{Now: clk.now, FeedInterval: feedEvery})
@@ -132,7 +135,8 @@ func (w *world) ids() []string {
 	return out
 }
 
-func (w *world) signingKey() string { return headOf(w.t, w.idToken()).KeyID() }
+// signingKey is the key that signs ID Tokens now.
+func (w *world) signingKey() string { return headOf(w.t, w.signed()).KeyID() }
 
 // idToken is a fresh one of the outside client.
 func (w *world) idToken() string {
@@ -194,7 +198,7 @@ func TestRotateKeys(t *testing.T) {
 		}
 		clk.add(a.provider.keyCache.lead())
 		for name, w := range map[string]*world{"this replica": a, "the other": b} {
-			raw := w.idToken()
+			raw := w.signed()
 			if got := headOf(t, raw).KeyID(); got != r.KeyID {
 				t.Errorf("from its time on, %s signs with %s, want %s", name, got, r.KeyID)
 			}
@@ -231,7 +235,7 @@ func TestRotateKeys(t *testing.T) {
 		if raw := a.appToken(); headOf(t, raw).KeyID() != now.KeyID {
 			t.Error("a withdrawn key signs for apps")
 		}
-		payload := signedBy(t, a, "web")
+		payload := a.signed()
 		if headOf(t, payload).KeyID() != now.KeyID || !b.good(payload) {
 			t.Error("the other replica does not take a token of the new key at once")
 		}
@@ -254,16 +258,16 @@ func TestRotateKeys(t *testing.T) {
 	})
 }
 
-// signedBy returns an ID Token that a world signs now.
-func signedBy(t *testing.T, w *world, audience string) string {
-	t.Helper()
+// signed returns an ID Token for the outside client as it is signed now.
+func (w *world) signed() string {
+	w.t.Helper()
 	sign, err := w.provider.openSigner(w.provider.current.Load().config)
 	if err != nil {
-		t.Fatal(err)
+		w.t.Fatal(err)
 	}
-	raw, err := sign.Sign(t.Context(), fmt.Appendf(nil, `{"iss":%q,"aud":%q,"sub":"x","exp":%d,"iat":%d}`, issuer, audience, w.now().Add(time.Hour).Unix(), w.now().Unix()))
+	raw, err := sign.Sign(w.t.Context(), fmt.Appendf(nil, `{"iss":%q,"aud":"web","sub":"x","exp":%d,"iat":%d}`, issuer, w.now().Add(time.Hour).Unix(), w.now().Unix()))
 	if err != nil {
-		t.Fatal(err)
+		w.t.Fatal(err)
 	}
 	return raw
 }
@@ -315,6 +319,7 @@ func TestRotationsAtOnce(t *testing.T) {
 // that begins later, or after the one that rotated has died, has it by itself.
 func TestRotationByTheClockPublishesFirst(t *testing.T) {
 	w, clk := memoryWorld(t)
+	clk.stop()
 	first := w.signingKey()
 	clk.add(7 * time.Hour)
 	w.rotate()
@@ -519,9 +524,50 @@ func TestKeysOfCookiesRotate(t *testing.T) {
 	})
 }
 
+// TestKeysOfCookiesGoByTheClock pins that nobody has to do anything for a key to seal, and for one to be dropped, in time.
+func TestKeysOfCookiesGoByTheClock(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		st := store.Memory(store.Options{})
+		r, created, err := OpenStoredRing(ctx, st, time.Now, slog.New(slog.DiscardHandler), handoff.PurposeCookie)
+		if err != nil || !created {
+			t.Fatal(created, err)
+		}
+		seals := func() string { return handoff.SealCookie(r.Ring(), "h", "sid", time.Now()) }
+		old, err := seal.NewRing([][]byte{r.Oldest()}, handoff.PurposeCookie)
+		if err != nil {
+			t.Fatal(err)
+		}
+		first := seals()
+		of := func(ring *seal.Ring, cookie string) bool {
+			_, _, err := handoff.OpenCookie(nil, ring, "h", cookie)
+			return err == nil
+		}
+		if err := r.rotate(ctx, 24*time.Hour); err != nil {
+			t.Fatal(err)
+		}
+		for _, step := range []struct {
+			wait                    time.Duration
+			oldSeals, opens, stored bool
+		}{
+			{r.lead - 1, true, true, true}, {1, false, true, true}, {24*time.Hour + r.lead - 1, false, true, true}, {1, false, false, false},
+		} {
+			time.Sleep(step.wait)
+			synctest.Wait()
+			k, _, err := st.SealKeys(ctx, nil)
+			if got := of(old, seals()); got != step.oldSeals || of(r.Ring(), first) != step.opens || (len(k.Keys) == 2) != step.stored || err != nil {
+				t.Errorf("%v later: the old key seals %v, opens %v, and %d are stored (%v); want %+v", step.wait, got, of(r.Ring(), first), len(k.Keys), err, step)
+			}
+		}
+		cancel()
+		synctest.Wait()
+	})
+}
+
 // TestKeysOfCookiesAreBounded pins that no number of rotations drops a key whose cookies live.
 func TestKeysOfCookiesAreBounded(t *testing.T) {
 	clk := &clock{}
+	clk.stop()
 	st := store.Memory(store.Options{Now: clk.now})
 	w := newWorld(t, testConfig, st, nil, clk)
 	r := w.provider.options.StoredRing

@@ -101,6 +101,8 @@ func (r *StoredRing) follow(ctx context.Context, changed <-chan struct{}) {
 func (r *StoredRing) read(ctx context.Context) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, readTimeout)
+	defer cancel()
 	keys, _, err := r.store.SealKeys(ctx, seal.NewKey)
 	if err != nil {
 		return err

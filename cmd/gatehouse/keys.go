@@ -23,10 +23,10 @@ func (s *service) openStore(ctx context.Context) (err error) {
 		}
 		sealer = s.atRest
 		s.log.InfoContext(ctx, "what the storage keeps is sealed with the first key of gateway.keys.file", "keys", strings.Join(s.atRest.IDs(), " "))
-	} else {
+	}
+	if s.store, err = openStore(ctx, s.cfg, s.log, sealer); err == nil && sealer == nil {
 		s.log.InfoContext(ctx, "secrets in the storage are not sealed: who reads it, or a backup, has them; gateway.keys.file seals them")
 	}
-	s.store, err = openStore(ctx, s.cfg, s.log, sealer)
 	return err
 }
 

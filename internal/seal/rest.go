@@ -26,7 +26,7 @@ type restKey struct {
 }
 
 // ErrNoKey means that the key which a value was sealed with is not there. The error that wraps it names the key.
-var ErrNoKey = errors.New("seal: no such key")
+var ErrNoKey = errors.New("seal: sealed with a key that is not there")
 
 // NewAtRest returns an AtRest of keys, the sealing key first. Every key has KeySize bytes.
 func NewAtRest(keys [][]byte) (*AtRest, error) {

@@ -3,7 +3,7 @@
 //
 // A sealed value is base64url(key id, nonce, AES-256-GCM ciphertext). It is opened only for the purpose
 // and the associated data that it was sealed for: a cookie of one host is not a cookie of another, and a
-// hand-off is never a cookie.
+// hand-off is never a cookie. What a database keeps is sealed in the same manner by an [AtRest], as bytes, and for much longer.
 package seal
 
 import (

@@ -84,12 +84,10 @@ func (b *browser) confirmed(ctx context.Context, mail string) bool {
 	return strings.Contains(strings.Join(p.header.Values("Set-Cookie"), "\n"), "gatehouse-sso=")
 }
 
-// stopped is how long the storage is away.
-const stopped = 30 * time.Second
-
-// An outage is a way for a storage to go away and come back.
+// An outage is a way for a storage to go away for a while and come back.
 type outage struct {
 	name       string
+	lasts      time.Duration
 	begin, end func(t *testing.T)
 }
 
@@ -104,15 +102,15 @@ func TestPostgresStops(t *testing.T) {
 		}
 	}
 	storageStops(t, onPostgres(s, s.Addr),
-		outage{"SIGSTOP", try(s.Pause), try(s.Resume)},
-		outage{"kill -9", try(s.Kill), try(func() error { return s.Start(context.WithoutCancel(t.Context())) })})
+		outage{"SIGSTOP", 30 * time.Second, try(s.Pause), try(s.Resume)},
+		outage{"kill -9", 15 * time.Second, try(s.Kill), try(func() error { return s.Start(context.WithoutCancel(t.Context())) })})
 }
 
 func TestEtcdStops(t *testing.T) {
 	s := peers.Etcd(t, peers.EtcdOptions{})
 	storageStops(t, onEtcd(s.Addr),
-		outage{"SIGSTOP", func(t *testing.T) { s.Signal(t, syscall.SIGSTOP) }, func(t *testing.T) { s.Signal(t, syscall.SIGCONT) }},
-		outage{"kill -9", func(t *testing.T) { s.Kill(t) }, func(t *testing.T) { s.Start(t) }})
+		outage{"SIGSTOP", 30 * time.Second, func(t *testing.T) { s.Signal(t, syscall.SIGSTOP) }, func(t *testing.T) { s.Signal(t, syscall.SIGCONT) }},
+		outage{"kill -9", 15 * time.Second, func(t *testing.T) { s.Kill(t) }, func(t *testing.T) { s.Start(t) }})
 }
 
 // storageStops takes the storage away, once for each way. Two replicas have the usual grace, a third one the shortest there is.
@@ -141,7 +139,7 @@ func (f *fleet) goesWithout(t *testing.T, strict *fleet, way outage) {
 	start := time.Now()
 	silent := time.Duration(0) // when C gave up
 	tries, slowest := 0, time.Duration(0)
-	for time.Since(start) < stopped {
+	for time.Since(start) < way.lasts {
 		p, err := waiting.submit(t.Context(), form, cy)
 		tries++
 		slowest = max(slowest, p.took)
@@ -157,9 +155,9 @@ func (f *fleet) goesWithout(t *testing.T, strict *fleet, way outage) {
 		})
 	}
 	t.Logf("%s for %s: %d sign-ins were answered by a page with 503, the slowest after %s; C with a storageGrace of 10s refused its session after %s",
-		way.name, stopped, tries, slowest.Round(time.Millisecond), silent.Round(100*time.Millisecond))
-	if silent < 8*time.Second { // the change log was read up to 2 s before
-		t.Errorf("C refused its session after %s, want some 8 to 10s", silent)
+		way.name, way.lasts, tries, slowest.Round(time.Millisecond), silent.Round(100*time.Millisecond))
+	if silent < 5*time.Second { // the change log was read up to 2 s before, and more on a busy machine
+		t.Errorf("C refused its session after %s, want some 8 to 10s, and 0s is never", silent)
 	}
 	way.end(t)
 	back := time.Now()
@@ -182,9 +180,17 @@ func (p page) saysLater() bool {
 	return p.status == http.StatusServiceUnavailable && strings.Contains(p.body, "Try again in a moment")
 }
 
-// known has every replica meet browsers, as those of people who work are: what a replica has not met it has to read.
+// known has every replica meet browsers, as those of people who work are: what a replica has not met it has to read. Before, each hears of
+// all that has happened: a sign-in of the same user has it read again.
 func (f *fleet) known(t *testing.T, mail string, browsers ...*browser) {
 	t.Helper()
+	start := time.Now()
+	for _, r := range f.replicas {
+		peers.Eventually(t, within, r.name+" has read the change log", func() bool {
+			asked := time.Since(start).Seconds()
+			return r.metric(t, "gatehouse_feed_age_seconds") < asked
+		})
+	}
 	for _, b := range browsers {
 		for range 4 * len(f.replicas) {
 			stays(t, "before the fault", b, mail)

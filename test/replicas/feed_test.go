@@ -15,6 +15,7 @@ import (
 
 // TestFeed cuts what tells one replica of the changes of the other.
 func TestFeed(t *testing.T) {
+	t.Parallel()
 	s := peers.Postgres(t, peers.PostgresOptions{})
 	f := newFleet(t, 1, onPostgres(s, s.Addr), nil)
 	proxy := peers.NewProxy(t, s.Addr)
@@ -47,8 +48,8 @@ func (r *replica) revoke(t *testing.T, browser *browser) {
 	r.command(t, "sessions", "revoke", who.Session.ID)
 }
 
-// command runs the product's command against the admin listener of a replica, and returns what it prints.
-func (r *replica) command(t *testing.T, args ...string) string {
+// command runs the product's command against the admin listener of a replica.
+func (r *replica) command(t *testing.T, args ...string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), within)
 	defer cancel()
@@ -56,7 +57,6 @@ func (r *replica) command(t *testing.T, args ...string) string {
 	if err != nil {
 		t.Fatalf("gatehouse %v through %s: %v: %s", args, r.name, err, out)
 	}
-	return string(out)
 }
 
 // cutOff revokes a session through A that both know, and says how long it takes until B refuses it.
@@ -121,4 +121,31 @@ func missedWhileCut(t *testing.T, a, b *fleet, proxy *peers.Proxy) {
 	t.Logf("revoked through A while B was cut off: refused on B %s after it could connect again", time.Since(start).Round(time.Millisecond))
 	stays(t, "another session on B", remainsOnB, bob)
 	cutOff(t, a, b)
+}
+
+// One of two replicas is cut off from the storage for as long as it likes. Envoy leaves it out: nobody notices any more.
+func TestOneReplicaIsCutOff(t *testing.T) {
+	t.Parallel()
+	s := peers.Postgres(t, peers.PostgresOptions{})
+	proxy := peers.NewProxy(t, s.Addr)
+	f := newFleetOn(t, []table{onPostgres(s, s.Addr), onPostgres(s, proxy.Addr)}, nil)
+	working := f.signedIn(t, ada)
+	f.known(t, ada, working)
+	l := underLoad(t, ada, working)
+	proxy.Cut(true)
+	start := time.Now()
+	f.allHealthy(t, 1)
+	t.Logf("Envoy left out the replica without a storage after %s", time.Since(start).Round(100*time.Millisecond))
+	for range 10 { // sessions that no replica has met before
+		b := f.signedIn(t, bob)
+		for range 4 {
+			stays(t, "a new session", b, bob)
+		}
+	}
+	l.done(t, "one of two replicas is cut off from the storage")
+	proxy.Cut(false)
+	start = time.Now()
+	f.allHealthy(t)
+	t.Logf("and took it back %s after it was connected again", time.Since(start).Round(100*time.Millisecond))
+	f.known(t, ada, working)
 }

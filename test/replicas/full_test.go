@@ -19,12 +19,16 @@ import (
 
 // TestFullDisk fills the disk that SQLite writes to, frees it, fills it again and kills the process.
 func TestFullDisk(t *testing.T) {
+	t.Parallel()
 	disk := peers.Folder(t)
 	mount(t, disk, "size=4m")
 	f := newFleet(t, 1, table{"type": "sqlite", "config": table{"file": filepath.Join(disk, "gatehouse.db")}}, nil)
 	working, r := f.signedIn(t, ada), f.replicas[0]
 	f.known(t, ada, working)
 	confirmed := []*browser{working}
+	for range 10 {
+		confirmed = append(confirmed, f.signedIn(t, ada))
+	}
 	for _, how := range []string{"freed again", "killed"} {
 		free := fill(t, disk)
 		refusals, tries := 0, 0

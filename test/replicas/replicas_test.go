@@ -12,11 +12,13 @@ import (
 
 // TestPostgres and TestEtcd are what replicas have to do, on each storage.
 func TestPostgres(t *testing.T) {
+	t.Parallel()
 	s := peers.Postgres(t, peers.PostgresOptions{})
 	together(t, newFleet(t, 2, onPostgres(s, s.Addr), nil))
 }
 
 func TestEtcd(t *testing.T) {
+	t.Parallel()
 	s := peers.Etcd(t, peers.EtcdOptions{})
 	together(t, newFleet(t, 2, onEtcd(s.Addr), nil))
 }

@@ -11,6 +11,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -69,8 +70,7 @@ type replica struct {
 	*peers.GatehouseServer
 
 	name              string
-	web, check, admin string // addresses
-	config            table
+	web, check, admin string     // addresses
 	test              *testing.T // that it ends with, though a subtest may restart it
 }
 
@@ -89,6 +89,7 @@ func (r *replica) restart() {
 // A fleet is some replicas behind one Envoy, and the app that they guard.
 type fleet struct {
 	issuer, app string // issuer URL, origin of the app
+	connectors  []table
 	port        string
 	apps        string // address of the app itself
 	replicas    []*replica
@@ -97,7 +98,13 @@ type fleet struct {
 }
 
 // newFleet starts n replicas on a storage. session is the config's gateway.session.
-func newFleet(t *testing.T, n int, storage, session table) *fleet {
+func newFleet(t *testing.T, n int, storage, session table, connectors ...table) *fleet {
+	t.Helper()
+	return newFleetOn(t, slices.Repeat([]table{storage}, n), session, connectors...)
+}
+
+// newFleetOn is newFleet with a way to the storage for each replica.
+func newFleetOn(t *testing.T, storages []table, session table, connectors ...table) *fleet {
 	t.Helper()
 	listen := peers.FreeAddr(t)
 	_, port, err := net.SplitHostPort(listen)
@@ -106,8 +113,8 @@ func newFleet(t *testing.T, n int, storage, session table) *fleet {
 	}
 	app := httptest.NewServer(demo.SampleApp())
 	t.Cleanup(app.Close)
-	f := &fleet{apps: app.Listener.Addr().String(), port: port, issuer: "http://" + issuerHost + ":" + port + "/dex", app: "http://" + appHost + ":" + port}
-	for i := range n {
+	f := &fleet{connectors: connectors, apps: app.Listener.Addr().String(), port: port, issuer: "http://" + issuerHost + ":" + port + "/dex", app: "http://" + appHost + ":" + port}
+	for i, storage := range storages {
 		f.replicas = append(f.replicas, f.start(t, string(rune('A'+i)), storage, session))
 	}
 	f.behindEnvoy(t, listen)
@@ -150,7 +157,7 @@ func (f *fleet) start(t *testing.T, name string, storage, session table) *replic
 		users = append(users, table{"email": u.mail, "userID": u.id, "username": u.id, "groups": u.groups, "hash": hash})
 	}
 	r := &replica{name: name, web: peers.FreeAddr(t), check: peers.FreeAddr(t), admin: peers.FreeAddr(t)}
-	r.config = table{
+	config := table{
 		"issuer": f.issuer, "storage": storage, "web": table{"http": r.web}, "telemetry": table{"http": peers.FreeAddr(t)},
 		"enablePasswordDB": true, "staticPasswords": users, "oauth2": table{"skipApprovalScreen": true},
 		"sessions": table{"ssoSharedWithDefault": "all"},
@@ -162,7 +169,10 @@ func (f *fleet) start(t *testing.T, name string, storage, session table) *replic
 			"identity": table{"headers": table{"kubeflow-userid": "email", "kubeflow-groups": "groups"}},
 		},
 	}
-	text, err := yaml.Marshal(r.config)
+	if len(f.connectors) > 0 {
+		config["connectors"] = f.connectors
+	}
+	text, err := yaml.Marshal(config)
 	if err != nil {
 		t.Fatal(err)
 	}

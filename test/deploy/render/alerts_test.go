@@ -61,7 +61,7 @@ func TestAlerts(t *testing.T) {
 	for _, metric := range []string{
 		"gatehouse_checks_total", "gatehouse_feed_age_seconds", "gatehouse_config_last_reload_successful",
 		"gatehouse_tls_certificate_expiry_timestamp_seconds", "gatehouse_sign_ins_total", "gatehouse_revalidations_total",
-		"gatehouse_store_write_failures_total", "gatehouse_feed_delay_seconds_bucket",
+		"gatehouse_store_write_failures_total", "gatehouse_outbox_pending", "gatehouse_outbox_failed_total", "gatehouse_feed_delay_seconds_bucket",
 	} {
 		if !seen[metric] {
 			t.Errorf("no alert looks at %s", metric)

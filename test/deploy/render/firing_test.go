@@ -81,6 +81,8 @@ func TestAlertsFire(t *testing.T) {
 		"GatehouseDirectoryHostAside": {`gatehouse_directory_host_aside{connector="ldap",host="dc1"}`: {1, 0}},
 		"GatehouseSignInsRefused":     {`gatehouse_sign_ins_total{connector="ldap",result="wrong-credentials"}`: {0, 40}},
 		"GatehouseSignInsTurnedAway":  {`gatehouse_sign_in_queue_refused_total{}`: {0, 1}},
+		"GatehouseOutboxGrows":        {`gatehouse_outbox_pending{}`: {0, 2}},
+		"GatehouseLogoutUntold":       {`gatehouse_outbox_failed_total{}`: {0, 0.1}},
 		"GatehouseConfigRefused":      {`gatehouse_config_last_reload_successful{instance="a"}`: {0, 0}},
 		"GatehouseCertificateExpires": {`gatehouse_tls_certificate_expiry_timestamp_seconds{listener="web.https"}`: {6 * 86400, 0}},
 		"GatehouseGatewayRefused":     {`gatehouse_tls_handshake_failures_total{listener="gateway.grpc",reason="certificate"}`: {0, 1}},
