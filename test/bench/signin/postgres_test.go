@@ -1,46 +1,22 @@
-package dexpostgres
+package signin
 
 import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net"
-	"strconv"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/dexidp/dex/storage"
-	"github.com/dexidp/dex/storage/sql"
 	"github.com/jackc/pgx/v5"
 
 	"gatehouse/provider/store"
 	"gatehouse/test/peers"
 )
 
-// stores opens both on databases of one server that writes to the disk before it confirms, with Dex's default of five connections.
-func stores(b *testing.B, s *peers.PostgresServer) map[string]storage.Storage {
-	b.Helper()
-	ctx := b.Context()
-	host, port, err := net.SplitHostPort(s.Addr)
-	must(b, err)
-	n, err := strconv.ParseUint(port, 10, 16)
-	must(b, err)
-	admin := connect(b, s, "postgres")
-	for _, name := range []string{"ours", "dex"} {
-		_, err := admin.Exec(ctx, "CREATE DATABASE "+name)
-		must(b, err)
-	}
-	ours, err := store.OpenPostgres(ctx, store.PostgresConfig{
-		Host: host, Port: int(n), Database: "ours", User: s.User, Password: func() string { return s.Password }, SSL: store.PostgresSSL{Mode: "disable"},
-	}, store.Options{})
-	must(b, err)
-	dex, err := (&sql.Postgres{
-		NetworkDB: sql.NetworkDB{Host: host, Port: uint16(n), Database: "dex", User: s.User, Password: s.Password}, SSL: sql.SSL{Mode: "disable"},
-	}).Open(slog.New(slog.DiscardHandler))
-	must(b, err)
-	b.Cleanup(func() { must(b, errors.Join(ours.Close(), dex.Close())) })
+func byName(ours *store.Store, dex storage.Storage) map[string]storage.Storage {
 	return map[string]storage.Storage{"ours": ours, "dex": dex}
 }
 
@@ -90,7 +66,7 @@ func signIn(ctx context.Context, s storage.Storage, n int64) error {
 
 // BenchmarkSignIn gives the 15 store calls of a sign-in, one user after the other and 16 at a time.
 func BenchmarkSignIn(b *testing.B) {
-	both := stores(b, peers.Postgres(b, peers.PostgresOptions{Durable: true}))
+	both := byName(stores(b, peers.Postgres(b, peers.PostgresOptions{Durable: true})))
 	for _, name := range []string{"dex", "ours"} {
 		s := both[name]
 		must(b, s.CreateClient(b.Context(), storage.Client{ID: "app", Name: "App", RedirectURIs: []string{"https://app.test/"}}))
@@ -118,7 +94,7 @@ func BenchmarkSignIn(b *testing.B) {
 func BenchmarkGarbageCollection(b *testing.B) {
 	const expired = 50_000
 	server := peers.Postgres(b, peers.PostgresOptions{})
-	both := stores(b, server)
+	both := byName(stores(b, server))
 	for _, name := range []string{"dex", "ours"} {
 		s, admin := both[name], connect(b, server, name)
 		must(b, s.CreateAuthRequest(b.Context(), storage.AuthRequest{ID: "pattern", ClientID: "app", Scopes: []string{"openid"}, HMACKey: []byte("k"), Expiry: expiry}))
