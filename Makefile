@@ -14,7 +14,7 @@ product := GATEHOUSE_BIN=$(CURDIR)/bin/gatehouse
 # The race detector needs cgo; lint has vetted before. Real programs run beside the tests, hence the long timeout.
 race := -race -vet=off -pgo=off -timeout 15m
 # The packages with benchmarks: no other test program is linked a second time. The comparison with Dex is a module of its own.
-benchmarks = $(filter-out ./test/bench/dexpostgres/,$(addprefix ./,$(sort $(dir $(shell grep -rl --include='*_test.go' '^func Benchmark' */)))))
+benchmarks = $(filter-out ./test/bench/signin/,$(addprefix ./,$(sort $(dir $(shell grep -rl --include='*_test.go' '^func Benchmark' */)))))
 
 .PHONY: build release demo test e2e-istio e2e-eg lint bench pgo fuzz tools clean
 
@@ -38,6 +38,7 @@ test:
 	cd test/deploy/render && $(product) ../../../bin/gotest -pgo=off -count=1 ./... # a module of its own: kustomize and Helm. Its cache would not see deploy/
 	CGO_ENABLED=1 $(product) bin/gotest $(race) -shuffle=on ./... \
 		$(if $(benchmarks),-- $(race) -run '^$$' -bench . -benchtime 1x $(benchmarks))
+	cd test/bench/signin && CGO_ENABLED=1 ../../../bin/gotest -pgo=off -run '^$$' -bench . -benchtime 1x ./... # a module of its own: Dex's drivers
 
 # A module of its own, on a control plane that is built once: etcd, Kubernetes' API server, istiod. See test/cluster/istio.
 e2e-istio:
@@ -63,14 +64,14 @@ lint:
 	$(linted) go vet ./...
 	$(linted) go fix -diff ./...
 	$(linted) go run $(GOLANGCI) run
-	@for module in test/deploy/render test/cluster; do ( set -e; cd $$module; export GOFLAGS="$(GOFLAGS) -pgo=off"; \
+	@for module in test/deploy/render test/cluster test/bench/signin; do ( set -e; cd $$module; export GOFLAGS="$(GOFLAGS) -pgo=off"; \
 		set -x; go mod tidy -diff; go vet ./...; go fix -diff ./...; go run $(GOLANGCI) run ) || exit 1; done
 
 # Some minutes on a quiet machine. The second command is the comparison; see docs/performance.md.
 bench: tools build
 	$(product) go test -run '^$$' -bench . -benchmem -timeout 60m $(benchmarks)
 	go run ./test/bench -envoy .tools/bin/envoy -gatehouse bin/gatehouse
-	cd test/bench/dexpostgres && go test -pgo=off -run '^$$' -bench . ./...
+	cd test/bench/signin && CGO_ENABLED=1 go test -pgo=off -run '^$$' -bench . ./...
 
 # The profile that the product is built with, from the load of the bench.
 pgo: tools
