@@ -38,7 +38,7 @@ test:
 	cd test/deploy/render && $(product) ../../../bin/gotest -pgo=off -count=1 ./... # a module of its own: kustomize and Helm. Its cache would not see deploy/
 	CGO_ENABLED=1 $(product) bin/gotest $(race) -shuffle=on ./... \
 		$(if $(benchmarks),-- $(race) -run '^$$' -bench . -benchtime 1x $(benchmarks))
-	cd test/bench/signin && CGO_ENABLED=1 ../../../bin/gotest -pgo=off -run '^$$' -bench . -benchtime 1x ./... # a module of its own: Dex's drivers
+	cd test/bench/signin && CGO_ENABLED=1 ../../../bin/gotest -pgo=off -short -run '^$$' -bench . -benchtime 1x ./... # a module of its own: Dex's drivers
 
 # A module of its own, on a control plane that is built once: etcd, Kubernetes' API server, istiod. See test/cluster/istio.
 e2e-istio:
