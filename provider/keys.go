@@ -3,6 +3,7 @@ package provider
 import (
 	"bytes"
 	"context"
+	"crypto/rsa"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -14,6 +15,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/go-jose/go-jose/v4"
 	"github.com/lestrrat-go/jwx/v2/jwa"
 	"github.com/lestrrat-go/jwx/v2/jwk"
 	"github.com/lestrrat-go/jwx/v2/jws"
@@ -112,6 +114,10 @@ func (c *keyCache) publish(k store.Keys) error {
 	if k.SigningKey == nil || k.SigningKeyPub == nil {
 		return nil // not made yet
 	}
+	precompute(k.SigningKey)
+	if k.Next != nil {
+		precompute(k.Next.Key)
+	}
 	if err := c.set.publish(published(&k)); err != nil {
 		return err
 	}
@@ -124,6 +130,13 @@ func (c *keyCache) publish(k store.Keys) error {
 		}
 	}
 	return nil
+}
+
+// precompute does once what crypto/rsa would do for every signature with a key that was read from JSON. Nobody else has the key yet.
+func precompute(k *jose.JSONWebKey) {
+	if key, ok := k.Key.(*rsa.PrivateKey); ok {
+		key.Precompute()
+	}
 }
 
 // onWithdrawal has f called whenever keys were withdrawn before their time, after what they signed is refused.
