@@ -55,6 +55,7 @@ func passwordPrints(c *config.Config) map[string]string {
 var (
 	errCutOff     = errors.New("provider: the user was cut off meanwhile")
 	errOutOfDate  = errors.New("provider: another replica has a newer configuration: this one's file is out of date (or, if it is the right one, restart this replica)")
+	errReadClient = errors.New("provider: read the client of a token")
 	errHasNoUser  = errors.New("provider: no token of a user")
 	errNewClients = fmt.Errorf("provider: the client's secret is not the current one: %w", errOutOfDate)
 )
@@ -293,8 +294,12 @@ func (s cutoffs) deviceStands(ctx context.Context, d *storage.DeviceToken) error
 
 // clientStands fails for a token of a client that is gone, or was issued while it had another secret.
 func (s cutoffs) clientStands(ctx context.Context, t front.Token) error {
-	if _, err := s.Storage.GetClient(ctx, t.Client); err != nil {
+	_, err := s.Storage.GetClient(ctx, t.Client)
+	switch {
+	case errors.Is(err, storage.ErrNotFound):
 		return fmt.Errorf("provider: the client of the token: %w", err)
+	case err != nil:
+		return fmt.Errorf("%w: %w", errReadClient, err)
 	}
 	m, err := s.store.GetMark(ctx, store.MarkClient, t.Client)
 	secretPrint, static := s.clients[t.Client]
@@ -302,7 +307,7 @@ func (s cutoffs) clientStands(ctx context.Context, t front.Token) error {
 	case errors.Is(err, storage.ErrNotFound):
 		return nil
 	case err != nil:
-		return fmt.Errorf("provider: read since when the client's secret holds: %w", err)
+		return fmt.Errorf("%w: since when its secret holds: %w", errReadClient, err)
 	case static && m.Print != secretPrint, !m.Since.IsZero() && !t.IssuedAt.After(m.Since): // issued in whole seconds: of that one, too
 		return errNewClients
 	}

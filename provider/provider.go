@@ -269,7 +269,7 @@ func (p *Provider) frontOptions(g *generation) front.Options {
 			if err == nil {
 				err = g.cutoffs.clientStands(ctx, t)
 			}
-			return t, err
+			return t, toldOf(err)
 		},
 		Vouch:      p.vouch,
 		CheckHint:  CheckHint,
@@ -299,6 +299,14 @@ func (p *Provider) frontOptions(g *generation) front.Options {
 		}
 	}
 	return f
+}
+
+// toldOf is why a token is no good, or front.ErrUnknown where the store does not tell.
+func toldOf(err error) error {
+	if errors.Is(err, errReadKeys) || errors.Is(err, errReadClient) {
+		return errors.Join(front.ErrUnknown, err)
+	}
+	return err
 }
 
 // refreshPolicy is Dex's, from its own configuration keys.

@@ -14,6 +14,9 @@ import (
 // in one place only.
 func Guard(s storage.Storage, now func() time.Time) storage.Storage { return guard{s, now} }
 
+// ErrBlocked means that a user is blocked now.
+var ErrBlocked = errors.New("user is blocked")
+
 type guard struct {
 	storage.Storage
 	now func() time.Time
@@ -39,7 +42,7 @@ func (g guard) GetAuthCode(ctx context.Context, id string) (storage.AuthCode, er
 func (g guard) GetUserIdentity(ctx context.Context, userID, connectorID string) (storage.UserIdentity, error) {
 	u, err := g.Storage.GetUserIdentity(ctx, userID, connectorID)
 	if err == nil && g.now().Before(u.BlockedUntil) {
-		return storage.UserIdentity{}, fmt.Errorf("user is blocked until %s", u.BlockedUntil.Format(time.RFC3339))
+		return storage.UserIdentity{}, fmt.Errorf("%w until %s", ErrBlocked, u.BlockedUntil.Format(time.RFC3339))
 	}
 	return u, err
 }

@@ -1,0 +1,336 @@
+package provider
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"net/http"
+	"net/url"
+	"strings"
+	"sync"
+	"testing"
+
+	"golang.org/x/oauth2"
+
+	"gatehouse/internal/seal"
+	"gatehouse/provider/store"
+)
+
+var errFault = errors.New("the database has lost the connection")
+
+// faultKey marks the context of what a faultDriver fails for: what goes on in the background does not count.
+type faultKey struct{}
+
+// A faultDriver fails the nth operation of those that count, and all that follow if it is down for good.
+type faultDriver struct {
+	store.Driver
+
+	mu     sync.Mutex
+	armed  bool
+	at, n  int
+	ever   bool
+	after  bool // writes are made, and nobody hears of it
+	writes bool // only writes count
+	hit    bool
+}
+
+func (d *faultDriver) fails(ctx context.Context, write bool) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if !d.armed || ctx.Value(faultKey{}) == nil || d.writes && !write {
+		return false
+	}
+	n := d.n
+	d.n++
+	fails := n == d.at || d.ever && n > d.at
+	d.hit = d.hit || fails
+	return fails
+}
+
+// arm fails from the nth operation on, and the result tells whether there was one.
+func (d *faultDriver) arm(at int, ever, after, writes bool) (disarm func() bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.armed, d.at, d.n, d.ever, d.after, d.writes, d.hit = true, at, 0, ever, after, writes, false
+	return func() bool {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		d.armed = false
+		return d.hit
+	}
+}
+
+func (d *faultDriver) Read(ctx context.Context, kind store.Kind, id string) (store.Record, error) {
+	if d.fails(ctx, false) {
+		return store.Record{}, errFault
+	}
+	return d.Driver.Read(ctx, kind, id)
+}
+
+func (d *faultDriver) Scan(ctx context.Context, q store.Query) iter.Seq2[store.Record, error] {
+	if d.fails(ctx, false) {
+		return func(yield func(store.Record, error) bool) { yield(store.Record{}, errFault) }
+	}
+	return d.Driver.Scan(ctx, q)
+}
+
+func (d *faultDriver) Write(ctx context.Context, ops []store.Op) (int64, error) {
+	if !d.fails(ctx, true) {
+		return d.Driver.Write(ctx, ops)
+	}
+	if d.after {
+		if _, err := d.Driver.Write(ctx, ops); err != nil {
+			return 0, err
+		}
+	}
+	return 0, errFault
+}
+
+func faultWorld(t *testing.T, text string) (*world, *clock, *faultDriver) {
+	t.Helper()
+	clk, d := &clock{}, &faultDriver{Driver: store.MemoryDriver()}
+	st, err := store.New(t.Context(), d, store.Options{Now: clk.now})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return newWorld(t, text, st, seal.NewKey(), clk), clk, d
+}
+
+// counted is a handler whose requests count for a faultDriver.
+func counted(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		h.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), faultKey{}, true)))
+	})
+}
+
+// counts makes a browser's requests count.
+func (b *browser) counts() *browser {
+	inner := b.c.Transport
+	b.c.Transport = roundTripper(func(r *http.Request) (*http.Response, error) {
+		return inner.RoundTrip(r.WithContext(context.WithValue(r.Context(), faultKey{}, true)))
+	})
+	return b
+}
+
+// mostOps is more than any request makes.
+const mostOps = 200
+
+// A store that fails says nothing about a token: no client is to throw away one that is good.
+func TestStoreThatFailsSaysNothingOfAToken(t *testing.T) {
+	w, _, d := faultWorld(t, logoutConfig)
+	b := w.browser()
+	tok := w.tokenFor(b, "openid", "email", "offline_access")
+	w.tellsOrIsUnknown(d, "signed in", tok)
+	if err := w.provider.Revoke(t.Context(), w.onlySession()); err != nil {
+		t.Fatal(err)
+	}
+	w.tellsOrIsUnknown(d, "signed out", tok) // with a refresh token that outlives the session
+}
+
+func (w *world) tellsOrIsUnknown(d *faultDriver, when string, tok *oauth2.Token) {
+	w.t.Helper()
+	h := counted(w.provider.Handler())
+	for name, ask := range map[string]func() jsonAnswer{
+		"userinfo": func() jsonAnswer { return w.program(h, http.MethodGet, "/userinfo", nil, bearer(tok.AccessToken)) },
+		"introspection of an access token": func() jsonAnswer {
+			return w.program(h, http.MethodPost, "/token/introspect", credentials(url.Values{"token": {tok.AccessToken}}), nil)
+		},
+		"introspection of a refresh token": func() jsonAnswer {
+			return w.program(h, http.MethodPost, "/token/introspect", credentials(url.Values{"token": {tok.RefreshToken}}), nil)
+		},
+	} {
+		for _, ever := range []bool{false, true} {
+			for at := range mostOps {
+				disarm := d.arm(at, ever, false, false)
+				a := ask()
+				if !disarm() {
+					if at < 3 || a.code != 200 || a.body["active"] == false {
+						w.t.Errorf("%s, %s: %d operations, and %d %v", when, name, at, a.code, a.body)
+					}
+					break
+				}
+				if a.code != http.StatusServiceUnavailable || a.head.Get("Retry-After") == "" {
+					w.t.Errorf("%s, %s, when operation %d fails (and all that follow: %t): %d %v", when, name, at, ever, a.code, a.body)
+				}
+			}
+		}
+	}
+}
+
+// A block makes an identity of somebody who never signed in. It says nothing of them, whatever their tokens say.
+func TestTokenOfWhoWasBlockedAndNeverSignedIn(t *testing.T) {
+	w := everyWorld(t)
+	_, answer := w.formPost("/token", url.Values{
+		"grant_type": {"password"}, "scope": {"openid email profile groups"}, "username": {"admin@example.com"}, "password": {"password"},
+		"client_id": {"box"}, "client_secret": {"another-secret-5591"},
+	})
+	raw, _ := answer["access_token"].(string)
+	before := w.program(w.provider.Handler(), http.MethodGet, "/userinfo", nil, bearer(raw))
+	if _, err := w.provider.Block(t.Context(), "local", "u1", Forever); err != nil {
+		t.Fatal(err)
+	}
+	if a := w.program(w.provider.Handler(), http.MethodGet, "/userinfo", nil, bearer(raw)); a.code != 401 {
+		t.Errorf("blocked: %d %v", a.code, a.body)
+	}
+	if err := w.provider.Unblock(t.Context(), "local", "u1"); err != nil {
+		t.Fatal(err)
+	}
+	if a := w.program(w.provider.Handler(), http.MethodGet, "/userinfo", nil, bearer(raw)); a.code != 200 || fmt.Sprint(a.body) != fmt.Sprint(before.body) || a.body["email"] != "admin@example.com" {
+		t.Errorf("after the block: %d %v, before it %v", a.code, a.body, before.body)
+	}
+}
+
+// A leaver ends sessions of the victim by one request.
+type leaver struct {
+	leave func(w *world, victim, other *browser, hint string)
+	own   bool // the victim's own session
+	other bool // the other one
+}
+
+// Whatever fails while sessions end: who is told that they are over, is out. Who is told to try again, can.
+func TestSignOutWithAStoreThatFails(t *testing.T) {
+	press := func(what func(b *browser) string) func(w *world, victim, other *browser, hint string) {
+		return func(_ *world, victim, _ *browser, _ string) {
+			victim.do(http.MethodPost, account, url.Values{"token": {victim.token()}, "end": {what(victim)}}, own)
+		}
+	}
+	say := func(what string) func(*browser) string { return func(*browser) string { return what } }
+	text := strings.Replace(logoutConfig, "{id: web, ", "{id: web, refreshTokenLifetime: session, ", 1)
+	for name, l := range map[string]leaver{
+		"logout by hint": {func(_ *world, victim, _ *browser, hint string) {
+			victim.get(logoutURL("id_token_hint", hint, "post_logout_redirect_uri", bye))
+		}, true, false},
+		"this session": {press(func(b *browser) string { return b.refs()[0] }), true, false},
+		"another":      {press(func(b *browser) string { return b.refs()[1] }), false, true},
+		"all others":   {press(say("others")), false, true},
+		"all":          {press(say("all")), true, true},
+	} {
+		for _, mode := range []struct{ ever, after bool }{{false, false}, {true, false}, {false, true}, {true, true}} {
+			t.Run(fmt.Sprintf("%s, %+v", name, mode), func(t *testing.T) {
+				w, _, d := faultWorld(t, text)
+				w.t = t
+				for at := range mostOps {
+					if !w.leaveWithFault(d, l, at, mode.ever, mode.after) {
+						if at < 3 {
+							t.Errorf("only %d operations", at)
+						}
+						return
+					}
+				}
+				t.Error("no end of operations")
+			})
+		}
+	}
+}
+
+// leaveWithFault reports whether the fault was met.
+func (w *world) leaveWithFault(d *faultDriver, l leaver, at int, ever, after bool) bool {
+	w.t.Helper()
+	for _, id := range w.sessionIDs("admin@example.com") {
+		if err := w.provider.Revoke(w.t.Context(), id); err != nil {
+			w.t.Fatal(err)
+		}
+	}
+	victim, other := w.member("admin@example.com"), w.member("admin@example.com")
+	tok := w.tokenFor(victim, "openid", "offline_access")
+	hint, _ := tok.Extra("id_token").(string)
+	mine, theirs := w.idOf(victim), w.idOf(other)
+	victim.get(account)
+	victim.c.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+	victim.counts()
+	lives := func(id string) bool {
+		_, err := w.store.GetAuthSession(w.t.Context(), id)
+		return err == nil
+	}
+	disarm := d.arm(at, ever, after, false)
+	l.leave(w, victim, other, hint)
+	hit := disarm()
+	told := victim.code == http.StatusSeeOther || victim.code == http.StatusOK
+	what := fmt.Sprintf("when operation %d fails: %d to %q", at, victim.code, victim.head.Get("Location"))
+	switch {
+	case told && (l.own && lives(mine) || l.other && lives(theirs)):
+		w.t.Errorf("%s: told that it is done, and it is not", what)
+	case !told && victim.code != http.StatusServiceUnavailable:
+		w.t.Errorf("%s", what)
+	case !told && lives(mine) && len(victim.ssoCookies()) != 1:
+		w.t.Errorf("%s: the session lives, and its cookie is gone", what)
+	case !l.own && !lives(mine), !l.other && !lives(theirs):
+		w.t.Errorf("%s: a session ended that nobody asked for", what)
+	}
+	if !told && lives(mine) && (l.own || lives(theirs)) {
+		victim.get(account)
+		if l.leave(w, victim, other, hint); l.own && lives(mine) || l.other && lives(theirs) {
+			w.t.Errorf("%s: and again %d", what, victim.code)
+		}
+	}
+	if l.own {
+		again := w.program(w.provider.Handler(), http.MethodPost, "/token", credentials(url.Values{"grant_type": {"refresh_token"}, "refresh_token": {tok.RefreshToken}}), nil)
+		if again.code != http.StatusBadRequest || again.body["error"] != "invalid_grant" {
+			w.t.Errorf("%s: a refresh token that ends with the session: %d %v", what, again.code, again.body)
+		}
+		if told { // bound, and over: to nobody is it good
+			if a := w.introspect(tok.RefreshToken); a.body["active"] != false {
+				w.t.Errorf("%s: the refresh token is told to be good: %v", what, a.body)
+			}
+		}
+	}
+	return hit
+}
+
+// idOf is the session of a browser.
+func (w *world) idOf(b *browser) string {
+	w.t.Helper()
+	r, err := http.NewRequestWithContext(w.t.Context(), http.MethodGet, account, http.NoBody)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	sessions := w.provider.current.Load().front.Sessions
+	for _, c := range b.ssoCookies() {
+		r.AddCookie(&http.Cookie{Name: sessions.Config.CookieName, Value: c.Value})
+	}
+	id, _, ok := sessions.ParseCookie(r)
+	if !ok {
+		w.t.Fatal("the browser has no session")
+	}
+	return id
+}
+
+// A block that the operator was told of is one, and one that failed half way can be made again.
+func TestBlockWithAStoreThatFails(t *testing.T) {
+	w, _, d := faultWorld(t, everyWay(t))
+	ctx := context.WithValue(t.Context(), faultKey{}, true)
+	for _, mode := range []struct{ ever, after bool }{{false, false}, {true, false}, {false, true}, {true, true}} {
+		for at := range mostOps {
+			if err := w.provider.Unblock(t.Context(), "local", "u1"); err != nil && !errors.Is(err, ErrNoUser) {
+				t.Fatal(err)
+			}
+			h := w.hold()
+			disarm := d.arm(at, mode.ever, mode.after, false)
+			_, err := w.provider.Block(ctx, "local", "u1", Forever)
+			hit := disarm()
+			u, bad := w.store.GetUserIdentity(t.Context(), "u1", "local")
+			blocked := bad == nil && u.BlockedUntil.Equal(Forever)
+			if err == nil && !blocked {
+				t.Errorf("%+v, operation %d: not blocked", mode, at)
+			}
+			if err != nil {
+				if _, err := w.provider.Block(ctx, "local", "u1", Forever); err != nil {
+					t.Errorf("%+v, operation %d: again: %v", mode, at, err)
+				}
+			}
+			w.nothingOf("u1", "local")
+			if err := w.provider.Unblock(t.Context(), "local", "u1"); err != nil {
+				t.Fatal(err)
+			}
+			for _, row := range cutRows() {
+				if !row.again && row.try(w, h) {
+					t.Errorf("%+v, operation %d: %s is open after the block", mode, at, row.name)
+				}
+			}
+			if !hit {
+				break
+			}
+		}
+	}
+}
