@@ -217,15 +217,16 @@ func (f *Front) refreshToken(ctx context.Context, raw string) (*storage.RefreshT
 func (f *Front) refreshSession(ctx context.Context, c storage.Client, t *storage.RefreshToken) (sid string, err error) {
 	o, err := f.Storage.GetOfflineSessions(ctx, t.Claims.UserID, t.ConnectorID)
 	switch {
-	case errors.Is(err, storage.ErrNotFound) && c.RefreshBoundToSession():
+	case errors.Is(err, storage.ErrNotFound): // Dex's refresh grant takes none without
 		return "", errRevoked
-	case errors.Is(err, storage.ErrNotFound):
-		return "", nil
 	case err != nil:
 		return "", errors.Join(ErrUnknown, err)
 	}
 	ref := o.Refresh[t.ClientID]
-	if ref == nil || ref.SessionID == "" {
+	switch {
+	case ref == nil, ref.ID != t.ID: // it is not the user's any more
+		return "", errRevoked
+	case ref.SessionID == "":
 		return "", nil
 	}
 	if !c.RefreshBoundToSession() {
