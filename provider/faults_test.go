@@ -383,3 +383,127 @@ func TestBlockWithAStoreThatFails(t *testing.T) {
 		}
 	}
 }
+
+// A logout token that was answered with 200 has ended its session, and one that was not can be sent again.
+func TestUpstreamLogoutWithAStoreThatFails(t *testing.T) {
+	for _, after := range []bool{false, true} {
+		w := newOPWorld(t, "")
+		d := &faultDriver{Driver: w.driver.Driver}
+		w.driver.Driver = d
+		for at := range mostOps {
+			sid := fmt.Sprintf("up-%d", at)
+			_, id := w.signInAs("alice", sid)
+			_, keeps := w.signInAs("bob", "up-bob")
+			lives := func(id string) bool {
+				_, err := w.store.GetAuthSession(t.Context(), id)
+				return err == nil
+			}
+			token := w.op.token(func(c map[string]any) { c["sid"] = sid; delete(c, "sub") })
+			send := func() *browser {
+				return w.browser().counts().do(http.MethodPost, issuer+"/backchannel/op", url.Values{"logout_token": {token}}, nil)
+			}
+			disarm := d.arm(at, !after, after, false)
+			b := send()
+			hit := disarm()
+			if b.code == http.StatusOK && lives(id) || b.code != http.StatusOK && (b.code != http.StatusServiceUnavailable || b.head.Get("Retry-After") == "") {
+				t.Errorf("when operation %d fails: %d, and the session lives: %t", at, b.code, lives(id))
+			}
+			if b.code != http.StatusOK {
+				if again := send(); lives(id) || again.code != http.StatusOK && !after { // it may have been noted as used, and nobody heard of it
+					t.Errorf("when operation %d fails, and again: %d, and the session lives: %t", at, again.code, lives(id))
+				}
+			}
+			if !lives(keeps) {
+				t.Errorf("when operation %d fails: another user is signed out", at)
+			}
+			if !hit {
+				if at < 3 {
+					t.Errorf("only %d operations", at)
+				}
+				break
+			}
+		}
+	}
+}
+
+// Methods, hosts and forms that nobody means: nothing ends, nothing is stored, nothing is told.
+func TestOddRequestsToTheNewEndpoints(t *testing.T) {
+	w, _ := logoutWorld(t, logoutConfig)
+	victim := w.member("admin@example.com")
+	tok := w.tokenFor(victim, "openid", "email", "offline_access")
+	hint, _ := tok.Extra("id_token").(string)
+	victim.get(account)
+	victim.c.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+	form := url.Values{"token": {victim.token()}, "end": {"all"}, "_method": {"DELETE"}}
+	for _, method := range []string{http.MethodHead, http.MethodOptions, http.MethodTrace, http.MethodPut, http.MethodPatch, http.MethodDelete, "PROPFIND", "get", "post"} {
+		for _, target := range []string{
+			account, account + "?" + form.Encode(), logoutURL("id_token_hint", hint), logoutURL("id_token_hint", hint) + "&req=x", issuer + "/backchannel/op?logout_token=x",
+			issuer + "/token/introspect?" + credentials(url.Values{"token": {tok.AccessToken}}).Encode(),
+		} {
+			for _, override := range []string{"", "POST", "DELETE"} {
+				head := http.Header{"Origin": {"https://sso.example.com"}}
+				if override != "" {
+					head.Set("X-Http-Method-Override", override)
+				}
+				victim.do(method, target, form, head)
+				if w.sessionCount() != 1 || strings.Contains(victim.page, tok.AccessToken) || strings.Contains(victim.page, `"active":true`) {
+					t.Fatalf("%s %s (%s): %d, %d sessions", method, target, override, victim.code, w.sessionCount())
+				}
+				if method == http.MethodTrace && victim.code == http.StatusOK {
+					t.Errorf("TRACE %s is answered", target)
+				}
+			}
+		}
+	}
+	// A body of another type is no form.
+	for _, kind := range []string{"application/json", "text/plain", "multipart/form-data; boundary=x", ""} {
+		victim.do(http.MethodPost, account, url.Values{"token": {victim.get(account).token()}, "end": {"all"}}, http.Header{"Origin": {"https://sso.example.com"}, "Content-Type": {kind}})
+		if w.sessionCount() != 1 || victim.code < 400 {
+			t.Fatalf("%q: %d, %d sessions", kind, victim.code, w.sessionCount())
+		}
+	}
+	// Pages are the issuer's own host's, whatever else leads here.
+	for _, host := range []string{"sso.example.com.evil.example", "evil.example", "sso.example.com@evil.example", "sso.example.com,evil.example", "evil.example:443", ""} {
+		for _, path := range []string{"/account", "/account/password", "/logout", "/logout/callback"} {
+			inner := w.provider.Handler()
+			a := w.program(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+				r.Host = host
+				inner.ServeHTTP(rw, r)
+			}), http.MethodGet, path, nil, nil)
+			if a.code != http.StatusMisdirectedRequest || a.head.Get("Location") != "" || len(a.head["Set-Cookie"]) != 0 {
+				t.Errorf("%q%s: %d to %q", host, path, a.code, a.head.Get("Location"))
+			}
+		}
+	}
+}
+
+// What is no access token is none at userinfo and introspection, whoever signed it; and it is no hint either.
+func TestOddTokensAreNone(t *testing.T) {
+	w, _ := logoutWorld(t, logoutConfig)
+	b, good := w.signedIn()
+	odd := map[string]string{
+		"a token for an app":   w.resigned(good, "gatehouse-app+jwt"),
+		"a logout token":       w.resigned(good, "logout+jwt"),
+		"an access token type": w.resigned(good, "at+jwt"),
+		"with blanks":          good + "\n",
+		"with a comma":         good + "," + good,
+		"a fourth part":        good + "." + "e30",
+		"without a signature":  good[:strings.LastIndex(good, ".")+1],
+	}
+	parts := strings.Split(good, ".")
+	odd["of no algorithm"] = "eyJhbGciOiJub25lIn0." + parts[1] + "."
+	for name, raw := range odd {
+		if a := w.program(w.provider.Handler(), http.MethodGet, "/userinfo", nil, http.Header{"Authorization": {"Bearer " + raw}}); a.code != 401 || len(a.body) != 2 {
+			t.Errorf("%s: userinfo %d %v", name, a.code, a.body)
+		}
+		if a := w.introspect(raw); a.code != 200 || len(a.body) != 1 || a.body["active"] != false {
+			t.Errorf("%s: introspection %d %v", name, a.code, a.body)
+		}
+		if b.get(logoutURL("id_token_hint", raw, "post_logout_redirect_uri", bye)); b.code != 400 || b.head.Get("Location") != "" || w.sessionCount() != 1 {
+			t.Errorf("%s: logout %d to %q, %d sessions", name, b.code, b.head.Get("Location"), w.sessionCount())
+		}
+	}
+	if a := w.introspect(good); a.body["active"] != true {
+		t.Errorf("and the good one: %v", a.body)
+	}
+}
