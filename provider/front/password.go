@@ -63,7 +63,9 @@ func (f *Front) changePassword(w http.ResponseWriter, r *http.Request) {
 	if s != nil && s.UserID == userID && s.ConnectorID == door.ID {
 		kept = s.ID
 	}
-	f.PasswordChanged(r.Context(), door.ID, userID, kept) // before the directory is asked again: it may not answer
+	if userID != "" { // else nobody can sign in with the account
+		f.PasswordChanged(r.Context(), door.ID, userID, kept) // before the directory is asked again: it may not answer
+	}
 	if err != nil {
 		f.fail(w, r, web.Unavailable, err)
 		return
