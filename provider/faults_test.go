@@ -2,6 +2,7 @@ package provider
 
 import (
 	"context"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"iter"
@@ -506,4 +507,81 @@ func TestOddTokensAreNone(t *testing.T) {
 	if a := w.introspect(good); a.body["active"] != true {
 		t.Errorf("and the good one: %v", a.body)
 	}
+}
+
+// A name is that of one user or of none: whoever chooses an address or an id at a provider of theirs hides nobody, and takes nobody's place.
+func TestNamesThatOthersChose(t *testing.T) {
+	w := memoryWorldOf(t, everyWay(t))
+	known := func(connector, id, email string) {
+		err := w.store.CreateUserIdentity(t.Context(), storage.UserIdentity{UserID: id, ConnectorID: connector, Claims: storage.Claims{UserID: id, Email: email}, LastLogin: w.now()})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	known("up", "mallory", "USER@example.com")    // the address of a local user who never signed in
+	known("up", "kelvin", "\u212Aim@example.com") // which is lower case k
+	known("up", "kim", "kim@example.com")
+	known("up", "dots", "d\u0131m@example.com") // a dotless i is no i
+	known("up", "colon", "saml:ida")            // an address that names somebody else
+	known("saml", "a:b", "ab@example.com")
+	for name, want := range map[string]string{
+		"user@example.com": "2", "kim@example.com": "2", "dim@example.com": "0", "saml:ida": "2", "saml:a:b": "saml a:b", "SAML:a:b": "0", "up:kim": "up kim",
+		"ab@example.com": "saml a:b", "ab@example.com ": "0", "ａb@example.com": "0", "nobody:kim": "0", "local:u2": "local u2",
+	} {
+		u, err := w.provider.FindUser(t.Context(), name)
+		got := ""
+		switch several, ok := errors.AsType[*AmbiguousError](err); {
+		case ok:
+			got = fmt.Sprint(len(several.Users))
+		case errors.Is(err, ErrNoUser):
+			got = "0"
+		case err != nil:
+			t.Fatal(err)
+		default:
+			got = u.ConnectorID + " " + u.UserID
+		}
+		if got != want {
+			t.Errorf("%q is %q, want %q", name, got, want)
+		}
+	}
+}
+
+// Whatever kid a stranger names, userinfo, introspection, logout and back-channel logout write nothing.
+func TestStrangersWriteNothing(t *testing.T) {
+	w := newOPWorld(t, "")
+	w.signInAs("alice", "up-1")
+	hint := w.adminHint()
+	w.driver.reset()
+	h := w.provider.Handler()
+	for i := range 200 {
+		head := base64.RawURLEncoding.EncodeToString(fmt.Appendf(nil, `{"alg":"RS256","kid":"k%d"}`, i))
+		raw := head + hint[strings.Index(hint, "."):]
+		w.program(h, http.MethodGet, "/userinfo", nil, bearer(raw))
+		w.introspect(raw)
+		w.browser().get(logoutURL("id_token_hint", raw))
+		w.browser().get(logoutURL("client_id", "web", "post_logout_redirect_uri", bye, "state", strings.Repeat("x", 1<<10)))
+		w.logout(w.op.token(nil)[:40] + raw)
+		w.logout(head + strings.TrimPrefix(w.op.token(nil), strings.SplitN(w.op.token(nil), ".", 2)[0]))
+		w.browser().get(account)
+	}
+	if n := w.driver.count(); n != 0 {
+		t.Errorf("%d writes", n)
+	}
+	if n := w.op.count("/keys"); n > 3 {
+		t.Errorf("the provider's keys were asked for %d times", n)
+	}
+}
+
+// adminHint signs in at the local connector, where there are others, and returns the ID Token.
+func (w *world) adminHint() string {
+	w.t.Helper()
+	b, c, verifier := w.browser(), webClient(), oauth2.GenerateVerifier()
+	b.get(c.AuthCodeURL("state", oauth2.S256ChallengeOption(verifier)))
+	b.signIn("admin@example.com", "password")
+	tok, err := c.Exchange(w.direct(w.t.Context()), b.last.Query().Get("code"), oauth2.VerifierOption(verifier))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	raw, _ := tok.Extra("id_token").(string)
+	return raw
 }
