@@ -29,19 +29,18 @@ type faultKey struct{}
 type faultDriver struct {
 	store.Driver
 
-	mu     sync.Mutex
-	armed  bool
-	at, n  int
-	ever   bool
-	after  bool // writes are made, and nobody hears of it
-	writes bool // only writes count
-	hit    bool
+	mu    sync.Mutex
+	armed bool
+	at, n int
+	ever  bool
+	after bool // writes are made, and nobody hears of it
+	hit   bool
 }
 
-func (d *faultDriver) fails(ctx context.Context, write bool) bool {
+func (d *faultDriver) fails(ctx context.Context) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if !d.armed || ctx.Value(faultKey{}) == nil || d.writes && !write {
+	if !d.armed || ctx.Value(faultKey{}) == nil {
 		return false
 	}
 	n := d.n
@@ -52,10 +51,10 @@ func (d *faultDriver) fails(ctx context.Context, write bool) bool {
 }
 
 // arm fails from the nth operation on, and the result tells whether there was one.
-func (d *faultDriver) arm(at int, ever, after, writes bool) (disarm func() bool) {
+func (d *faultDriver) arm(at int, ever, after bool) (disarm func() bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.armed, d.at, d.n, d.ever, d.after, d.writes, d.hit = true, at, 0, ever, after, writes, false
+	d.armed, d.at, d.n, d.ever, d.after, d.hit = true, at, 0, ever, after, false
 	return func() bool {
 		d.mu.Lock()
 		defer d.mu.Unlock()
@@ -65,21 +64,21 @@ func (d *faultDriver) arm(at int, ever, after, writes bool) (disarm func() bool)
 }
 
 func (d *faultDriver) Read(ctx context.Context, kind store.Kind, id string) (store.Record, error) {
-	if d.fails(ctx, false) {
+	if d.fails(ctx) {
 		return store.Record{}, errFault
 	}
 	return d.Driver.Read(ctx, kind, id)
 }
 
 func (d *faultDriver) Scan(ctx context.Context, q store.Query) iter.Seq2[store.Record, error] {
-	if d.fails(ctx, false) {
+	if d.fails(ctx) {
 		return func(yield func(store.Record, error) bool) { yield(store.Record{}, errFault) }
 	}
 	return d.Driver.Scan(ctx, q)
 }
 
 func (d *faultDriver) Write(ctx context.Context, ops []store.Op) (int64, error) {
-	if !d.fails(ctx, true) {
+	if !d.fails(ctx) {
 		return d.Driver.Write(ctx, ops)
 	}
 	if d.after {
@@ -90,14 +89,14 @@ func (d *faultDriver) Write(ctx context.Context, ops []store.Op) (int64, error) 
 	return 0, errFault
 }
 
-func faultWorld(t *testing.T, text string) (*world, *clock, *faultDriver) {
+func faultWorld(t *testing.T, text string) (*world, *faultDriver) {
 	t.Helper()
 	clk, d := &clock{}, &faultDriver{Driver: store.MemoryDriver()}
 	st, err := store.New(t.Context(), d, store.Options{Now: clk.now})
 	if err != nil {
 		t.Fatal(err)
 	}
-	return newWorld(t, text, st, seal.NewKey(), clk), clk, d
+	return newWorld(t, text, st, seal.NewKey(), clk), d
 }
 
 // counted is a handler whose requests count for a faultDriver.
@@ -121,7 +120,7 @@ const mostOps = 200
 
 // A store that fails says nothing about a token: no client is to throw away one that is good.
 func TestStoreThatFailsSaysNothingOfAToken(t *testing.T) {
-	w, _, d := faultWorld(t, logoutConfig)
+	w, d := faultWorld(t, logoutConfig)
 	b := w.browser()
 	tok := w.tokenFor(b, "openid", "email", "offline_access")
 	w.tellsOrIsUnknown(d, "signed in", tok)
@@ -145,7 +144,7 @@ func (w *world) tellsOrIsUnknown(d *faultDriver, when string, tok *oauth2.Token)
 	} {
 		for _, ever := range []bool{false, true} {
 			for at := range mostOps {
-				disarm := d.arm(at, ever, false, false)
+				disarm := d.arm(at, ever, false)
 				a := ask()
 				if !disarm() {
 					if at < 3 || a.code != 200 || a.body["active"] == false {
@@ -253,7 +252,7 @@ func TestSignOutWithAStoreThatFails(t *testing.T) {
 	} {
 		for _, mode := range []struct{ ever, after bool }{{true, false}, {false, true}} {
 			t.Run(fmt.Sprintf("%s, %+v", name, mode), func(t *testing.T) {
-				w, _, d := faultWorld(t, text)
+				w, d := faultWorld(t, text)
 				w.t = t
 				for at := range mostOps {
 					if !w.leaveWithFault(d, l, at, mode.ever, mode.after) {
@@ -288,7 +287,7 @@ func (w *world) leaveWithFault(d *faultDriver, l leaver, at int, ever, after boo
 		_, err := w.store.GetAuthSession(w.t.Context(), id)
 		return err == nil
 	}
-	disarm := d.arm(at, ever, after, false)
+	disarm := d.arm(at, ever, after)
 	l.leave(w, victim, other, hint)
 	hit := disarm()
 	told := victim.code == http.StatusSeeOther || victim.code == http.StatusOK
@@ -343,7 +342,7 @@ func (w *world) idOf(b *browser) string {
 
 // A block that the operator was told of is one, and one that failed half way can be made again.
 func TestBlockWithAStoreThatFails(t *testing.T) {
-	w, _, d := faultWorld(t, everyWay(t))
+	w, d := faultWorld(t, everyWay(t))
 	ctx := context.WithValue(t.Context(), faultKey{}, true)
 	for _, mode := range []struct{ ever, after bool }{{true, false}, {false, true}} {
 		for at := range mostOps {
@@ -355,7 +354,7 @@ func TestBlockWithAStoreThatFails(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			disarm := d.arm(at, mode.ever, mode.after, false)
+			disarm := d.arm(at, mode.ever, mode.after)
 			_, err = w.provider.Block(ctx, "local", "u1", Forever)
 			hit := disarm()
 			u, bad := w.store.GetUserIdentity(t.Context(), "u1", "local")
@@ -403,7 +402,7 @@ func TestUpstreamLogoutWithAStoreThatFails(t *testing.T) {
 			send := func() *browser {
 				return w.browser().counts().do(http.MethodPost, issuer+"/backchannel/op", url.Values{"logout_token": {token}}, nil)
 			}
-			disarm := d.arm(at, !after, after, false)
+			disarm := d.arm(at, !after, after)
 			b := send()
 			hit := disarm()
 			if b.code == http.StatusOK && lives(id) || b.code != http.StatusOK && (b.code != http.StatusServiceUnavailable || b.head.Get("Retry-After") == "") {
