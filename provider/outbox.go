@@ -140,7 +140,7 @@ func (o *outbox) pass(ctx context.Context) (time.Duration, error) {
 	err := o.store.Notices(ctx, func(n store.Notice) bool {
 		pending++
 		switch at := o.restUntil(n); {
-		case !now.Before(n.Expiry), !at.After(now):
+		case !at.After(now): // one that has expired meanwhile is given up then
 			if len(due[n.ClientID]) < maxHandled { // the others are found at the next look
 				due[n.ClientID] = append(due[n.ClientID], n)
 			}
