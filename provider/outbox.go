@@ -149,14 +149,13 @@ func (o *outbox) pass(ctx context.Context) (time.Duration, error) {
 		}
 		return true
 	})
-	if err != nil {
-		return noticePoll, err
+	if err == nil {
+		o.pending.Set(float64(pending))
 	}
-	o.pending.Set(float64(pending))
-	for client, list := range due {
+	for client, list := range due { // also where one cannot be read
 		o.begin(ctx, client, list)
 	}
-	return max(next, 10*time.Millisecond), nil
+	return max(next, 10*time.Millisecond), err
 }
 
 // restUntil is when a notice may be sent.

@@ -59,3 +59,37 @@ func TestRefreshTokenStaysWhenItsSessionCannotBeRead(t *testing.T) {
 		t.Errorf("after the end of the session: %d %s", b.code, b.page)
 	}
 }
+
+// A session that cannot be read keeps the others of its user from nothing.
+func TestSignOutEverywherePassesOverASessionThatCannotBeRead(t *testing.T) {
+	clk, d := &clock{}, store.MemoryDriver()
+	st, err := store.New(t.Context(), d, store.Options{Now: clk.now})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := newWorld(t, testConfig, st, seal.NewKey(), clk)
+	for range 3 {
+		w.browser().get("https://app.example.com/").signIn("admin@example.com", "password")
+	}
+	all, err := st.SessionsOf(t.Context(), "u1", "local")
+	if err != nil || len(all) != 3 {
+		t.Fatal(len(all), err)
+	}
+	bad, err := d.Read(t.Context(), store.KindSession, all[1].ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	bad.Data = []byte("\x00sealed\x01by a key that is gone")
+	if _, err := d.Write(t.Context(), []store.Op{{Verb: store.Put, Record: bad}}); err != nil {
+		t.Fatal(err)
+	}
+	ended, err := w.provider.RevokeUser(t.Context(), "local", "u1")
+	if !errors.Is(err, store.ErrSealed) || ended != 2 {
+		t.Errorf("%d sessions ended, %v: want 2, and that one could not be read", ended, err)
+	}
+	for i, want := range []bool{true, false, true} {
+		if _, err := w.provider.Session(t.Context(), all[i].ID); errors.Is(err, ErrNoSession) != want {
+			t.Errorf("session %d: %v", i, err)
+		}
+	}
+}

@@ -89,6 +89,20 @@ func (d *counted) Scan(ctx context.Context, q Query) iter.Seq2[Record, error] {
 	}
 }
 
+// opened yields records as Scan does, and goes on after one that does not open.
+func (d *counted) opened(ctx context.Context, q Query) iter.Seq2[Record, error] {
+	return func(yield func(Record, error) bool) {
+		for r, err := range d.Driver.Scan(ctx, q) {
+			if err == nil {
+				r, err = d.open(r)
+			}
+			if !yield(r, err) {
+				return
+			}
+		}
+	}
+}
+
 // witnessID is the secret that says whether records are sealed, and with which key: it is the first that is sealed, and the last that is
 // sealed with another key (see Reseal).
 const witnessID = "sealed"
