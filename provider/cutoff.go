@@ -330,10 +330,14 @@ func (s cutoffs) deviceStands(ctx context.Context, d *storage.DeviceToken) error
 	return s.clientStands(ctx, t)
 }
 
-// clientStands fails for a token of a client that is gone, or was issued while it had another secret.
+// clientStands fails for a token of a client that is gone, or was issued while it had another secret; with front.ErrUnknown where nobody can say.
 func (s cutoffs) clientStands(ctx context.Context, t front.Token) error {
 	if _, err := s.Storage.GetClient(ctx, t.Client); err != nil {
-		return fmt.Errorf("provider: the client of the token: %w", err)
+		err = fmt.Errorf("provider: the client of the token: %w", err)
+		if !errors.Is(err, storage.ErrNotFound) {
+			err = errors.Join(front.ErrUnknown, err)
+		}
+		return err
 	}
 	m, err := s.store.GetMark(ctx, store.MarkClient, t.Client)
 	secretPrint, static := s.clients[t.Client]
@@ -341,7 +345,7 @@ func (s cutoffs) clientStands(ctx context.Context, t front.Token) error {
 	case errors.Is(err, storage.ErrNotFound):
 		return nil
 	case err != nil:
-		return fmt.Errorf("provider: read since when the client's secret holds: %w", err)
+		return errors.Join(front.ErrUnknown, fmt.Errorf("provider: read since when the client's secret holds: %w", err))
 	case static && m.Print != secretPrint, !m.Since.IsZero() && !t.IssuedAt.After(m.Since): // issued in whole seconds: of that one, too
 		return errNewClients
 	}

@@ -13,14 +13,14 @@ import (
 	"gatehouse/provider/store"
 )
 
-// A blink is a driver that cannot read sessions for as long as it is shut.
+// A blink is a driver that cannot read records of one kind, if any.
 type blink struct {
 	store.Driver
-	shut atomic.Bool
+	shut atomic.Pointer[store.Kind]
 }
 
 func (d *blink) Read(ctx context.Context, kind store.Kind, id string) (store.Record, error) {
-	if kind == store.KindSession && d.shut.Load() {
+	if shut := d.shut.Load(); shut != nil && *shut == kind {
 		return store.Record{}, errors.New("the database has another primary now")
 	}
 	return d.Driver.Read(ctx, kind, id)
@@ -44,11 +44,11 @@ func TestRefreshTokenStaysWhenItsSessionCannotBeRead(t *testing.T) {
 			"grant_type": {"refresh_token"}, "refresh_token": {tok.RefreshToken}, "client_id": {"web"}, "client_secret": {"not-a-default-secret-5591"},
 		}, nil)
 	}
-	d.shut.Store(true)
+	d.shut.Store(new(store.KindSession))
 	if refresh(); b.code != http.StatusServiceUnavailable || !strings.Contains(b.page, "temporarily_unavailable") {
 		t.Errorf("while the session cannot be read: %d %s", b.code, b.page)
 	}
-	d.shut.Store(false)
+	d.shut.Store(nil)
 	if refresh(); b.code != http.StatusOK {
 		t.Errorf("afterwards: %d %s", b.code, b.page)
 	}
@@ -91,5 +91,57 @@ func TestSignOutEverywherePassesOverASessionThatCannotBeRead(t *testing.T) {
 		if _, err := w.provider.Session(t.Context(), all[i].ID); errors.Is(err, ErrNoSession) != want {
 			t.Errorf("session %d: %v", i, err)
 		}
+	}
+}
+
+// A token is neither good nor bad while the storage does not say: a client that is told so keeps it.
+func TestTokenIsNotRefusedWhenTheStorageDoesNotAnswer(t *testing.T) {
+	clk, d := &clock{}, &blink{Driver: store.MemoryDriver()}
+	st, err := store.New(t.Context(), d, store.Options{Now: clk.now})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := newWorld(t, testConfig, st, seal.NewKey(), clk)
+	if err := w.provider.Reconcile(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	b := w.browser()
+	tok, err := w.signInClient(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	look := func(when string, code int) {
+		t.Helper()
+		if b.do(http.MethodGet, issuer+"/userinfo", nil, http.Header{"Authorization": {"Bearer " + tok.AccessToken}}); b.code != code {
+			t.Errorf("%s: userinfo: %d %s, want %d", when, b.code, b.page, code)
+		}
+		for _, token := range []string{tok.AccessToken, tok.RefreshToken} {
+			b.do(http.MethodPost, issuer+"/token/introspect", url.Values{"token": {token}, "client_id": {"web"}, "client_secret": {"not-a-default-secret-5591"}}, nil)
+			if b.code != code || code == http.StatusOK && !strings.Contains(b.page, `"active":true`) {
+				t.Errorf("%s: introspection: %d %s, want %d", when, b.code, b.page, code)
+			}
+		}
+	}
+	look("at first", http.StatusOK)
+	for _, kind := range []store.Kind{store.KindIdentity, store.KindMark} {
+		d.shut.Store(&kind)
+		look("without "+string(kind), http.StatusServiceUnavailable)
+		d.shut.Store(nil)
+		look("with it again", http.StatusOK)
+	}
+	if _, err := w.provider.SignOut(t.Context(), w.onlySession()); err != nil {
+		t.Fatal(err)
+	}
+	look("after the sign-out, as a token that is not bound to the session", http.StatusOK)
+	d.shut.Store(new(store.KindOffline))
+	if b.do(http.MethodGet, issuer+"/userinfo", nil, http.Header{"Authorization": {"Bearer " + tok.AccessToken}}); b.code != http.StatusServiceUnavailable {
+		t.Errorf("whether it outlives the session: %d %s", b.code, b.page)
+	}
+	d.shut.Store(nil)
+	if _, err := w.provider.Block(t.Context(), "local", "u1", Forever); err != nil {
+		t.Fatal(err)
+	}
+	if b.do(http.MethodGet, issuer+"/userinfo", nil, http.Header{"Authorization": {"Bearer " + tok.AccessToken}}); b.code != http.StatusUnauthorized {
+		t.Errorf("of a blocked user: %d %s", b.code, b.page)
 	}
 }
