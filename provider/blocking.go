@@ -166,7 +166,7 @@ func (p *Provider) endSessions(ctx context.Context, g *generation, connectorID, 
 	if deviceFlow(g.config) {
 		errs = append(errs, p.forgetDevices(ctx, connectorID, userID))
 	}
-	p.forget(ctx, connectorID, userID)
+	p.forget(ctx, connectorID, userID) // a refresh token may have been the last that it was kept for
 	return ended, errors.Join(errs...)
 }
 

@@ -191,7 +191,9 @@ func TestSealedRecordsStayInPlace(t *testing.T) {
 			t.Errorf("put back: %v", err)
 		}
 		overwrite(t, s, KindSession, "sid", other)
-		if err := s.DeleteAuthSession(ctx, "sid"); err != nil {
+		must(t, s.CreateAuthSession(ctx, newSession("third", "mallory")))
+		overwrite(t, s, KindSession, "third", other)
+		if err := errors.Join(s.DeleteAuthSession(ctx, "sid"), s.EndSession(ctx, "third", nil)); err != nil {
 			t.Errorf("one that does not open cannot be deleted: %v", err)
 		}
 		// Keys and secrets: whoever finds none makes new ones.
