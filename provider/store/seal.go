@@ -126,14 +126,24 @@ func (s *Store) checkSeal(ctx context.Context) error {
 	return err
 }
 
-// CheckSealer fails if records may be stored that a Sealer would not open: one that is to take the place of this Store's.
+// CheckSealer fails if a record is stored that this Store opens, and another Sealer would not: one that is to take the place of its own. It reads all
+// records, since a process that does not seal with the same key yet may have written some after Reseal.
 func (s *Store) CheckSealer(ctx context.Context, next Sealer) error {
 	d := &counted{Driver: s.driver.Driver, sealer: next}
 	if _, err := d.Read(ctx, KindSecret, witnessID); err != nil && !errors.Is(err, storage.ErrNotFound) {
 		return err
 	}
-	if _, err := d.Read(ctx, KindKeys, keysID); err != nil && !errors.Is(err, storage.ErrNotFound) {
-		return err
+	for _, kind := range everyKind() {
+		for r, err := range s.driver.Driver.Scan(ctx, Query{Kind: kind}) {
+			if err != nil {
+				return err
+			}
+			if _, err := d.open(r); err != nil {
+				if _, damaged := s.driver.open(r); damaged == nil {
+					return err
+				}
+			}
+		}
 	}
 	return nil
 }

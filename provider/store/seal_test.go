@@ -463,6 +463,30 @@ func TestEveryKindIsSealedAnew(t *testing.T) {
 	}
 }
 
+// A process that has not read its file yet seals with the old key after another one has sealed everything anew: that key stays needed.
+func TestKeyStaysWhileARecordNeedsIt(t *testing.T) {
+	old, key := seal.NewKey(), seal.NewKey()
+	d := newMemory()
+	open := func(keys ...[]byte) *Store {
+		s, err := New(t.Context(), d, Options{Sealer: sealerOf(t, keys...)})
+		must(t, err)
+		return s
+	}
+	ahead, behind := open(key, old), open(old, key)
+	_, err := ahead.Reseal(t.Context())
+	must(t, err)
+	must(t, ahead.CheckSealer(t.Context(), sealerOf(t, key)))
+	must(t, behind.CreateAuthSession(t.Context(), newSession("late", "alice")))
+	if err := ahead.CheckSealer(t.Context(), sealerOf(t, key)); !errors.Is(err, ErrSealed) || !strings.Contains(err.Error(), sealerOf(t, old).IDs()[0]) {
+		t.Errorf("got %v, want that key %s is needed", err, sealerOf(t, old).IDs()[0])
+	}
+	_, err = ahead.Reseal(t.Context())
+	must(t, err)
+	must(t, ahead.CreateAuthSession(t.Context(), newSession("damaged", "alice")))
+	overwrite(t, ahead, KindSession, "damaged", []byte(sealedMark+"which no key opens, the old one neither, and which keeps no key"))
+	must(t, ahead.CheckSealer(t.Context(), sealerOf(t, key)))
+}
+
 // BenchmarkSealed compares a store that seals with one that does not.
 func BenchmarkSealed(b *testing.B) {
 	for name, open := range map[string]func(b *testing.B, o Options) *Store{
