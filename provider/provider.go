@@ -170,13 +170,16 @@ func newProvider(ctx context.Context, o Options) *Provider {
 // gcEvery is how often what has expired is deleted. Dex would do it by generation, and so never where one lives shorter.
 const gcEvery = time.Minute
 
+// gcMargin is for how long what has expired stays: a replica whose clock is ahead by less ends no session of the others. Nobody takes what has expired meanwhile.
+const gcMargin = 15 * time.Minute
+
 func (p *Provider) collectGarbage(ctx context.Context) {
 	tick := time.NewTicker(gcEvery)
 	defer tick.Stop()
 	for {
 		select {
 		case <-tick.C:
-			if _, err := p.store.GarbageCollect(ctx, p.now()); err != nil && ctx.Err() == nil {
+			if _, err := p.store.GarbageCollect(ctx, p.now().Add(-gcMargin)); err != nil && ctx.Err() == nil {
 				p.log.ErrorContext(ctx, "what has expired cannot be deleted", "error", err)
 			}
 		case <-ctx.Done():

@@ -16,7 +16,7 @@ import (
 	"github.com/dexidp/dex/storage"
 )
 
-// ErrUnknown means that nobody can say now whether a token is good: it is not to be thrown away.
+// ErrUnknown means that nobody can say now whether a token is good: it is not to be thrown away. Options.VerifyAny fails with it, too.
 var ErrUnknown = errors.New("it is not known now whether the token is good")
 
 // A standing is a token that is good, and who its user is now.
@@ -81,7 +81,7 @@ func (f *Front) lives(ctx context.Context, id string) (bool, error) {
 	return !over(s.IdleExpiry) && !over(s.AbsoluteExpiry), nil
 }
 
-// userNow is what is stored of a user, nil where that is nothing. It fails with errRevoked for a user who is blocked.
+// userNow is what is stored of a user, nil where that is nothing. It fails with errRevoked for a user who is blocked, and with ErrUnknown.
 func (f *Front) userNow(ctx context.Context, userID, connectorID string) (*storage.Claims, error) {
 	u, err := f.Storage.GetUserIdentity(ctx, userID, connectorID)
 	switch {

@@ -9,13 +9,13 @@ import (
 	"github.com/dexidp/dex/storage"
 )
 
+// ErrBlocked means that a user is refused for now. Every other error says nothing about the user.
+var ErrBlocked = errors.New("user is blocked")
+
 // Guard wraps a storage so that Dex cannot read the identity of a blocked user: single sign-on, refresh and
 // sign-in of that user fail everywhere, and work again once the block ends. Dex itself looks at BlockedUntil
 // in one place only.
 func Guard(s storage.Storage, now func() time.Time) storage.Storage { return guard{s, now} }
-
-// ErrBlocked means that a user is blocked now.
-var ErrBlocked = errors.New("user is blocked")
 
 type guard struct {
 	storage.Storage

@@ -161,19 +161,20 @@ func get[T any](ctx context.Context, s *Store, k *kind[T], id string) (T, error)
 	return k.decode(r)
 }
 
-func list[T any](ctx context.Context, s *Store, k *kind[T], owner string) ([]T, error) {
-	var out []T
-	for r, err := range s.driver.Scan(ctx, Query{Kind: k.name, Owner: owner}) {
-		if err != nil {
-			return nil, err
+// list returns all that can be read, and an error if that is not all.
+func list[T any](ctx context.Context, s *Store, k *kind[T], owner string) (out []T, unread error) {
+	for r, err := range s.driver.opened(ctx, Query{Kind: k.name, Owner: owner}) {
+		var v T
+		if err == nil {
+			v, err = k.decode(r)
 		}
-		v, err := k.decode(r)
 		if err != nil {
-			return nil, err
+			unread = err
+			continue
 		}
 		out = append(out, v)
 	}
-	return out, nil
+	return out, unread
 }
 
 // remove deletes a record. Of several that delete it at once exactly one succeeds; the others get ErrNotFound.
