@@ -291,10 +291,13 @@ func (s cutoffs) deviceStands(ctx context.Context, d *storage.DeviceToken) error
 	return s.clientStands(ctx, t)
 }
 
-// clientStands fails for a token of a client that is gone, or was issued while it had another secret.
+// clientStands fails for a token of a client that is gone, or was issued while it had another secret; with front.ErrUnknown where that cannot be read.
 func (s cutoffs) clientStands(ctx context.Context, t front.Token) error {
-	if _, err := s.Storage.GetClient(ctx, t.Client); err != nil {
+	switch _, err := s.Storage.GetClient(ctx, t.Client); {
+	case errors.Is(err, storage.ErrNotFound):
 		return fmt.Errorf("provider: the client of the token: %w", err)
+	case err != nil:
+		return fmt.Errorf("provider: the client of the token: %w: %w", front.ErrUnknown, err)
 	}
 	m, err := s.store.GetMark(ctx, store.MarkClient, t.Client)
 	secretPrint, static := s.clients[t.Client]
@@ -302,7 +305,7 @@ func (s cutoffs) clientStands(ctx context.Context, t front.Token) error {
 	case errors.Is(err, storage.ErrNotFound):
 		return nil
 	case err != nil:
-		return fmt.Errorf("provider: read since when the client's secret holds: %w", err)
+		return fmt.Errorf("provider: read since when the client's secret holds: %w: %w", front.ErrUnknown, err)
 	case static && m.Print != secretPrint, !m.Since.IsZero() && !t.IssuedAt.After(m.Since): // issued in whole seconds: of that one, too
 		return errNewClients
 	}

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 
 	"github.com/dexidp/dex/server/tokens"
+	"github.com/dexidp/dex/storage"
 )
 
 // A Token is what is known of a verified token of this issuer.
@@ -42,15 +43,24 @@ func (f *Front) api(w http.ResponseWriter, r *http.Request) {
 	f.Dex.ServeHTTP(w, r)
 }
 
-// outlives reports whether a client's tokens go on without the session: it has a refresh token for the user, and its
-// configuration does not bind that to the session (refreshTokenLifetime).
-func (f *Front) outlives(ctx context.Context, client, userID, connectorID string) bool {
+// outlives fails where a client's tokens end with the session: with errRevoked, unless it has a refresh token for the user, and its
+// configuration does not bind that to the session (refreshTokenLifetime); with ErrUnknown where that cannot be read.
+func (f *Front) outlives(ctx context.Context, client, userID, connectorID string) error {
 	c, err := f.Storage.GetClient(ctx, client)
-	if err != nil || c.RefreshBoundToSession() {
-		return false
+	if err == nil && c.RefreshBoundToSession() {
+		return errRevoked
 	}
-	o, err := f.Storage.GetOfflineSessions(ctx, userID, connectorID)
-	return err == nil && o.Refresh[client] != nil
+	var o storage.OfflineSessions
+	if err == nil {
+		o, err = f.Storage.GetOfflineSessions(ctx, userID, connectorID)
+	}
+	switch {
+	case errors.Is(err, storage.ErrNotFound), err == nil && o.Refresh[client] == nil:
+		return errRevoked
+	case err != nil:
+		return errors.Join(ErrUnknown, err)
+	}
+	return nil
 }
 
 // parseSubject reads Dex's "sub": user and connector.
