@@ -30,7 +30,7 @@ func (n *connection) client(c *cobra.Command) (*admin.Client, error) {
 func sessionsCommand() *cobra.Command {
 	var connect connection
 	c := &cobra.Command{
-		Use: "sessions", Short: "List or end sessions of a running gatehouse",
+		Use: "sessions", Short: "List or end sessions of a running gatehouse", Args: cobra.NoArgs, RunE: showHelp,
 		Long: `List or end sessions of a running gatehouse, through its admin listener. Of the file that --config names only
 gateway.admin is read: mistakes elsewhere, and variables that are not set here, do not matter. --admin names the listener
 itself, and needs no file:
