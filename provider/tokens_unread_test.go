@@ -5,6 +5,7 @@ import (
 	"errors"
 	"iter"
 	"net/http"
+	"strings"
 	"sync/atomic"
 	"testing"
 
@@ -48,14 +49,35 @@ func (d *unreadDriver) Scan(ctx context.Context, q store.Query) iter.Seq2[store.
 	return d.Driver.Scan(ctx, q)
 }
 
-// Whichever read of the storage fails, no client is told that its token is not good.
-func TestTokenWhileTheStorageCannotBeRead(t *testing.T) {
+// unreadWorld has a storage that can be made to fail.
+func unreadWorld(t *testing.T) (*world, *unreadDriver) {
+	t.Helper()
 	clk, d := &clock{}, &unreadDriver{Driver: store.MemoryDriver()}
 	st, err := store.New(t.Context(), d, store.Options{Now: clk.now})
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := newWorld(t, logoutConfig, st, seal.NewKey(), clk)
+	return newWorld(t, logoutConfig, st, seal.NewKey(), clk), d
+}
+
+// Who comes from a client of the issuer is told to try again, as everybody is.
+func TestAuthorizationWhileTheStorageCannotBeRead(t *testing.T) {
+	w, d := unreadWorld(t)
+	b := w.browser()
+	d.fail(1, true)
+	b.get(webClient().AuthCodeURL("state"))
+	if b.code != http.StatusServiceUnavailable || !strings.Contains(b.page, "Signing in is not possible right now") {
+		t.Errorf("got %d %q", b.code, b.page)
+	}
+	d.fail(0, false)
+	if b.get(webClient().AuthCodeURL("state")); b.code != http.StatusOK || !b.form() {
+		t.Errorf("afterwards: got %d %q", b.code, b.page)
+	}
+}
+
+// Whichever read of the storage fails, no client is told that its token is not good.
+func TestTokenWhileTheStorageCannotBeRead(t *testing.T) {
+	w, d := unreadWorld(t)
 	over := w.tokenFor(w.browser(), "openid", "email", "offline_access") // goes on after its session
 	if err := w.provider.Revoke(t.Context(), w.onlySession()); err != nil {
 		t.Fatal(err)
