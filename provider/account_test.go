@@ -199,8 +199,8 @@ func TestAccountPageAfterASAMLSignIn(t *testing.T) {
 	if relay == nil {
 		t.Fatalf("got %d %s", b.code, b.page)
 	}
-	b.do(http.MethodPost, issuer+"/callback", url.Values{"RelayState": {relay[1]}, "SAMLResponse": {samlResponse(relay[1], "ida")}}, nil)
-	if b.last.String() != account || !strings.Contains(b.page, "ida@example.org") {
+	b.do(http.MethodPost, issuer+"/callback", url.Values{"RelayState": {relay[1]}, "SAMLResponse": {samlResponse(relay[1], "kim")}}, nil)
+	if b.last.String() != account || !strings.Contains(b.page, "kim@example.org") {
 		t.Errorf("got %d at %s: %s", b.code, b.last, b.page)
 	}
 }

@@ -169,6 +169,7 @@ func (p *Provider) endSessions(ctx context.Context, g *generation, connectorID, 
 	if deviceFlow(g.config) {
 		errs = append(errs, p.forgetDevices(ctx, connectorID, userID))
 	}
+	p.forget(ctx, connectorID, userID) // a refresh token may have been the last that it was kept for
 	p.forget(ctx, connectorID, userID)
 	return ended, errors.Join(errs...)
 }

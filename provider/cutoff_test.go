@@ -200,7 +200,7 @@ func cutRows() []cutRow {
 	}
 }
 
-// upstreamRows are the rows of users of other connectors: kilgore of "up", ida of "saml".
+// upstreamRows are the rows of users of other connectors: kilgore of "up", ina of "saml".
 func upstreamRows() []cutRow {
 	return []cutRow{
 		{"upstream sign-in", func(w *world, _ *holdings) bool {
@@ -221,7 +221,7 @@ func upstreamRows() []cutRow {
 			if relay == nil {
 				w.t.Fatalf("got %d %s", b.code, b.page)
 			}
-			b.do(http.MethodPost, issuer+"/callback", url.Values{"RelayState": {relay[1]}, "SAMLResponse": {samlResponse(relay[1], "ida")}},
+			b.do(http.MethodPost, issuer+"/callback", url.Values{"RelayState": {relay[1]}, "SAMLResponse": {samlResponse(relay[1], "ina")}},
 				http.Header{"Origin": {"https://idp.example.org"}, "Sec-Fetch-Site": {"cross-site"}})
 			return hello(b)
 		}, true},
@@ -240,7 +240,7 @@ func (b *browser) samlLink() string {
 }
 
 // users are those whom rows are about, by connector.
-var cutUsers = [][2]string{{"local", "u1"}, {"up", "0-385-28089-0"}, {"saml", "ida"}} // never assigned to
+var cutUsers = [][2]string{{"local", "u1"}, {"up", "0-385-28089-0"}, {"saml", "ina"}} // never assigned to
 
 // TestBlockedUserEverywhere holds each way in against a world where it is open: a row that is closed anyway shows nothing.
 func TestBlockedUserEverywhere(t *testing.T) {

@@ -71,9 +71,15 @@ func grantsFor(c *config.Config) time.Duration {
 // Finish waits until all that identity providers have said is stored, or until ctx ends. Call it between the last request and the end of the store.
 func (p *Provider) Finish(ctx context.Context) { p.upstream.Wait(ctx) }
 
+// asksUpstream reports whether users of a connector are asked about with what their sign-ins brought.
+func (p *Provider) asksUpstream(connectorID string) bool {
+	_, asked := livePolicy(p.current.Load().config).Of[connectorID]
+	return asked
+}
+
 // forget drops what an upstream gave to ask about a user with, when nothing is left that it could be needed for.
 func (p *Provider) forget(ctx context.Context, connectorID, userID string) {
-	if _, asked := livePolicy(p.current.Load().config).Of[connectorID]; !asked {
+	if !p.asksUpstream(connectorID) {
 		return
 	}
 	left, err := p.store.SessionsOf(ctx, userID, connectorID)
@@ -264,9 +270,9 @@ func (p *Provider) endRefused(ctx context.Context, connector, userID string, rea
 // vouchedFor is how long it is kept when a user was vouched for: longer than an answer can serve.
 const vouchedFor = 25 * time.Hour
 
-// remember implements identity.LiveOptions.Remember. Users of the file can always be asked about.
+// remember implements identity.LiveOptions.Remember. Users of the file can always be asked about, and an upstream's answer is kept in any case.
 func (p *Provider) remember(ctx context.Context, connector string, userIDs []string, at time.Time) error {
-	if connector == dexconnectors.LocalConnector {
+	if connector == dexconnectors.LocalConnector || p.asksUpstream(connector) {
 		return nil
 	}
 	list := make([]store.Vouched, len(userIDs))

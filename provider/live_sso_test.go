@@ -18,6 +18,8 @@ import (
 	"gatehouse/provider/identity"
 	"gatehouse/provider/store"
 	"gatehouse/test/peers"
+
+	"github.com/dexidp/dex/storage"
 )
 
 // clientUser gets tokens for the outside client, by the session of the browser if it has one.
@@ -78,6 +80,10 @@ func TestUsersOfOtherClientsAreAskedAbout(t *testing.T) {
 	if bob.userinfo(raw) != http.StatusUnauthorized {
 		t.Errorf("userinfo of a disabled user: %d %s", bob.code, bob.page)
 	}
+	eventually(t, "what a disabled user has is revoked", func() bool { // who may not go on is refused at once, and what they have ends then
+		refresh, err := w.store.ListRefreshTokens(t.Context())
+		return err == nil && !slices.ContainsFunc(refresh, func(r storage.RefreshToken) bool { return r.Claims.Email == "bob@example.test" })
+	})
 	bob.holds("disabled", tokens["bob"], false)
 
 	dir.Kill(t)

@@ -183,6 +183,10 @@ func (o *outbox) begin(ctx context.Context, client string, list []store.Notice) 
 		return
 	}
 	r.busy = true
+	workers := min(perClient, len(list))
+	if r.failures > 0 { // one finds out whether it is up again
+		workers = 1
+	}
 	slices.SortFunc(list, func(a, b store.Notice) int { return a.Created.Compare(b.Created) })
 	work := make(chan store.Notice, len(list))
 	for _, n := range list {
@@ -191,7 +195,7 @@ func (o *outbox) begin(ctx context.Context, client string, list []store.Notice) 
 	close(work)
 	go func() {
 		var all sync.WaitGroup
-		for range min(perClient, len(list)) {
+		for range workers {
 			all.Go(func() {
 				for n := range work {
 					if ctx.Err() != nil || !o.handle(ctx, r, n) {

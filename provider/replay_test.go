@@ -15,6 +15,7 @@ import (
 
 	"gatehouse/internal/inproc"
 	"gatehouse/internal/seal"
+	"gatehouse/provider/front"
 	"gatehouse/provider/store"
 )
 
@@ -250,7 +251,8 @@ type together struct {
 
 func (d *together) Read(ctx context.Context, kind store.Kind, id string) (store.Record, error) {
 	r, err := d.Driver.Read(ctx, kind, id)
-	if d.on && kind == store.KindIdentity { // which Dex reads after its look at the token, and before it rotates
+	// Dex reads it after its look at the token, and before it rotates; before Dex it is read to ask who the user is now.
+	if d.on && kind == store.KindIdentity && front.ExchangeOf(ctx) != nil {
 		d.reads.Done()
 		d.reads.Wait()
 	}

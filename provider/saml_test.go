@@ -27,14 +27,14 @@ import (
 	"gatehouse/provider/store"
 )
 
-// A samlIdP is a SAML identity provider that signs its assertions, with one user.
-type samlIdP struct {
+// A samlIDP is a SAML identity provider that signs its assertions, with one user.
+type samlIDP struct {
 	saml.IdentityProvider
 
 	end *time.Time // of its session, as it says; nil: it does not
 }
 
-func (p *samlIdP) GetServiceProvider(_ *http.Request, id string) (*saml.EntityDescriptor, error) {
+func (p *samlIDP) GetServiceProvider(_ *http.Request, id string) (*saml.EntityDescriptor, error) {
 	if id != issuer {
 		return nil, os.ErrNotExist
 	}
@@ -43,7 +43,7 @@ func (p *samlIdP) GetServiceProvider(_ *http.Request, id string) (*saml.EntityDe
 	}}}, nil
 }
 
-func (p *samlIdP) GetSession(http.ResponseWriter, *http.Request, *saml.IdpAuthnRequest) *saml.Session {
+func (p *samlIDP) GetSession(http.ResponseWriter, *http.Request, *saml.IdpAuthnRequest) *saml.Session {
 	text := func(name, value string) saml.Attribute {
 		return saml.Attribute{Name: name, NameFormat: "urn:oasis:names:tc:SAML:2.0:attrname-format:basic", Values: []saml.AttributeValue{{Type: "xs:string", Value: value}}}
 	}
@@ -54,7 +54,7 @@ func (p *samlIdP) GetSession(http.ResponseWriter, *http.Request, *saml.IdpAuthnR
 }
 
 // MakeAssertion says when the session ends, which the library's own does not.
-func (p *samlIdP) MakeAssertion(r *saml.IdpAuthnRequest, s *saml.Session) error {
+func (p *samlIDP) MakeAssertion(r *saml.IdpAuthnRequest, s *saml.Session) error {
 	if err := (saml.DefaultAssertionMaker{}).MakeAssertion(r, s); err != nil {
 		return err
 	}
@@ -62,8 +62,8 @@ func (p *samlIdP) MakeAssertion(r *saml.IdpAuthnRequest, s *saml.Session) error 
 	return nil
 }
 
-// newSAMLIdP returns an identity provider and the connector that trusts it.
-func newSAMLIdP(t *testing.T) (*samlIdP, string) {
+// newSAMLIDP returns an identity provider and the connector that trusts it.
+func newSAMLIDP(t *testing.T) (*samlIDP, string) {
 	t.Helper()
 	key, err := rsa.GenerateKey(rand.Reader, 2048)
 	if err != nil {
@@ -80,7 +80,7 @@ func newSAMLIdP(t *testing.T) (*samlIdP, string) {
 		t.Fatal(err)
 	}
 	at := func(path string) url.URL { return url.URL{Scheme: "https", Host: "idp.example.org", Path: path} }
-	p := &samlIdP{}
+	p := &samlIDP{}
 	p.IdentityProvider = saml.IdentityProvider{
 		Key: crypto.PrivateKey(key), Certificate: certificate, Logger: logger.DefaultLogger, MetadataURL: at("/metadata"), SSOURL: at("/sso"),
 		ServiceProviderProvider: p, SessionProvider: p, AssertionMaker: p, SignatureMethod: "http://www.w3.org/2001/04/xmldsig-more#rsa-sha256",
@@ -93,7 +93,7 @@ connectors:
 }
 
 // answer is the provider's response to what Gatehouse's form posts to it.
-func (p *samlIdP) answer(t *testing.T, b *browser) string {
+func (p *samlIDP) answer(t *testing.T, b *browser) string {
 	t.Helper()
 	m := regexp.MustCompile(`name="SAMLRequest" value="([^"]*)"`).FindStringSubmatch(b.page)
 	if m == nil {
@@ -134,7 +134,7 @@ func TestSAMLSessionEndsWithTheProviders(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			clk := &clock{}
-			p, connectors := newSAMLIdP(t)
+			p, connectors := newSAMLIDP(t)
 			w := newWorld(t, strings.Replace(testConfig, "gateway:\n", connectors+"gateway:\n", 1), store.Memory(store.Options{Now: clk.now}), seal.NewKey(), clk)
 			b := w.browser().get("https://app.example.com/page")
 			b.get(b.link())

@@ -30,6 +30,7 @@ type idp struct {
 	err    error // of a refresh
 	n      int   // of the token that is good
 	asked  int
+	mute   bool // it gives no token
 }
 
 // tokenWord is in all of its tokens.
@@ -58,7 +59,11 @@ func (p *idp) HandleCallback(s connector.Scopes, _ []byte, _ *http.Request) (con
 	if !s.OfflineAccess || !s.Groups {
 		return connector.Identity{}, fmt.Errorf("got the scopes %+v, want offline access and groups", s)
 	}
-	return p.identity(), nil
+	id := p.identity()
+	if p.mute {
+		id.ConnectorData = nil
+	}
+	return id, nil
 }
 
 // Refresh implements connector.RefreshConnector.
@@ -112,8 +117,8 @@ func (w *world) grants() (tokens []string) {
 	return tokens
 }
 
-// refusedUpstream is the error by which an identity provider refuses a token.
-var refusedUpstream = errors.New(`oidc: failed to get refresh token: oauth2: "invalid_grant" "account disabled"`)
+// errUpstreamRefused is the error by which an identity provider refuses a token.
+var errUpstreamRefused = errors.New(`oidc: failed to get refresh token: oauth2: "invalid_grant" "account disabled"`)
 
 func TestUpstreamUsersAreAskedAbout(t *testing.T) {
 	clk, p := &clock{}, &idp{groups: []string{"staff"}}
@@ -136,7 +141,7 @@ func TestUpstreamUsersAreAskedAbout(t *testing.T) {
 		t.Errorf("kept %v, want the token of the last answer", got)
 	}
 	clk.add(time.Hour)
-	p.set(func() { p.err = refusedUpstream })
+	p.set(func() { p.err = errUpstreamRefused })
 	if err := w.vouch(s); !errors.Is(err, identity.ErrEnded) {
 		t.Errorf("refused after another hour: got %v, want the end before anybody is let in", err)
 	}
@@ -153,6 +158,26 @@ func TestUpstreamUsersAreAskedAbout(t *testing.T) {
 	clk.add(time.Hour)
 	if err := w.vouch(again); err != nil {
 		t.Errorf("signed in again: %v", err)
+	}
+}
+
+// An upstream that gives nothing to ask with leaves its users as they are, at a reading of the storage now and then.
+func TestUpstreamUsersWhoCannotBeAskedAbout(t *testing.T) {
+	clk, p := &clock{}, &idp{groups: []string{"staff"}, mute: true}
+	w := upstreamWorld(t, p, store.Memory(store.Options{Now: clk.now}), clk)
+	b := w.signsInUpstream()
+	s := w.sessionOf("ida@example.org")
+	for range 20 {
+		clk.add(30 * time.Minute)
+		if err := w.vouch(s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if b.get("https://app.example.com/page"); b.page != "hello ida@example.org [staff] at /page" || p.asked != 0 || len(w.grants()) != 0 {
+		t.Errorf("asked %d times, kept %v: %s", p.asked, w.grants(), b.page)
+	}
+	if n := strings.Count(w.logs.String(), "gave no refresh token"); n != 1 {
+		t.Errorf("told %d times, want once", n)
 	}
 }
 
@@ -232,7 +257,7 @@ func TestUpstreamIsAskedBeforeARefresh(t *testing.T) {
 		}
 	}
 	clk.add(time.Minute)
-	p.set(func() { p.err = refusedUpstream })
+	p.set(func() { p.err = errUpstreamRefused })
 	eventually(t, "it is refused", func() bool {
 		clk.add(time.Minute)
 		status, code := use()

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -13,6 +15,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc/health"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
+
+	"gatehouse/provider/store"
 )
 
 // Whoever asks for the health is told at once that requests should go elsewhere, long before the listeners close.
@@ -56,5 +60,52 @@ func TestAnotherSignalEndsTheDelay(t *testing.T) {
 		if got := time.Since(start); got != 0 {
 			t.Errorf("left after %s, want at once", got)
 		}
+	})
+}
+
+// A replica that hears nothing of the storage says so under a name of its own: who asks for the whole service is not told, since every replica may
+// be as deaf.
+func TestHealthTellsOfTheStorage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &service{log: slog.New(slog.DiscardHandler), health: health.NewServer(), store: store.Memory(store.Options{})}
+		status := func(name string) healthv1.HealthCheckResponse_ServingStatus {
+			r, err := s.health.Check(t.Context(), &healthv1.HealthCheckRequest{Service: name})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return r.GetStatus()
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		go s.tellStorage(ctx)
+		synctest.Wait()
+		if got := status(storageService); got != healthv1.HealthCheckResponse_SERVING {
+			t.Errorf("at the start: got %v", got)
+		}
+		time.Sleep(storageQuiet + storageLook) // nobody reads the change log
+		synctest.Wait()
+		if got := status(storageService); got != healthv1.HealthCheckResponse_NOT_SERVING {
+			t.Errorf("after %s of silence: got %v, want NOT_SERVING", storageQuiet, got)
+		}
+		if got := status(""); got != healthv1.HealthCheckResponse_SERVING {
+			t.Errorf("the whole service: got %v, want SERVING", got)
+		}
+		following := make(chan error)
+		go func() { following <- s.store.Follow(ctx) }()
+		time.Sleep(storageLook)
+		synctest.Wait()
+		if got := status(storageService); got != healthv1.HealthCheckResponse_SERVING {
+			t.Errorf("once the change log is read: got %v, want SERVING", got)
+		}
+		s.unready()
+		time.Sleep(storageLook)
+		synctest.Wait()
+		if got := status(storageService); got != healthv1.HealthCheckResponse_NOT_SERVING {
+			t.Errorf("leaving: got %v, want NOT_SERVING for good", got)
+		}
+		cancel()
+		if err := <-following; !errors.Is(err, context.Canceled) {
+			t.Error(err)
+		}
+		synctest.Wait()
 	})
 }

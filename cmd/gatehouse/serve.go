@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/health"
+	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 
 	"gatehouse/authz"
 	"gatehouse/authz/session"
@@ -332,6 +333,10 @@ func (s *service) run(ctx, background context.Context, stop func(), r *reloads) 
 		return s.drain(context.WithoutCancel(ctx), all)
 	})
 	g.Go(func() error {
+		s.tellStorage(background)
+		return nil
+	})
+	g.Go(func() error {
 		r.run(gctx)
 		return nil
 	})
@@ -342,6 +347,37 @@ func (s *service) run(ctx, background context.Context, stop func(), r *reloads) 
 	debug.FreeOSMemory() // what the start has left behind: gcPercent would let it stay
 	s.log.InfoContext(ctx, "ready", "version", version(), "issuer", s.cfg.Issuer)
 	return g.Wait()
+}
+
+// storageService is what gRPC health tells of under this name: whether this replica hears of the storage. A gateway with other replicas may leave
+// out one that is cut off alone; a gateway that finds all of them so asks them all the same (Envoy: healthy_panic_threshold).
+const storageService = "gatehouse.storage"
+
+// How often that is looked at, and how old what is heard may be. The change log is read every two seconds.
+const (
+	storageLook  = time.Second
+	storageQuiet = 10 * time.Second
+)
+
+// tellStorage keeps the health of storageService true until ctx ends.
+func (s *service) tellStorage(ctx context.Context) {
+	if s.health == nil {
+		return
+	}
+	tick := time.NewTicker(storageLook)
+	defer tick.Stop()
+	for {
+		status := healthv1.HealthCheckResponse_SERVING
+		if s.store.FeedAge() > storageQuiet {
+			status = healthv1.HealthCheckResponse_NOT_SERVING
+		}
+		s.health.SetServingStatus(storageService, status)
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // leave says that no more requests are wanted, and goes on serving until whoever sends them has had the time to hear of it.

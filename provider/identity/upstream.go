@@ -38,7 +38,7 @@ const (
 	writeTimeout = 1500 * time.Millisecond
 	keepWriting  = 5 * time.Minute // how long an answer that could not be stored is tried to be
 	maxGrants    = 8               // per user: sign-ins, the newest
-	wideFailures = 3               // in a row of one connector, from which on the connector is down and not one user odd
+	wideFailures = 3               // in a row of one connector, about more than one user, from which on the connector is down and not a user odd
 	youngGrant   = time.Minute     // of a sign-in whose session may not be stored yet
 )
 
@@ -67,8 +67,15 @@ type Upstream struct {
 	mu       sync.Mutex
 	busy     map[userKey]bool     // questions of this process, until their answers are stored
 	claims   map[userKey]sighting // of other processes
-	failures map[string]int       // in a row, by connector
+	failures map[string]streak    // by connector
 	told     map[string]bool      // connectors that are known to give nothing to ask with
+}
+
+// A streak are failures in a row.
+type streak struct {
+	n       int
+	last    string // user
+	several bool   // users
 }
 
 // A sighting is a claim and since when it has been seen.
@@ -79,7 +86,7 @@ type sighting struct {
 
 // NewUpstream returns an Upstream.
 func NewUpstream(o UpstreamOptions) *Upstream {
-	return &Upstream{UpstreamOptions: o, busy: map[userKey]bool{}, claims: map[userKey]sighting{}, failures: map[string]int{}, told: map[string]bool{}}
+	return &Upstream{UpstreamOptions: o, busy: map[userKey]bool{}, claims: map[userKey]sighting{}, failures: map[string]streak{}, told: map[string]bool{}}
 }
 
 // Wait waits until nothing is being asked and all answers are stored, or until ctx ends. A process that ends before would lose a token that was
@@ -498,7 +505,7 @@ func (v verdict) apply(now, used []store.Grant) (kept []store.Grant) {
 // conclude turns a verdict into an answer. Where a whole connector fails it is an error.
 func (a *upstreamAsker) conclude(ctx context.Context, k userKey, v verdict, last store.Grants, asked time.Time) answeredOne {
 	if v.err != nil {
-		if n := a.up.failed(k.connector); n >= wideFailures {
+		if a.up.failed(k) {
 			return answeredOne{err: brief(v.err)}
 		}
 		a.up.Log.WarnContext(ctx, "an identity provider does not say who a user is now", "connector", k.connector, "user_id", k.id, "error", brief(v.err))
@@ -524,12 +531,14 @@ var (
 	errNewGrant  = errors.New("identity: the user has signed in meanwhile")
 )
 
-// failed counts failures in a row of a connector.
-func (u *Upstream) failed(connector string) int {
+// failed counts a failure, and reports whether the connector must be down. An odd user alone would keep others waiting.
+func (u *Upstream) failed(k userKey) (down bool) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	u.failures[connector]++
-	return u.failures[connector]
+	s := u.failures[k.connector]
+	s = streak{s.n + 1, k.id, s.several || s.n > 0 && s.last != k.id}
+	u.failures[k.connector] = s
+	return s.n >= wideFailures && s.several
 }
 
 // brief is an error as far as it is fit for the log: connectors put whole answers into theirs.

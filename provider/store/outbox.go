@@ -54,7 +54,7 @@ func (s *Store) EndSession(ctx context.Context, id string, notices []Notice) err
 		with = 0
 	}
 	r, err := s.driver.Read(ctx, KindSession, id)
-	if err != nil {
+	if err != nil && !errors.Is(err, ErrSealed) {
 		return err
 	}
 	var before *storage.AuthSession // one that cannot be decoded can be deleted all the same

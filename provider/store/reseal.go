@@ -14,9 +14,11 @@ import (
 const resealPause = time.Millisecond
 
 // lasting are the kinds whose records live until somebody deletes them, or as long as a session. What lives shorter, and is written
-// once, is gone before a key may be removed: authorization requests and codes, device requests and tokens, spent codes, replays and vouches.
+// once, is gone before a key may be removed: authorization requests and codes, device requests and tokens, spent codes, replays, vouches and what was seen once.
 func lasting() []Kind {
-	return []Kind{KindKeys, KindSecret, KindClient, KindConnector, KindPassword, KindIdentity, KindOffline, KindRefreshToken, KindSession}
+	return []Kind{
+		KindKeys, KindSecret, KindClient, KindConnector, KindPassword, KindIdentity, KindOffline, KindRefreshToken, KindMark, KindGrants, KindUpstream, KindOutbox, KindSession,
+	}
 }
 
 // A Resealed says what Reseal did.

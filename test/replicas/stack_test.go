@@ -11,6 +11,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -99,6 +100,12 @@ type fleet struct {
 // newFleet starts n replicas on a storage. session is the config's gateway.session.
 func newFleet(t *testing.T, n int, storage, session table, connectors ...table) *fleet {
 	t.Helper()
+	return newFleetOn(t, slices.Repeat([]table{storage}, n), session, connectors...)
+}
+
+// newFleetOn is newFleet with a way to the storage for each replica.
+func newFleetOn(t *testing.T, storages []table, session table, connectors ...table) *fleet {
+	t.Helper()
 	listen := peers.FreeAddr(t)
 	_, port, err := net.SplitHostPort(listen)
 	if err != nil {
@@ -107,7 +114,7 @@ func newFleet(t *testing.T, n int, storage, session table, connectors ...table) 
 	app := httptest.NewServer(demo.SampleApp())
 	t.Cleanup(app.Close)
 	f := &fleet{connectors: connectors, apps: app.Listener.Addr().String(), port: port, issuer: "http://" + issuerHost + ":" + port + "/dex", app: "http://" + appHost + ":" + port}
-	for i := range n {
+	for i, storage := range storages {
 		f.replicas = append(f.replicas, f.start(t, string(rune('A'+i)), storage, session))
 	}
 	f.behindEnvoy(t, listen)

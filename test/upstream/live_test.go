@@ -130,11 +130,14 @@ func (p *person) look(t *testing.T) (status int, groups string) {
 	return pg.status, groups
 }
 
-// becomes looks until the answer is of a status, and has never been another than that and 200.
-func (p *person) becomes(t *testing.T, limit time.Duration, what string, want int) (took time.Duration) {
+// becomes looks until the answer is of a status, and has never been another than that and 200. Others look meanwhile.
+func (p *person) becomes(t *testing.T, limit time.Duration, what string, want int, others ...*person) (took time.Duration) {
 	t.Helper()
 	began := time.Now()
 	peers.Eventually(t, limit, what, func() bool {
+		for _, o := range others {
+			o.look(t)
+		}
 		got, _ := p.look(t)
 		if got != want && got != http.StatusOK {
 			t.Fatalf("%s: got status %d, want 200 and in the end %d", what, got, want)
@@ -254,10 +257,10 @@ func twoBrowsers(t *testing.T, c *cluster) {
 }
 
 func down(t *testing.T, c *cluster) {
-	p := c.enter(t, "alice")
+	p, other := c.enter(t, "alice"), c.enter(t, "bob")
 	for _, how := range []string{"down", "invalid_client"} {
 		c.op.Token(t, how)
-		served := p.becomes(t, stale+3*revalidate, "503 once the last answer is too old: "+how, http.StatusServiceUnavailable)
+		served := p.becomes(t, stale+3*revalidate, "503 once the last answer is too old: "+how, http.StatusServiceUnavailable, other)
 		if served < stale/2 {
 			t.Errorf("%s: the last answer served for %s, want about %s", how, served, stale)
 		}
