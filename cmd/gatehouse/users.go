@@ -95,7 +95,7 @@ that they have: sessions and refresh tokens. The block lasts until "users unbloc
 			return err
 		},
 	}
-	c.Flags().StringVar(&until, "until", "", "`TIME` when the block ends: 2026-01-31T18:00:00Z, or 2026-01-31 for the begin of that day here")
+	c.Flags().StringVar(&until, "until", "", "`TIME` when the block ends: 2026-01-31T18:00:00Z, or 2026-01-31 for the start of that day in the time zone of this command")
 	c.Flags().DurationVar(&period, "for", 0, "`DURATION` for which it lasts, such as 45m or 72h")
 	return c
 }
