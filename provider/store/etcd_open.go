@@ -20,7 +20,9 @@ import (
 	"go.uber.org/zap"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/status"
 )
 
 // EtcdOptions say where an etcd is, as Dex's storage.config does.
@@ -260,6 +262,8 @@ func (d *etcdDriver) failed(ctx context.Context, what string, err error) error {
 		advice = "the record is larger than etcd takes: raise --max-request-bytes, or have the connector tell fewer groups"
 	case is(rpctypes.ErrTooManyOps):
 		advice = fmt.Sprintf("start etcd with --max-txn-ops=%d or more, which is its default", etcdTxnOps)
+	case status.Code(err) == codes.Unavailable:
+		advice = "check that etcd runs there, and storage.config.endpoints and ssl"
 	default:
 		return fmt.Errorf("store: etcd: %s: %w", what, err)
 	}
