@@ -58,7 +58,7 @@ func (p *Provider) RotateKeys(ctx context.Context, now bool) (Rotation, error) {
 	if err != nil {
 		return Rotation{}, fmt.Errorf("provider: rotate keys: %w", err)
 	}
-	p.audit.InfoContext(ctx, "keys rotated", "key", r.KeyID, "signs_from", r.SignsFrom, "withdrawn", r.Withdrawn)
+	p.audit.InfoContext(ctx, "keys rotated", "by", byOperator, "key", r.KeyID, "signs_from", r.SignsFrom, "withdrawn", append([]string{}, r.Withdrawn...))
 	if ring := p.options.StoredRing; ring != nil {
 		if err := ring.rotate(ctx, c.Sessions.AbsoluteLifetime.Std()); err != nil {
 			return r, err

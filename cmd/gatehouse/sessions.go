@@ -117,6 +117,9 @@ tokens of a user, who may sign in again at once (users block keeps them out).
 				if errors.Is(err, admin.ErrNotFound) {
 					return fmt.Errorf("there is no session %s: see sessions list for those that there are", printable(args[0]))
 				}
+				if err == nil {
+					_, err = fmt.Fprintf(c.OutOrStdout(), "session %s has ended\n", printable(args[0]))
+				}
 				return err
 			}
 			done, err := client.SignOut(c.Context(), user)
