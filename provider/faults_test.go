@@ -566,8 +566,10 @@ func TestStrangersWriteNothing(t *testing.T) {
 	if n := w.driver.count(); n != 0 {
 		t.Errorf("%d writes", n)
 	}
-	if n := w.op.count("/keys"); n > 3 {
-		t.Errorf("the provider's keys were asked for %d times", n)
+	for _, path := range []string{"/keys", "/.well-known/openid-configuration"} {
+		if n := w.op.count(path); n > 3 {
+			t.Errorf("the provider was asked for %s %d times", path, n)
+		}
 	}
 }
 
