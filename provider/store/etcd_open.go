@@ -49,11 +49,7 @@ func OpenEtcd(ctx context.Context, e EtcdOptions, o Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	s, err := New(ctx, d, o)
-	if err != nil {
-		return nil, errors.Join(err, d.Close())
-	}
-	return s, nil
+	return newOrClose(ctx, d, o)
 }
 
 // etcdFormat is the version of the layout of the keys: see etcdDriver.

@@ -82,11 +82,7 @@ func OpenSQLite(ctx context.Context, path string, o Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	s, err := New(ctx, d, o)
-	if err != nil {
-		return nil, errors.Join(err, d.Close())
-	}
-	return s, nil
+	return newOrClose(ctx, d, o)
 }
 
 // OpenPostgres returns a Store in the schema gatehouse of a PostgreSQL database, version 14 or later, which any number of processes may share.
@@ -97,6 +93,11 @@ func OpenPostgres(ctx context.Context, c PostgresConfig, o Options) (*Store, err
 	if err != nil {
 		return nil, err
 	}
+	return newOrClose(ctx, d, o)
+}
+
+// newOrClose is New for a driver that is nobody's if that fails.
+func newOrClose(ctx context.Context, d Driver, o Options) (*Store, error) {
 	s, err := New(ctx, d, o)
 	if err != nil {
 		return nil, errors.Join(err, d.Close())
