@@ -150,10 +150,7 @@ type ending struct {
 // endSessions ends sessions of a user, and all refresh tokens. What fails does not stop the rest.
 func (p *Provider) endSessions(ctx context.Context, g *generation, connectorID, userID string, why cause, which ending) (ended int, err error) {
 	all, err := p.store.SessionsOf(ctx, userID, connectorID)
-	if err != nil {
-		return 0, fmt.Errorf("provider: sessions of a user: %w", err)
-	}
-	var errs []error
+	errs := []error{wrapped("sessions of a user", err)} // one that cannot be read keeps no other from its end
 	for i := range all {
 		at := front.AuthenticatedAt(&all[i])
 		if all[i].ID == which.except || at.After(which.until) && !at.After(p.now()) { // a later one is of a clock that was ahead
@@ -170,7 +167,6 @@ func (p *Provider) endSessions(ctx context.Context, g *generation, connectorID, 
 		errs = append(errs, p.forgetDevices(ctx, connectorID, userID))
 	}
 	p.forget(ctx, connectorID, userID) // a refresh token may have been the last that it was kept for
-	p.forget(ctx, connectorID, userID)
 	return ended, errors.Join(errs...)
 }
 

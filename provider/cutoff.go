@@ -55,6 +55,7 @@ func passwordPrints(c *config.Config) map[string]string {
 var (
 	errCutOff     = errors.New("provider: the user was cut off meanwhile")
 	errOutOfDate  = errors.New("provider: another replica has a newer configuration: this one's file is out of date (or, if it is the right one, restart this replica)")
+	errReadClient = errors.New("provider: read the client of a token")
 	errHasNoUser  = errors.New("provider: no token of a user")
 	errNewClients = fmt.Errorf("provider: the client's secret is not the current one: %w", errOutOfDate)
 )
@@ -137,6 +138,42 @@ func (s cutoffs) CreateAuthSession(ctx context.Context, v storage.AuthSession) e
 	return s.keepSession(ctx, v.ID, v.UserID, v.ConnectorID)
 }
 
+var errUnread = errors.New("provider: the session of the refresh token could not be read: the token stays")
+
+// unread notes that a refresh token's session could not be read.
+func unread(ctx context.Context, err error) {
+	if e := front.ExchangeOf(ctx); e != nil && e.Refresh && err != nil && !errors.Is(err, storage.ErrNotFound) {
+		e.Unread = true
+	}
+}
+
+func wasUnread(ctx context.Context) bool {
+	e := front.ExchangeOf(ctx)
+	return e != nil && e.Unread
+}
+
+// GetAuthSession implements storage.Storage.
+func (s cutoffs) GetAuthSession(ctx context.Context, id string) (storage.AuthSession, error) {
+	v, err := s.Storage.GetAuthSession(ctx, id)
+	unread(ctx, err)
+	return v, err
+}
+
+// GetOfflineSessions implements storage.Storage. They name the session of a refresh token.
+func (s cutoffs) GetOfflineSessions(ctx context.Context, userID, connectorID string) (storage.OfflineSessions, error) {
+	v, err := s.Storage.GetOfflineSessions(ctx, userID, connectorID)
+	unread(ctx, err)
+	return v, err
+}
+
+// DeleteRefresh implements storage.Storage.
+func (s cutoffs) DeleteRefresh(ctx context.Context, id string) error {
+	if wasUnread(ctx) {
+		return errUnread
+	}
+	return s.Storage.DeleteRefresh(ctx, id)
+}
+
 // UpdateAuthSession implements storage.Storage. A session that somebody signs in to again is as good as a new one.
 func (s cutoffs) UpdateAuthSession(ctx context.Context, id string, updater func(storage.AuthSession) (storage.AuthSession, error)) error {
 	var user, connector string
@@ -173,6 +210,9 @@ func (s cutoffs) CreateOfflineSessions(ctx context.Context, v storage.OfflineSes
 // UpdateOfflineSessions implements storage.Storage. It is how a refresh token becomes one of its user's, whom it ends with: what is made of it afterwards
 // is looked at again.
 func (s cutoffs) UpdateOfflineSessions(ctx context.Context, userID, connectorID string, updater func(storage.OfflineSessions) (storage.OfflineSessions, error)) error {
+	if wasUnread(ctx) {
+		return errUnread
+	}
 	var fresh []storage.RefreshTokenRef
 	err := s.Storage.UpdateOfflineSessions(ctx, userID, connectorID, func(o storage.OfflineSessions) (storage.OfflineSessions, error) {
 		before := map[string]bool{}
@@ -291,10 +331,14 @@ func (s cutoffs) deviceStands(ctx context.Context, d *storage.DeviceToken) error
 	return s.clientStands(ctx, t)
 }
 
-// clientStands fails for a token of a client that is gone, or was issued while it had another secret.
+// clientStands fails for a token of a client that is gone, or was issued while it had another secret; with errReadClient where nobody can say.
 func (s cutoffs) clientStands(ctx context.Context, t front.Token) error {
-	if _, err := s.Storage.GetClient(ctx, t.Client); err != nil {
+	_, err := s.Storage.GetClient(ctx, t.Client)
+	switch {
+	case errors.Is(err, storage.ErrNotFound):
 		return fmt.Errorf("provider: the client of the token: %w", err)
+	case err != nil:
+		return fmt.Errorf("%w: %w", errReadClient, err)
 	}
 	m, err := s.store.GetMark(ctx, store.MarkClient, t.Client)
 	secretPrint, static := s.clients[t.Client]
@@ -302,7 +346,7 @@ func (s cutoffs) clientStands(ctx context.Context, t front.Token) error {
 	case errors.Is(err, storage.ErrNotFound):
 		return nil
 	case err != nil:
-		return fmt.Errorf("provider: read since when the client's secret holds: %w", err)
+		return fmt.Errorf("%w: since when its secret holds: %w", errReadClient, err)
 	case static && m.Print != secretPrint, !m.Since.IsZero() && !t.IssuedAt.After(m.Since): // issued in whole seconds: of that one, too
 		return errNewClients
 	}

@@ -38,6 +38,7 @@ type staff struct {
 	password string
 	state    *connectors.Refusal // told after the right password
 	any      *connectors.Refusal // told whatever the password is
+	then     *connectors.Refusal // told so once the password is another
 	calls    []string
 }
 
@@ -91,11 +92,13 @@ func (s *staff) ChangePassword(_ context.Context, a identity.Account, old, chang
 		case strings.HasPrefix(changed, "weak"):
 			err = &connectors.Refusal{Reason: connectors.PasswordRejected, Changeable: true, Detail: "in history <b>of 24</b>"}
 		default:
-			s.password, s.state = changed, nil
+			s.password, s.state, s.any = changed, nil, s.then
 		}
 	})
 	return err
 }
+
+func (s *staff) UserID(a identity.Account) string { return "id-" + a.Key() }
 
 func staffWorld(t *testing.T) (*world, *staff) {
 	t.Helper()

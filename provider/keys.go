@@ -269,6 +269,9 @@ func (s *KeySet) Verify(ctx context.Context, raw, audience string) (IDToken, err
 	return s.verify(ctx, raw, audience)
 }
 
+// errReadKeys means that the store does not tell whether there is another key.
+var errReadKeys = errors.New("read keys")
+
 func (s *KeySet) verify(ctx context.Context, raw, audience string, more ...jwt.ParseOption) (IDToken, error) {
 	if len(raw) > maxToken {
 		return IDToken{}, fmt.Errorf("id token: %d bytes, want at most %d", len(raw), maxToken)
@@ -280,7 +283,7 @@ func (s *KeySet) verify(ctx context.Context, raw, audience string, more ...jwt.P
 	tok, err := s.parse(ctx, raw, h, audience, more...)
 	if err != nil && s.unknownKey(h) {
 		if _, err, _ := s.flight.Do("keys", func() (any, error) { return nil, s.reread(context.WithoutCancel(ctx)) }); err != nil {
-			return IDToken{}, fmt.Errorf("id token: read keys: %w", err)
+			return IDToken{}, fmt.Errorf("id token: %w: %w", errReadKeys, err)
 		}
 		tok, err = s.parse(ctx, raw, h, audience, more...)
 	}

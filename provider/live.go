@@ -122,8 +122,9 @@ func (p *Provider) vouch(ctx context.Context, connectorID, userID string, since 
 	proven := since
 	u, err := p.store.GetUserIdentity(ctx, userID, connectorID)
 	switch {
-	case err == nil:
+	case err == nil && !u.LastLogin.IsZero(): // else a block has made it
 		proven = u.LastLogin
+	case err == nil:
 	case !errors.Is(err, storage.ErrNotFound): // as after the password grant, which is no sign-in
 		return fmt.Errorf("provider: read user: %w", err)
 	}

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/crypto/bcrypt"
 	"golang.org/x/oauth2"
 
+	"gatehouse/connectors"
 	"gatehouse/internal/seal"
 	"gatehouse/provider/store"
 
@@ -402,5 +403,26 @@ gateway:
 				t.Error("another user is signed out")
 			}
 		})
+	}
+}
+
+// Whoever knew the old password is out, even where the directory does not answer after it has taken the new one.
+func TestNewPasswordEndsSessionsWithoutASignIn(t *testing.T) {
+	w, dir := staffWorld(t)
+	home := w.browser().get("https://app.example.com/")
+	form := strings.Replace(home.action(), "/auth/ad/login", "/auth/ad/password", 1)
+	away := w.enter("ann", "right")
+	if !hello(away) {
+		t.Fatal(away.code, away.page)
+	}
+	dir.set(func() { dir.then = &connectors.Refusal{Reason: connectors.Unavailable} })
+	home.do(http.MethodPost, form, url.Values{
+		"login": {"ann"}, "password": {"right"}, "new_password": {"much better"}, "new_password_again": {"much better"},
+	}, ownOrigin())
+	if home.code != http.StatusServiceUnavailable {
+		t.Errorf("got %d at %s", home.code, home.last)
+	}
+	if hello(away.get("https://app.example.com/")) || w.sessionCount() != 0 {
+		t.Error("what began with the old password goes on")
 	}
 }

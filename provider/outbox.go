@@ -140,7 +140,7 @@ func (o *outbox) pass(ctx context.Context) (time.Duration, error) {
 	err := o.store.Notices(ctx, func(n store.Notice) bool {
 		pending++
 		switch at := o.restUntil(n); {
-		case !now.Before(n.Expiry), !at.After(now):
+		case !at.After(now): // one that has expired meanwhile is given up then
 			if len(due[n.ClientID]) < maxHandled { // the others are found at the next look
 				due[n.ClientID] = append(due[n.ClientID], n)
 			}
@@ -149,14 +149,13 @@ func (o *outbox) pass(ctx context.Context) (time.Duration, error) {
 		}
 		return true
 	})
-	if err != nil {
-		return noticePoll, err
+	if err == nil {
+		o.pending.Set(float64(pending))
 	}
-	o.pending.Set(float64(pending))
-	for client, list := range due {
+	for client, list := range due { // also where one cannot be read
 		o.begin(ctx, client, list)
 	}
-	return max(next, 10*time.Millisecond), nil
+	return max(next, 10*time.Millisecond), err
 }
 
 // restUntil is when a notice may be sent.

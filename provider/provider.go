@@ -170,13 +170,16 @@ func newProvider(ctx context.Context, o Options) *Provider {
 // gcEvery is how often what has expired is deleted. Dex would do it by generation, and so never where one lives shorter.
 const gcEvery = time.Minute
 
+// gcMargin is for how long what has expired stays: a replica whose clock is ahead by less ends no session of the others. Nobody takes what has expired meanwhile.
+const gcMargin = 15 * time.Minute
+
 func (p *Provider) collectGarbage(ctx context.Context) {
 	tick := time.NewTicker(gcEvery)
 	defer tick.Stop()
 	for {
 		select {
 		case <-tick.C:
-			if _, err := p.store.GarbageCollect(ctx, p.now()); err != nil && ctx.Err() == nil {
+			if _, err := p.store.GarbageCollect(ctx, p.now().Add(-gcMargin)); err != nil && ctx.Err() == nil {
 				p.log.ErrorContext(ctx, "what has expired cannot be deleted", "error", err)
 			}
 		case <-ctx.Done():
@@ -269,7 +272,7 @@ func (p *Provider) frontOptions(g *generation) front.Options {
 			if err == nil {
 				err = g.cutoffs.clientStands(ctx, t)
 			}
-			return t, err
+			return t, toldOf(err)
 		},
 		Vouch:      p.vouch,
 		CheckHint:  CheckHint,
@@ -299,6 +302,14 @@ func (p *Provider) frontOptions(g *generation) front.Options {
 		}
 	}
 	return f
+}
+
+// toldOf is why a token is no good, or front.ErrUnknown where the store does not tell.
+func toldOf(err error) error {
+	if errors.Is(err, errReadKeys) || errors.Is(err, errReadClient) {
+		return errors.Join(front.ErrUnknown, err)
+	}
+	return err
 }
 
 // refreshPolicy is Dex's, from its own configuration keys.

@@ -58,7 +58,7 @@ func (p *Provider) RotateKeys(ctx context.Context, now bool) (Rotation, error) {
 	if err != nil {
 		return Rotation{}, fmt.Errorf("provider: rotate keys: %w", err)
 	}
-	p.audit.InfoContext(ctx, "keys rotated", "key", r.KeyID, "signs_from", r.SignsFrom, "withdrawn", r.Withdrawn)
+	p.audit.InfoContext(ctx, "keys rotated", "by", byOperator, "key", r.KeyID, "signs_from", r.SignsFrom, "withdrawn", append([]string{}, r.Withdrawn...))
 	if ring := p.options.StoredRing; ring != nil {
 		if err := ring.rotate(ctx, c.Sessions.AbsoluteLifetime.Std()); err != nil {
 			return r, err
@@ -97,7 +97,8 @@ func public(private *jose.JSONWebKey) *jose.JSONWebKey {
 	return &k
 }
 
-// postpone returns old keys with the signing key of next as the one that signs after a lead. If one waits already, it stays that one.
+// postpone returns old keys with the signing key of next as the one that signs after a lead. If one waits already, it stays that one. No error of a clock lasts: one
+// that waits for what is far off signs after the lead, too.
 func postpone(old store.Keys, next storage.Keys, now time.Time, lead time.Duration) store.Keys {
 	k := old
 	k.NextRotation = next.NextRotation
@@ -110,10 +111,26 @@ func postpone(old store.Keys, next storage.Keys, now time.Time, lead time.Durati
 		}
 		k.VerificationKeys = append(k.VerificationKeys, v)
 	}
-	if k.Next == nil {
-		k.Next = &store.NextKey{Key: next.SigningKey, Published: now, SignsFrom: now.Add(lead), FormerUntil: until.Add(lead)}
+	key, published := next.SigningKey, now
+	switch {
+	case k.Next == nil:
+	case k.Next.SignsFrom.After(now.Add(lead + clockOff)): // it is of a clock that was ahead, and would keep all others waiting until then
+		key, published = k.Next.Key, earlier(k.Next.Published, now)
+	default:
+		return k
 	}
+	k.Next = &store.NextKey{Key: key, Published: published, SignsFrom: now.Add(lead), FormerUntil: until.Add(lead)}
 	return k
+}
+
+// clockOff is how far the clocks of replicas may be apart before what one of them has planned is planned anew.
+const clockOff = time.Hour
+
+func earlier(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return a
+	}
+	return b
 }
 
 // keysAt returns keys as they are at a time: a next key has taken its place, at its own time, whoever looks and whenever.

@@ -631,3 +631,33 @@ func TestSSOOutlivesKeys(t *testing.T) {
 		t.Errorf("and then with other keys: %v", err)
 	}
 }
+
+// What a replica planned whose clock was a year ahead is planned anew by the next rotation: keys do not stay as they are for a year.
+func TestRotationByAClockThatWasAhead(t *testing.T) {
+	const year = 365 * 24 * time.Hour
+	st, clk := store.Memory(store.Options{}), &clock{}
+	w := newWorld(t, testConfig, st, nil, clk)
+	first := w.signed()
+	clk.add(year)
+	ahead := w.mustRotate(false)
+	clk.add(-year)
+	if err := w.provider.keyCache.read(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	lead, began := w.provider.keyCache.lead(), clk.now()
+	r := w.mustRotate(false)
+	if r.SignsFrom.Sub(began) > lead+time.Minute || r.KeyID != ahead.KeyID {
+		t.Errorf("got %+v, want that %s signs after %v", r, ahead.KeyID, lead)
+	}
+	clk.add(lead + time.Minute)
+	if got := headOf(t, w.signed()).KeyID(); got != r.KeyID || !w.good(first) {
+		t.Errorf("%s signs, want %s; the first token is good %v", got, r.KeyID, w.good(first))
+	}
+	k, _, err := st.SealKeys(t.Context(), nil)
+	if err != nil || len(k.Keys) != 2 || k.Keys[1].SealsFrom.After(clk.now()) || k.Keys[0].OpensUntil.After(clk.now().Add(year/2)) {
+		t.Errorf("keys of cookies: %d, %v: the new one seals from %v, the former opens until %v", len(k.Keys), err, k.Keys[1].SealsFrom, k.Keys[0].OpensUntil)
+	}
+	if again := w.mustRotate(false); again.KeyID == r.KeyID {
+		t.Error("the next rotation makes no other key")
+	}
+}

@@ -186,7 +186,16 @@ func (r *StoredRing) rotate(ctx context.Context, cookieLife time.Duration) error
 	err := r.store.UpdateSealKeys(ctx, func(k store.SealKeys) (store.SealKeys, error) {
 		k.Keys = slices.DeleteFunc(k.Keys, r.over)
 		now := r.now()
-		n := len(k.Keys)
+		n, from := len(k.Keys), now.Add(r.lead)
+		until := from.Add(max(cookieLife, shortestOpening) + r.lead)
+		if n > 0 && k.Keys[n-1].SealsFrom.After(from.Add(clockOff)) { // by a clock that was ahead
+			k.Keys = slices.Clone(k.Keys)
+			k.Keys[n-1].SealsFrom = from
+			for i := range n - 1 {
+				k.Keys[i].OpensUntil = earlier(k.Keys[i].OpensUntil, until)
+			}
+			return k, nil
+		}
 		if n > 0 && now.Before(k.Keys[n-1].SealsFrom) {
 			return k, errNothingToDo
 		}
@@ -194,10 +203,9 @@ func (r *StoredRing) rotate(ctx context.Context, cookieLife time.Duration) error
 			r.log.WarnContext(ctx, "no new key for cookies: there are too many within gateway.session.absolute", "keys", n)
 			return k, errNothingToDo
 		}
-		from := now.Add(r.lead)
 		for i := range k.Keys {
 			if k.Keys[i].OpensUntil.IsZero() {
-				k.Keys[i].OpensUntil = from.Add(max(cookieLife, shortestOpening) + r.lead)
+				k.Keys[i].OpensUntil = until
 			}
 		}
 		k.Keys = append(k.Keys, store.SealKey{Key: seal.NewKey(), SealsFrom: from})

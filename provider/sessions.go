@@ -11,7 +11,6 @@ import (
 	"gatehouse/provider/identity"
 	"gatehouse/provider/store"
 
-	"github.com/dexidp/dex/server/tokens"
 	"github.com/dexidp/dex/storage"
 )
 
@@ -200,9 +199,10 @@ func (p *Provider) end(ctx context.Context, g *generation, id string, why cause)
 	}
 	log.InfoContext(ctx, "sign-out", "by", why.by, "connector", s.ConnectorID, "user", email, "user_id", s.UserID, "session", hashID(id))
 
-	ctx = context.WithoutCancel(ctx) // the session is over: what follows from it is not to be lost to a closed connection
-	refresh := tokens.NewRefreshStore(g.storage, p.now, p.dexLog)
-	refresh.RevokeClients(ctx, s.UserID, s.ConnectorID, g.boundClients(ctx, s))
+	ctx = context.WithoutCancel(ctx)                  // the session is over: what follows from it is not to be lost to a closed connection
+	if err := p.revokeBound(ctx, g, &s); err != nil { // they are refused all the same: their session is over
+		p.log.WarnContext(ctx, "refresh tokens that end with a session are kept for now", "connector", s.ConnectorID, "user_id", s.UserID, "error", err)
+	}
 	p.forget(ctx, s.ConnectorID, s.UserID)
 	p.unlink(ctx, g, s.ConnectorID, id)
 
@@ -221,15 +221,27 @@ func (p *Provider) end(ctx context.Context, g *generation, id string, why cause)
 	return next, nil
 }
 
-// boundClients are the clients of the session whose refresh tokens end with it.
-func (g *generation) boundClients(ctx context.Context, s storage.AuthSession) []string {
-	var bound []string
+// revokeBound deletes the refresh tokens that end with a session: each token first, then what refers to it. Dex's own way is the other way
+// round, and leaves a token that it then fails at (500). That of another session of the user is not touched.
+func (p *Provider) revokeBound(ctx context.Context, g *generation, s *storage.AuthSession) error {
+	o, err := p.store.GetOfflineSessions(ctx, s.UserID, s.ConnectorID)
+	if errors.Is(err, storage.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	var errs []error
 	for id := range s.ClientStates {
+		ref := o.Refresh[id]
+		if ref == nil || ref.SessionID != "" && ref.SessionID != s.ID {
+			continue
+		}
 		if c, err := g.storage.GetClient(ctx, id); err == nil && c.RefreshBoundToSession() {
-			bound = append(bound, id)
+			errs = append(errs, revokeToken(ctx, p.store, s.UserID, s.ConnectorID, *ref))
 		}
 	}
-	return bound
+	return errors.Join(errs...)
 }
 
 // always is the end of time, for endAll. It is never assigned to.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"iter"
-	"slices"
 	"time"
 
 	"gatehouse/authz"
@@ -97,7 +96,7 @@ func (o operatorSessions) List(ctx context.Context) ([]admin.Session, error) {
 			expires = s.IdleExpiry
 		}
 		out = append(out, admin.Session{
-			ID: audit.Hash(s.ID), User: s.Email, Connector: s.ConnectorID, UserID: s.UserID, Groups: s.Groups,
+			ID: audit.Hash(s.ID), User: s.Email, Connector: s.ConnectorID, UserID: s.UserID, Groups: noNull(s.Groups),
 			SignedInAt: s.SignedInAt, LastActivity: s.LastActivity, ExpiresAt: expires, Address: s.IPAddress, UserAgent: s.UserAgent,
 		})
 	}
@@ -112,6 +111,9 @@ func (o operatorSessions) Revoke(ctx context.Context, hash string) error {
 	}
 	return err
 }
+
+// noNull is a list that JSON writes as [] where it is empty, as programs that read it want.
+func noNull(list []string) []string { return append([]string{}, list...) }
 
 // operatorUsers shows the provider's users to the admin listener.
 type operatorUsers struct{ p *provider.Provider }
@@ -137,10 +139,8 @@ func (o operatorUsers) Users(ctx context.Context, blocked bool) iter.Seq2[admin.
 
 func adminUser(u *provider.User) admin.User {
 	out := admin.User{
-		User: u.Email, Name: u.Name, Connector: u.ConnectorID, UserID: u.UserID, Groups: u.Groups, LastSignIn: u.LastLogin, Sessions: u.Sessions,
-	}
-	if out.Groups == nil {
-		out.Groups = []string{}
+		User: u.Email, Name: u.Name, Connector: u.ConnectorID, UserID: u.UserID, Groups: noNull(u.Groups),
+		LastSignIn: u.LastLogin, Sessions: u.Sessions,
 	}
 	if u.BlockedUntil.After(utc()) {
 		out.BlockedUntil = u.BlockedUntil
@@ -217,7 +217,7 @@ type operatorKeys struct{ p *provider.Provider }
 // RotateKeys implements admin.Keys.
 func (o operatorKeys) RotateKeys(ctx context.Context, now bool) (admin.Rotation, error) {
 	r, err := o.p.RotateKeys(ctx, now)
-	return admin.Rotation{KeyID: r.KeyID, SignsFrom: r.SignsFrom, Withdrawn: slices.Concat([]string{}, r.Withdrawn)}, err
+	return admin.Rotation{KeyID: r.KeyID, SignsFrom: r.SignsFrom, Withdrawn: noNull(r.Withdrawn)}, err
 }
 
 // gatewayPages are the pages of package web as the authorizer shows them on app hosts.

@@ -59,7 +59,18 @@ func (s *service) checkKeys(ctx context.Context, next *config.Config) error {
 	if err != nil || slices.Equal(a.IDs(), s.atRest.IDs()) {
 		return err
 	}
-	return s.store.CheckSealer(ctx, a)
+	if err = s.store.CheckSealer(ctx, a); err != nil {
+		s.resealSoon() // another replica may have written with that key after this one was done: it can go at the next try
+	}
+	return err
+}
+
+// resealSoon has resealRecords begin again.
+func (s *service) resealSoon() {
+	select {
+	case s.rekeyed <- struct{}{}:
+	default: // it is about to
+	}
 }
 
 // applyKeys puts the keys of another configuration in the place of those that run, which checkKeys has looked at.
@@ -77,10 +88,7 @@ func (s *service) applyKeys(ctx context.Context, next *config.Config) {
 		return
 	}
 	s.log.InfoContext(ctx, "keys of gateway.keys.file taken up", "keys", strings.Join(s.atRest.IDs(), " "))
-	select {
-	case s.rekeyed <- struct{}{}:
-	default:
-	}
+	s.resealSoon()
 }
 
 // resealRetry is the pause after records could not be sealed.

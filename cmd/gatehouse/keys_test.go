@@ -224,3 +224,29 @@ func TestKeyFileReloads(t *testing.T) {
 		t.Errorf("signing keys: %v", err)
 	}
 }
+
+// What cannot be taken up is tried every 10 s, and said once.
+func TestReloadThatFailsAgainIsSaidOnce(t *testing.T) {
+	k := &keyBench{t: t, dir: t.TempDir()}
+	l := k.load(seal.NewKey())
+	s, stop, err := k.start(l)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stop()
+	k.waitForLog("all records are sealed")
+	r := newReloads(s, l, nil)
+	r.retry = time.NewTimer(time.Hour)
+	defer r.retry.Stop()
+	go r.watch.Run(t.Context())
+	k.load(seal.NewKey())
+	for i, step := range []struct {
+		why  string
+		want int // lines in the log
+	}{{"change", 1}, {byRetry, 1}, {byRetry, 1}, {"SIGHUP", 2}, {byRetry, 2}} {
+		r.reload(t.Context(), step.why)
+		if got := strings.Count(k.logs.String(), "configuration cannot be taken up"); got != step.want {
+			t.Fatalf("after reload %d (%s): the log says it %d times, want %d:\n%s", i+1, step.why, got, step.want, k.logs.String())
+		}
+	}
+}

@@ -12,7 +12,7 @@ import (
 func keysCommand() *cobra.Command {
 	var connect connection
 	c := &cobra.Command{
-		Use: "keys", Short: "Rotate the signing keys of a running gatehouse",
+		Use: "keys", Short: "Rotate the signing keys of a running gatehouse", Args: cobra.NoArgs, RunE: showHelp,
 		Long: `Rotate the keys with which a running gatehouse signs tokens, through its admin listener.
 
   gatehouse keys rotate --config gatehouse.yaml

@@ -19,9 +19,7 @@ const ldapType = "ldap"
 
 func ldapCommand() *cobra.Command {
 	c := &cobra.Command{
-		Use: "ldap", Short: "Help with connectors of type ldap",
-		Args: cobra.NoArgs,
-		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
+		Use: "ldap", Short: "Help with connectors of type ldap", Args: cobra.NoArgs, RunE: showHelp,
 	}
 	c.AddCommand(ldapTestCommand())
 	return c

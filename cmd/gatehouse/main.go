@@ -24,6 +24,10 @@ func main() {
 // errSaid is the error of a command that has already told the user.
 var errSaid = errors.New("said")
 
+// showHelp is what a command does that only has commands of its own. With cobra.NoArgs it refuses a name that is none of theirs, which cobra by itself
+// takes for a wish for help, with exit code 0.
+func showHelp(c *cobra.Command, _ []string) error { return c.Help() }
+
 // run is the program: its exit code is 0, or 1 for whatever went wrong.
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	root := &cobra.Command{

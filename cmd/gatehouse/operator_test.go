@@ -37,7 +37,7 @@ gateway:
 `
 
 // TestOperatorScripts runs the commands of operators against the admin listener of a provider: $ADMIN. Each script has its own, with two
-// users of one e-mail address at two connectors, one whose names are hostile, and two sessions of u1.
+// users of one e-mail address at two connectors, one whose names are hostile, and two sessions of u1, and one of a user without groups.
 func TestOperatorScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{Dir: "testdata/operator", Setup: func(e *testscript.Env) error {
 		path := filepath.Join(e.WorkDir, "admin.sock")
@@ -103,6 +103,8 @@ func seedUsers(t *testing.T, st *store.Store) error {
 	} {
 		errs = append(errs, storetest.AddPerson(t.Context(), st, p))
 	}
+	carol := storetest.Person{Connector: "staff", ID: "c3", Email: "carol@example.com", LastLogin: day}
+	errs = append(errs, storetest.AddPerson(t.Context(), st, carol), storetest.AddSession(t.Context(), st, "session-carol", carol, utc().Add(time.Hour)))
 	for i := range 2 {
 		errs = append(errs, storetest.AddSession(t.Context(), st, fmt.Sprintf("session-%d", i), alice, utc().Add(time.Hour)))
 	}

@@ -73,6 +73,9 @@ const (
 	reloadRetry   = 10 * time.Second
 )
 
+// byRetry is why files are read that have not changed.
+const byRetry = "retry"
+
 // reloads takes up changed files. One goroutine runs it.
 type reloads struct {
 	s       *service
@@ -80,6 +83,7 @@ type reloads struct {
 	hangup  <-chan os.Signal
 	watch   *config.Watch
 	retry   *time.Timer
+	failed  string // why the files could not be taken up the last time
 
 	failures   prometheus.Counter
 	successful prometheus.Gauge
@@ -129,7 +133,7 @@ func (r *reloads) run(ctx context.Context) {
 		case <-r.hangup:
 			r.reload(ctx, "SIGHUP")
 		case <-r.retry.C:
-			r.reload(ctx, "retry")
+			r.reload(ctx, byRetry)
 		case <-ctx.Done():
 			r.retry.Stop()
 			return
@@ -198,6 +202,10 @@ func (r *reloads) refuse(ctx context.Context, why string, err error) {
 	r.successful.Set(0)
 	mistakes, ok := errors.AsType[config.Errors](err)
 	if !ok {
+		if why == byRetry && err.Error() == r.failed {
+			return // the log has it
+		}
+		r.failed = err.Error()
 		r.s.log.ErrorContext(ctx, "configuration cannot be taken up: the last good one stays", "why", why, "error", err)
 		return
 	}

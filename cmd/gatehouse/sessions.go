@@ -23,14 +23,33 @@ func (n *connection) flags(c *cobra.Command) {
 	c.PersistentFlags().StringVar(&n.address, "admin", "", "`ADDRESS` of its admin listener, instead of the file's: host:port or unix:/path")
 }
 
+// client returns a client of the listener at the address, or of the one that the file names.
 func (n *connection) client(c *cobra.Command) (*admin.Client, error) {
-	return adminClient(c, n.path, n.address)
+	group := c.Parent().Name()
+	if n.address != "" {
+		if p, ok := strings.CutPrefix(n.address, "unix:"); ok {
+			return admin.NewClient("unix", p), nil
+		}
+		if _, _, err := net.SplitHostPort(n.address); err != nil {
+			return nil, fmt.Errorf("--admin %q: want host:port or unix:/path", n.address)
+		}
+		return admin.NewClient("tcp", n.address), nil
+	}
+	if n.path == "" {
+		return nil, fmt.Errorf("%s: say which gatehouse: --config FILE or --admin ADDRESS", group)
+	}
+	network, listener, err := config.AdminListener(n.path, config.OS())
+	if err != nil {
+		_, _ = fmt.Fprintf(c.ErrOrStderr(), "%v\n%s: --admin ADDRESS names the listener without the file\n", err, group)
+		return nil, errSaid
+	}
+	return admin.NewClient(network, listener), nil
 }
 
 func sessionsCommand() *cobra.Command {
 	var connect connection
 	c := &cobra.Command{
-		Use: "sessions", Short: "List or end sessions of a running gatehouse",
+		Use: "sessions", Short: "List or end sessions of a running gatehouse", Args: cobra.NoArgs, RunE: showHelp,
 		Long: `List or end sessions of a running gatehouse, through its admin listener. Of the file that --config names only
 gateway.admin is read: mistakes elsewhere, and variables that are not set here, do not matter. --admin names the listener
 itself, and needs no file:
@@ -98,6 +117,9 @@ tokens of a user, who may sign in again at once (users block keeps them out).
 				if errors.Is(err, admin.ErrNotFound) {
 					return fmt.Errorf("there is no session %s: see sessions list for those that there are", printable(args[0]))
 				}
+				if err == nil {
+					_, err = fmt.Fprintf(c.OutOrStdout(), "session %s has ended\n", printable(args[0]))
+				}
 				return err
 			}
 			done, err := client.SignOut(c.Context(), user)
@@ -110,29 +132,6 @@ tokens of a user, who may sign in again at once (users block keeps them out).
 	}
 	revoke.Flags().StringVar(&user, "user", "", "end all sessions and refresh tokens of this `USER`: an e-mail address, or connector:ID")
 	return revoke
-}
-
-// adminClient returns a client of the listener at address, or of the one that the file at path names.
-func adminClient(c *cobra.Command, path, address string) (*admin.Client, error) {
-	group := c.Parent().Name()
-	if address != "" {
-		if p, ok := strings.CutPrefix(address, "unix:"); ok {
-			return admin.NewClient("unix", p), nil
-		}
-		if _, _, err := net.SplitHostPort(address); err != nil {
-			return nil, fmt.Errorf("--admin %q: want host:port or unix:/path", address)
-		}
-		return admin.NewClient("tcp", address), nil
-	}
-	if path == "" {
-		return nil, fmt.Errorf("%s: say which gatehouse: --config FILE or --admin ADDRESS", group)
-	}
-	network, listener, err := config.AdminListener(path, config.OS())
-	if err != nil {
-		_, _ = fmt.Fprintf(c.ErrOrStderr(), "%v\n%s: --admin ADDRESS names the listener without the file\n", err, group)
-		return nil, errSaid
-	}
-	return admin.NewClient(network, listener), nil
 }
 
 func writeSessions(c *cobra.Command, all []admin.Session) error {

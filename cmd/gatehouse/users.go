@@ -24,7 +24,7 @@ accident.`
 func usersCommand() *cobra.Command {
 	var connect connection
 	c := &cobra.Command{
-		Use: "users", Short: "List, block and unblock users of a running gatehouse",
+		Use: "users", Short: "List, block and unblock users of a running gatehouse", Args: cobra.NoArgs, RunE: showHelp,
 		Long: `List, block and unblock users of a running gatehouse, through its admin listener. One replica is
 enough: the others obey within a second.
 
@@ -89,13 +89,13 @@ that they have: sessions and refresh tokens. The block lasts until "users unbloc
 				return explainUser(c, args[0], err)
 			}
 			_, err = fmt.Fprintf(c.OutOrStdout(), "%s is blocked %s; sessions ended: %d\n", nameOf(&done.User), untilWhen(done.User.BlockedUntil), done.Ended)
-			if err == nil && done.User.LastSignIn.IsZero() {
+			if err == nil && done.User.User == "" && done.User.LastSignIn.IsZero() { // else the id is known to be right
 				_, err = fmt.Fprintln(c.OutOrStdout(), "Nobody of this id has signed in so far: it must be the id that the connector will give.")
 			}
 			return err
 		},
 	}
-	c.Flags().StringVar(&until, "until", "", "`TIME` when the block ends: 2026-01-31T18:00:00Z, or 2026-01-31 for the begin of that day here")
+	c.Flags().StringVar(&until, "until", "", "`TIME` when the block ends: 2026-01-31T18:00:00Z, or 2026-01-31 for the start of that day in the time zone of this command")
 	c.Flags().DurationVar(&period, "for", 0, "`DURATION` for which it lasts, such as 45m or 72h")
 	return c
 }
@@ -166,7 +166,7 @@ func explainUser(c *cobra.Command, name string, err error) error {
 		return errSaid
 	}
 	if errors.Is(err, admin.ErrNoUser) {
-		return fmt.Errorf("nobody is known as %s: see users list for who has signed in, or say connector:ID", printable(name))
+		return fmt.Errorf("nobody who has signed in or was blocked is known as %s: see users list, or say connector:ID, with a connector of the configuration", printable(name))
 	}
 	return err
 }
@@ -206,7 +206,10 @@ func writeUsers(to io.Writer, all iter.Seq2[admin.User, error]) error {
 	_, _ = fmt.Fprintln(w, "USER\tCONNECTOR\tUSER ID\tGROUPS\tLAST SIGN-IN\tBLOCKED\tSESSIONS")
 	n := 0
 	for u, err := range all {
-		if err != nil {
+		switch {
+		case err != nil && n == 0: // no list, and not an empty one
+			return err
+		case err != nil:
 			return errors.Join(w.Flush(), err)
 		}
 		blocked := "-"

@@ -105,6 +105,14 @@ type Account struct {
 // Key is what attempts are counted by: the same for every spelling that leads to the account, and for those that lead nowhere.
 func (a *Account) Key() string { return a.key }
 
+// UserID is that of the account's user, "" where it has none.
+func (c *Connector) UserID(a *Account) string {
+	if a.entry == nil {
+		return ""
+	}
+	return a.entry.value(c.settings.UserSearch.IDAttr, maxID)
+}
+
 // fresh is how long what Find has read is good for the rest of the same sign-in.
 const fresh = 5 * time.Second
 

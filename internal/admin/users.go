@@ -48,6 +48,10 @@ func (o Options) act(w http.ResponseWriter, r *http.Request, do func(context.Con
 		refuse(w, http.StatusBadRequest, err)
 		return
 	}
+	if !t.Until.IsZero() && !t.Until.After(time.Now()) { // it would lift a block that there is
+		refuse(w, http.StatusBadRequest, fmt.Errorf(`admin: "until": %s is over already`, t.Until.Format(time.RFC3339)))
+		return
+	}
 	if t.User == "" || len(t.User) > maxName {
 		refuse(w, http.StatusBadRequest, fmt.Errorf(`admin: "user": got %d bytes, want 1 to %d`, len(t.User), maxName))
 		return

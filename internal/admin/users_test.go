@@ -80,10 +80,10 @@ func dial(t *testing.T, p *people) *Client {
 func TestUsersAreActedOnByName(t *testing.T) {
 	p := &people{}
 	c := dial(t, p)
-	day := time.Date(2026, 1, 2, 0, 0, 0, 0, time.UTC)
+	day := time.Date(2126, 1, 2, 0, 0, 0, 0, time.UTC)
 	want := Outcome{User: alice, Ended: 3}
 	for name, do := range map[string]func(string) (Outcome, error){
-		"block until 2026-01-02T00:00:00Z": func(n string) (Outcome, error) { return c.Block(t.Context(), n, day) },
+		"block until 2126-01-02T00:00:00Z": func(n string) (Outcome, error) { return c.Block(t.Context(), n, day) },
 		"block until 0001-01-01T00:00:00Z": func(n string) (Outcome, error) { return c.Block(t.Context(), n, time.Time{}) },
 		"unblock":                          func(n string) (Outcome, error) { return c.Unblock(t.Context(), n) },
 		"sign out":                         func(n string) (Outcome, error) { return c.SignOut(t.Context(), n) },
@@ -102,6 +102,10 @@ func TestUsersAreActedOnByName(t *testing.T) {
 		if len(p.done) != 1 {
 			t.Errorf("%s did something to nobody: %v", name, p.done)
 		}
+	}
+	p.done = nil
+	if _, err := c.Block(t.Context(), "alice", time.Now().Add(-time.Second)); err == nil || !strings.Contains(err.Error(), "over already") || len(p.done) != 0 {
+		t.Errorf("a block that is over, which would lift another: %v; done %v", err, p.done)
 	}
 	p.done = nil
 	r, err := c.RotateKeys(t.Context(), true)
@@ -169,7 +173,7 @@ func TestListThatBreaksIsNotTakenForAll(t *testing.T) {
 func FuzzActs(f *testing.F) {
 	for _, path := range []string{"/v1/users/block", "/v1/users/unblock", "/v1/users/sign-out", "/v1/keys/rotate", "/v1/users/block/", "/v1/users/../users/block"} {
 		for _, body := range []string{
-			`{"user":"alice"}`, `{"user":"alice","until":"2026-01-02T00:00:00Z"}`, `{"user":"alice"}{}`, `{"user":"alice","x":1}`, `{"now":true}`, `{}`, ``,
+			`{"user":"alice"}`, `{"user":"alice","until":"2126-01-02T00:00:00Z"}`, `{"user":"alice"}{}`, `{"user":"alice","x":1}`, `{"now":true}`, `{}`, ``,
 			`["alice"]`, `{"user":"ALICE"}`, "{\"user\":\"\xff\"}", `{"user":"alice","until":"x"}`, `null`, `{"USER":"alice"}`, `{"user":"bob","user":"alice"}`,
 		} {
 			f.Add("POST", path, body, "1")

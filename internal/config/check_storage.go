@@ -153,7 +153,7 @@ func (k *checker) postgres(s *StorageConfig) {
 	elsewhere := host != "" && !strings.HasPrefix(host, "/") && !hosts.Loopback(host)
 	switch {
 	case s.SSL.Mode == "disable" && elsewhere:
-		k.warnf(path+".ssl.mode", "keys and sessions cross the network in the clear: set verify-full, and caFile")
+		k.warnf(path+".ssl.mode", clearText+"verify-full, and caFile")
 	case s.SSL.Mode == "require" && s.SSL.CAFile == "" && elsewhere:
 		k.warnf(path+".ssl.mode", "require does not look who the server is: set verify-full, and caFile")
 	}
@@ -168,6 +168,8 @@ func (k *checker) etcd(s *StorageConfig) {
 		u, err := url.Parse(e)
 		if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Port() == "" || u.Hostname() == "" || u.User != nil || strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.Fragment != "" {
 			k.errorf(element(path+".endpoints", i), "want a URL with a port, such as https://etcd-0:2379, got %q", withoutUser(e))
+		} else if u.Scheme == "http" && !hosts.Loopback(u.Hostname()) {
+			k.warnf(element(path+".endpoints", i), clearText+"https, and ssl.caFile")
 		}
 	}
 	if (s.Username == "") != s.Password.IsZero() && !k.failed(path+".username") && !k.failed(path+".password") {
@@ -175,6 +177,9 @@ func (k *checker) etcd(s *StorageConfig) {
 	}
 	k.storageTLS(&s.SSL)
 }
+
+// clearText warns of a connection without TLS; the fix follows.
+const clearText = "keys and sessions cross the network in the clear: set "
 
 var kubernetesNamespace = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
 

@@ -79,11 +79,14 @@ func (f *Front) visitor(w http.ResponseWriter, r *http.Request) (v *visitor, ok 
 		f.fail(w, r, web.Unavailable, err)
 		return nil, false
 	}
-	if !f.knowsGateway(r.Context(), s) {
+	if !throughGateway(s) {
 		return nil, true
 	}
 	u, err := f.Storage.GetUserIdentity(r.Context(), s.UserID, s.ConnectorID)
-	if err != nil {
+	switch {
+	case errors.Is(err, identity.ErrBlocked), errors.Is(err, storage.ErrNotFound):
+		return nil, true
+	case err != nil:
 		f.fail(w, r, web.Unavailable, err)
 		return nil, false
 	}

@@ -53,12 +53,19 @@ func (f *Front) refreshGrant(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	ctx, e := withExchange(r.Context())
+	e.Refresh = true
 	resp, err := inproc.Serve(http.HandlerFunc(f.api), r.WithContext(ctx))
 	if err != nil {
 		f.fail(w, r, web.Internal, err)
 		return
 	}
 	defer resp.Body.Close()
+	if e.Unread {
+		f.Log.WarnContext(r.Context(), "a refresh token is refused for now: the storage does not say whether its session goes on")
+		w.Header().Set("Retry-After", "1")
+		f.oauthError(w, http.StatusServiceUnavailable, "temporarily_unavailable", "it is not known now whether the token's session goes on")
+		return
+	}
 	if e.Claimed && resp.StatusCode == http.StatusInternalServerError {
 		f.oauthError(w, http.StatusBadRequest, oauth2.InvalidGrant, "the refresh token was used already, or is revoked")
 		return
@@ -102,6 +109,10 @@ func copyAnswer(w http.ResponseWriter, resp *http.Response) {
 type Exchange struct {
 	Code    string // the authorization code that was spent, as the storage names it; "" for none
 	Claimed bool   // the refresh token was gone, or used by another request
+	Refresh bool   // it is about a refresh token
+	// Unread says that the session of the refresh token could not be read. Dex takes that for its end, and deletes the token: nothing
+	// is to be deleted from then on.
+	Unread bool
 }
 
 type exchangeKey struct{}

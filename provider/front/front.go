@@ -68,7 +68,7 @@ type Options struct {
 	// ClientSecret is the gateway client's.
 	ClientSecret string
 	Verify       TokenVerifier // of the gateway's own ID Token
-	VerifyAny    TokenVerifier // of a token for any client
+	VerifyAny    TokenVerifier // of a token for any client; ErrUnknown where nobody can say
 	// Vouch asks who a user is now, for a session or token that began at since: identity.ErrEnded where it is over, another error where nobody could
 	// say. nil at once where the last answer is young enough.
 	Vouch func(ctx context.Context, connectorID, userID string, since time.Time) error

@@ -296,12 +296,16 @@ func (f *Front) email(ctx context.Context, s *storage.AuthSession) string {
 // knowsGateway reports whether the session already came through the gateway's client, with its second factor, and
 // its user is not blocked.
 func (f *Front) knowsGateway(ctx context.Context, s *storage.AuthSession) bool {
-	c := s.ClientStates[GatewayClient]
-	if c == nil || c.LastTokenIssuedAt.IsZero() {
+	if !throughGateway(s) {
 		return false
 	}
 	_, err := f.Storage.GetUserIdentity(ctx, s.UserID, s.ConnectorID)
 	return err == nil
+}
+
+func throughGateway(s *storage.AuthSession) bool {
+	c := s.ClientStates[GatewayClient]
+	return c != nil && !c.LastTokenIssuedAt.IsZero()
 }
 
 // deliver hands Dex's last answer on: the gateway's own is finished here, others belong to the browser.

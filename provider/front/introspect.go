@@ -52,8 +52,12 @@ func (f *Front) introspect(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "malformed form", bodyStatus(err))
 		return
 	}
-	c, ok := f.confidential(r)
-	if !ok {
+	c, ok, err := f.confidential(r)
+	switch {
+	case err != nil:
+		f.unknown(w, r, err)
+		return
+	case !ok:
 		w.Header().Set("WWW-Authenticate", `Basic realm="introspection"`)
 		f.oauthError(w, http.StatusUnauthorized, "invalid_client", "introspection needs the credentials of a confidential client")
 		return
@@ -68,7 +72,7 @@ func (f *Front) introspect(w http.ResponseWriter, r *http.Request) {
 	}
 	told, err := look(r.Context(), c, r.PostForm.Get("token"))
 	switch {
-	case errors.Is(err, errUnknown):
+	case errors.Is(err, ErrUnknown):
 		f.unknown(w, r, err)
 	case err != nil: // section 2.2: nothing more is told of a token that is not good
 		f.answerJSON(w, http.StatusOK, map[string]bool{"active": false})
@@ -78,7 +82,7 @@ func (f *Front) introspect(w http.ResponseWriter, r *http.Request) {
 }
 
 // confidential returns the client that has sent its secret.
-func (f *Front) confidential(r *http.Request) (storage.Client, bool) {
+func (f *Front) confidential(r *http.Request) (_ storage.Client, ok bool, _ error) {
 	id, secret, basic := r.BasicAuth()
 	if basic { // RFC 6749 section 2.3.1: form-encoded within Basic
 		id, secret = unescape(id), unescape(secret)
@@ -86,7 +90,10 @@ func (f *Front) confidential(r *http.Request) (storage.Client, bool) {
 		id, secret = r.PostForm.Get("client_id"), r.PostForm.Get("client_secret")
 	}
 	c, err := f.Storage.GetClient(r.Context(), id)
-	return c, err == nil && id != GatewayClient && !c.Public && sameSecret(c.Secret, secret)
+	if err != nil && !errors.Is(err, storage.ErrNotFound) {
+		return storage.Client{}, false, err
+	}
+	return c, err == nil && id != GatewayClient && !c.Public && sameSecret(c.Secret, secret), nil
 }
 
 func (f *Front) introspectAccess(ctx context.Context, _ storage.Client, raw string) (*introspection, error) {
@@ -109,13 +116,13 @@ func (f *Front) introspectAccess(ctx context.Context, _ storage.Client, raw stri
 		IssuedAt int64           `json:"iat"`
 	}
 	if err := json.Unmarshal(b, &t); err != nil {
-		return nil, errors.Join(errUnknown, err)
+		return nil, errors.Join(ErrUnknown, err)
 	}
 	switch _, err := f.Storage.GetClient(ctx, s.Client); {
 	case errors.Is(err, storage.ErrNotFound): // a token ends with its client
 		return nil, errRevoked
 	case err != nil:
-		return nil, errors.Join(errUnknown, err)
+		return nil, errors.Join(ErrUnknown, err)
 	}
 	return &introspection{
 		Active: true, ClientID: s.Client, Subject: t.Subject, Expiry: t.Expiry, IssuedAt: t.IssuedAt, NotBefore: t.IssuedAt, Username: t.PreferredUsername,
@@ -140,7 +147,7 @@ func (f *Front) introspectRefresh(ctx context.Context, c storage.Client, raw str
 	case errors.Is(err, identity.ErrEnded):
 		return nil, errRevoked
 	case err != nil:
-		return nil, errors.Join(errUnknown, err)
+		return nil, errors.Join(ErrUnknown, err)
 	}
 	user, err := f.userNow(ctx, t.Claims.UserID, t.ConnectorID)
 	if err != nil {
@@ -197,7 +204,7 @@ func (f *Front) refreshToken(ctx context.Context, raw string) (*storage.RefreshT
 	case errors.Is(err, storage.ErrNotFound):
 		return nil, errRevoked
 	case err != nil:
-		return nil, errors.Join(errUnknown, err)
+		return nil, errors.Join(ErrUnknown, err)
 	}
 	reused := sameSecret(t.ObsoleteToken, secret) && f.Refresh.AllowedToReuse(t.LastUsed)
 	if !sameSecret(t.Token, secret) && !reused || f.Refresh.CompletelyExpired(t.CreatedAt) || f.Refresh.ExpiredBecauseUnused(t.LastUsed) {
@@ -210,15 +217,16 @@ func (f *Front) refreshToken(ctx context.Context, raw string) (*storage.RefreshT
 func (f *Front) refreshSession(ctx context.Context, c storage.Client, t *storage.RefreshToken) (sid string, err error) {
 	o, err := f.Storage.GetOfflineSessions(ctx, t.Claims.UserID, t.ConnectorID)
 	switch {
-	case errors.Is(err, storage.ErrNotFound) && c.RefreshBoundToSession():
+	case errors.Is(err, storage.ErrNotFound): // Dex's refresh grant takes none without
 		return "", errRevoked
-	case errors.Is(err, storage.ErrNotFound):
-		return "", nil
 	case err != nil:
-		return "", errors.Join(errUnknown, err)
+		return "", errors.Join(ErrUnknown, err)
 	}
 	ref := o.Refresh[t.ClientID]
-	if ref == nil || ref.SessionID == "" {
+	switch {
+	case ref == nil, ref.ID != t.ID: // it is not the user's any more
+		return "", errRevoked
+	case ref.SessionID == "":
 		return "", nil
 	}
 	if !c.RefreshBoundToSession() {

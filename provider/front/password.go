@@ -52,25 +52,28 @@ func (f *Front) changePassword(w http.ResponseWriter, r *http.Request) {
 		f.changeForm(w, r, q, door, web.PasswordChange{Failure: problem})
 		return
 	}
-	if err := door.ChangePassword(r.Context(), in, changed); err != nil {
+	userID, err := door.ChangePassword(r.Context(), in, changed)
+	if err != nil {
 		f.refuseChange(w, r, q, door, in.User, err)
 		return
 	}
 	f.changed(r, q, door.ID, in.User, "ok", nil)
+	s, err := f.session(w, r)
+	kept := "" // this browser's session goes on, if it is this user's
+	if s != nil && s.UserID == userID && s.ConnectorID == door.ID {
+		kept = s.ID
+	}
+	if userID != "" { // else nobody can sign in with the account
+		f.PasswordChanged(r.Context(), door.ID, userID, kept) // before the directory is asked again: it may not answer
+	}
+	if err != nil {
+		f.fail(w, r, web.Unavailable, err)
+		return
+	}
 	in.Password = changed
 	id, err := door.CheckPassword(r.Context(), in)
 	if err != nil {
 		f.refuse(w, r, q, door, in.User, err)
-		return
-	}
-	s, err := f.session(w, r)
-	kept := "" // this browser's session goes on, if it is this user's
-	if s != nil && s.UserID == id.UserID && s.ConnectorID == door.ID {
-		kept = s.ID
-	}
-	f.PasswordChanged(r.Context(), door.ID, id.UserID, kept)
-	if err != nil {
-		f.fail(w, r, web.Unavailable, err)
 		return
 	}
 	f.complete(w, r, q, door, id, remembers(r))

@@ -74,6 +74,10 @@ func (f *Front) begin(w http.ResponseWriter, r *http.Request, query url.Values, 
 		f.fail(w, r, web.Internal, err)
 		return
 	}
+	if a.status >= http.StatusInternalServerError { // Dex could not read the client
+		f.fail(w, r, web.Unavailable, fmt.Errorf("front: dex answers an authorization request with %d", a.status))
+		return
+	}
 	w.Header().Set("Content-Security-Policy", f.Pages.CSP()) // of Dex's page about a mistake; a page of ours brings its own
 	if a.status != http.StatusOK && !slices.Contains(strings.Fields(query.Get("prompt")), "none") {
 		a.relay(w)

@@ -16,8 +16,8 @@ import (
 	"github.com/dexidp/dex/storage"
 )
 
-// errUnknown means that nobody can say now whether a token is good.
-var errUnknown = errors.New("it is not known now whether the token is good")
+// ErrUnknown means that nobody can say now whether a token is good: it is not to be thrown away. Options.VerifyAny fails with it, too.
+var ErrUnknown = errors.New("it is not known now whether the token is good")
 
 // A standing is a token that is good, and who its user is now.
 type standing struct {
@@ -26,7 +26,7 @@ type standing struct {
 	user   *storage.Claims            // nil where nothing is known but the token: no user stands behind it, or they came by the password grant
 }
 
-// stands looks at an access token or an ID Token. It fails with errUnknown, or because the token is not of this issuer, its session has ended, its code was used twice, or
+// stands looks at an access token or an ID Token. It fails with ErrUnknown, or because the token is not of this issuer, its session has ended, its code was used twice, or
 // its user is blocked or may not go on.
 func (f *Front) stands(ctx context.Context, raw string) (standing, error) {
 	t, err := f.VerifyAny(ctx, raw)
@@ -45,13 +45,15 @@ func (f *Front) stands(ctx context.Context, raw string) (standing, error) {
 		switch lives, err := f.lives(ctx, t.SessionID); {
 		case err != nil:
 			return standing{}, err
-		case !lives && !f.outlives(ctx, t.Client, userID, connectorID):
-			return standing{}, errRevoked
+		case !lives:
+			if err := f.outlives(ctx, t.Client, userID, connectorID); err != nil {
+				return standing{}, err
+			}
 		}
 	}
 	switch void, err := f.Replayed(ctx, t, userID, connectorID); {
 	case err != nil:
-		return standing{}, errors.Join(errUnknown, err)
+		return standing{}, errors.Join(ErrUnknown, err)
 	case void:
 		return standing{}, errRevoked
 	}
@@ -59,34 +61,38 @@ func (f *Front) stands(ctx context.Context, raw string) (standing, error) {
 	case errors.Is(err, identity.ErrEnded):
 		return standing{}, errRevoked
 	case err != nil:
-		return standing{}, errors.Join(errUnknown, err)
+		return standing{}, errors.Join(ErrUnknown, err)
 	}
 	s.user, err = f.userNow(ctx, userID, connectorID)
 	return s, err
 }
 
-// lives reports whether a session goes on. It fails with errUnknown, where Dex would take a storage that fails for the end of the session.
+// lives reports whether a session goes on. It fails with ErrUnknown, where Dex would take a storage that fails for the end of the session.
 func (f *Front) lives(ctx context.Context, id string) (bool, error) {
 	s, err := f.Storage.GetAuthSession(ctx, id)
 	switch {
 	case errors.Is(err, storage.ErrNotFound):
 		return false, nil
 	case err != nil:
-		return false, errors.Join(errUnknown, err)
+		return false, errors.Join(ErrUnknown, err)
 	}
 	now := f.Now()
 	over := func(at time.Time) bool { return !at.IsZero() && now.After(at) } // as Dex reads it
 	return !over(s.IdleExpiry) && !over(s.AbsoluteExpiry), nil
 }
 
-// userNow is what is stored of a user, nil where that is nothing. It fails with errRevoked for a user who is blocked.
+// userNow is what is stored of a user, nil where that is nothing. It fails with errRevoked for a user who is blocked, and with ErrUnknown.
 func (f *Front) userNow(ctx context.Context, userID, connectorID string) (*storage.Claims, error) {
 	u, err := f.Storage.GetUserIdentity(ctx, userID, connectorID)
 	switch {
 	case errors.Is(err, storage.ErrNotFound):
 		return nil, nil
-	case err != nil: // blocked, or the store does not work
+	case errors.Is(err, identity.ErrBlocked):
 		return nil, errors.Join(errRevoked, err)
+	case err != nil:
+		return nil, errors.Join(ErrUnknown, err)
+	case u.LastLogin.IsZero(): // made by a block, of somebody who never signed in: it knows nothing of them
+		return nil, nil
 	}
 	return &u.Claims, nil
 }
@@ -190,7 +196,7 @@ func (f *Front) userinfo(w http.ResponseWriter, r *http.Request) {
 	}
 	s, err := f.stands(r.Context(), raw)
 	switch {
-	case errors.Is(err, errUnknown):
+	case errors.Is(err, ErrUnknown):
 		f.unknown(w, r, err)
 	case err != nil:
 		w.Header().Set("WWW-Authenticate", `Bearer error="invalid_token"`)

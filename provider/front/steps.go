@@ -1,6 +1,7 @@
 package front
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -143,11 +144,26 @@ func (s *statusWriter) Unwrap() http.ResponseWriter { return s.ResponseWriter }
 // session returns the browser's live session at the issuer, nil if it has none. An error means that it could not be
 // found out: the browser keeps its cookie. (Dex's own way would clear it.)
 func (f *Front) session(w http.ResponseWriter, r *http.Request) (*storage.AuthSession, error) {
-	id, _, ok := f.Sessions.ParseCookie(r)
-	if ok {
-		if _, err := f.Storage.GetAuthSession(r.Context(), id); err != nil && !errors.Is(err, storage.ErrNotFound) {
+	sessions := *f.Sessions
+	if id, _, ok := f.Sessions.ParseCookie(r); ok {
+		s, err := f.Storage.GetAuthSession(r.Context(), id)
+		if err != nil && !errors.Is(err, storage.ErrNotFound) {
 			return nil, fmt.Errorf("front: read the browser's session: %w", err)
 		}
+		sessions.Storage = readSession{f.Storage, s, err}
 	}
-	return f.Sessions.ValidSession(r.Context(), w, r), nil
+	return sessions.ValidSession(r.Context(), w, r), nil
+}
+
+// A readSession is a storage whose session was read already: a second read could fail, and that Dex takes for the end of the session.
+type readSession struct {
+	storage.Storage
+
+	session storage.AuthSession
+	err     error
+}
+
+// GetAuthSession implements storage.Storage, for the one session.
+func (s readSession) GetAuthSession(context.Context, string) (storage.AuthSession, error) {
+	return s.session, s.err
 }

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 
 	"github.com/dexidp/dex/server/tokens"
+	"github.com/dexidp/dex/storage"
 )
 
 // A Token is what is known of a verified token of this issuer.
@@ -42,15 +43,24 @@ func (f *Front) api(w http.ResponseWriter, r *http.Request) {
 	f.Dex.ServeHTTP(w, r)
 }
 
-// outlives reports whether a client's tokens go on without the session: it has a refresh token for the user, and its
+// outlives fails with errRevoked unless a client's tokens go on without the session: it has a refresh token for the user, and its
 // configuration does not bind that to the session (refreshTokenLifetime).
-func (f *Front) outlives(ctx context.Context, client, userID, connectorID string) bool {
+func (f *Front) outlives(ctx context.Context, client, userID, connectorID string) error {
 	c, err := f.Storage.GetClient(ctx, client)
-	if err != nil || c.RefreshBoundToSession() {
-		return false
+	switch {
+	case err != nil && !errors.Is(err, storage.ErrNotFound):
+		return errors.Join(ErrUnknown, err)
+	case err != nil, c.RefreshBoundToSession():
+		return errRevoked
 	}
 	o, err := f.Storage.GetOfflineSessions(ctx, userID, connectorID)
-	return err == nil && o.Refresh[client] != nil
+	switch {
+	case err != nil && !errors.Is(err, storage.ErrNotFound):
+		return errors.Join(ErrUnknown, err)
+	case err != nil, o.Refresh[client] == nil:
+		return errRevoked
+	}
+	return nil
 }
 
 // parseSubject reads Dex's "sub": user and connector.

@@ -37,6 +37,8 @@ type failureCounter interface{ FailureWindow() time.Duration }
 // A changer is a finder at which users can replace their passwords.
 type changer interface {
 	ChangePassword(ctx context.Context, a Account, old, changed string) error
+	// UserID is that of the account's user, "" where it has none.
+	UserID(a Account) string
 }
 
 // A lookuper is a connector that says who users are now. The answers are in the order of the ids.
@@ -74,6 +76,15 @@ func (d ldapDirectory) ChangePassword(ctx context.Context, a Account, old, chang
 		return errForeignAccount
 	}
 	return d.Connector.ChangePassword(ctx, own, old, changed)
+}
+
+// UserID implements changer.
+func (d ldapDirectory) UserID(a Account) string {
+	own, ok := a.(*ldap.Account)
+	if !ok {
+		return ""
+	}
+	return d.Connector.UserID(own)
 }
 
 // Refresh implements connector.RefreshConnector.
@@ -282,20 +293,25 @@ func (d *Door) Changes() bool {
 	return ok
 }
 
-// ChangePassword replaces a user's password by another one: that of in is the proof. Every error is a *connectors.Refusal.
-func (d *Door) ChangePassword(ctx context.Context, in Login, changed string) error {
+// ChangePassword replaces a user's password by another one: that of in is the proof. It returns whose it was. Every error is a *connectors.Refusal.
+func (d *Door) ChangePassword(ctx context.Context, in Login, changed string) (userID string, err error) {
 	f, finds := d.inner.(finder)
 	c, changes := d.inner.(changer)
 	if !finds || !changes {
-		return &connectors.Refusal{Reason: connectors.Unavailable, Err: errors.New("passwords cannot be changed here")}
+		return "", &connectors.Refusal{Reason: connectors.Unavailable, Err: errors.New("passwords cannot be changed here")}
 	}
 	if !in.clean() {
-		return &connectors.Refusal{Reason: connectors.WrongCredentials}
+		return "", &connectors.Refusal{Reason: connectors.WrongCredentials}
 	}
 	if !possiblePassword(changed) {
-		return &connectors.Refusal{Reason: connectors.PasswordRejected, Changeable: true}
+		return "", &connectors.Refusal{Reason: connectors.PasswordRejected, Changeable: true}
 	}
-	return d.counted(ctx, f, in, func(ctx context.Context, a Account) error {
-		return c.ChangePassword(ctx, a, in.Password, changed)
+	err = d.counted(ctx, f, in, func(ctx context.Context, a Account) error {
+		err := c.ChangePassword(ctx, a, in.Password, changed)
+		if err == nil {
+			userID = c.UserID(a)
+		}
+		return err
 	})
+	return userID, err
 }

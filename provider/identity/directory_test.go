@@ -81,6 +81,8 @@ func (s *staff) Authenticate(_ context.Context, a Account, password string) (con
 	return connectors.Identity{UserID: "1", Name: "Ann", PreferredUsername: "ann", Email: "ann@example.com", EmailVerified: true, Groups: []string{"g"}}, nil
 }
 
+func (s *staff) UserID(a Account) string { return a.Key() }
+
 func (s *staff) ChangePassword(_ context.Context, a Account, old, changed string) error {
 	s.called("change")
 	who, _ := a.(*staffAccount)
@@ -321,7 +323,8 @@ func TestPasswordChange(t *testing.T) {
 			dir := &staff{}
 			door, _ := newTestDoor(t, dir, DefaultLimits())
 			change := func() connectors.Reason {
-				return reason(door.ChangePassword(t.Context(), Login{User: tt.user, Password: tt.old}, tt.changed))
+				_, err := door.ChangePassword(t.Context(), Login{User: tt.user, Password: tt.old}, tt.changed)
+				return reason(err)
 			}
 			if got, calls := change(), dir.taken(); got != tt.want || !slices.Equal(calls, tt.asked) {
 				t.Errorf("got %q and asked %q, want %q and %q", got, calls, tt.want, tt.asked)
@@ -336,7 +339,7 @@ func TestPasswordChange(t *testing.T) {
 	}
 	t.Run("where there is none", func(t *testing.T) {
 		door, _ := newTestDoor(t, &directory{}, DefaultLimits())
-		if err := door.ChangePassword(t.Context(), Login{User: "ann", Password: "right"}, "better"); door.Changes() || reason(err) != connectors.Unavailable {
+		if _, err := door.ChangePassword(t.Context(), Login{User: "ann", Password: "right"}, "better"); door.Changes() || reason(err) != connectors.Unavailable {
 			t.Errorf("got %v", err)
 		}
 	})

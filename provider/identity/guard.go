@@ -9,6 +9,9 @@ import (
 	"github.com/dexidp/dex/storage"
 )
 
+// ErrBlocked means that a user is refused for now. Every other error says nothing about the user.
+var ErrBlocked = errors.New("user is blocked")
+
 // Guard wraps a storage so that Dex cannot read the identity of a blocked user: single sign-on, refresh and
 // sign-in of that user fail everywhere, and work again once the block ends. Dex itself looks at BlockedUntil
 // in one place only.
@@ -39,7 +42,7 @@ func (g guard) GetAuthCode(ctx context.Context, id string) (storage.AuthCode, er
 func (g guard) GetUserIdentity(ctx context.Context, userID, connectorID string) (storage.UserIdentity, error) {
 	u, err := g.Storage.GetUserIdentity(ctx, userID, connectorID)
 	if err == nil && g.now().Before(u.BlockedUntil) {
-		return storage.UserIdentity{}, fmt.Errorf("user is blocked until %s", u.BlockedUntil.Format(time.RFC3339))
+		return storage.UserIdentity{}, fmt.Errorf("%w until %s", ErrBlocked, u.BlockedUntil.Format(time.RFC3339))
 	}
 	return u, err
 }

@@ -30,7 +30,7 @@ const (
 	// askTimeout is how long one question may take. Stock connectors have no limit of their own.
 	askTimeout = 6 * time.Second
 	// claimFor is how long a claim is respected once it was seen. It is measured here, not by the claimant's clock, and is longer than
-	// askTimeout and the write that follows: whoever holds it longer has died.
+	// askTimeout and the write that follows: whoever holds it longer has died, or was stopped and does not ask any more.
 	claimFor = 8 * time.Second
 	// waitClaim is how long another's answer is waited for: less than a request waits, which then gets what was said last.
 	waitClaim    = 700 * time.Millisecond
@@ -271,8 +271,15 @@ var (
 	errClaimed  = errors.New("identity: somebody else asks")
 )
 
+// A claimed record is one with a claim of this process, and since when it has it.
+type claimed struct {
+	store.Grants
+
+	since time.Time // by the monotonic clock
+}
+
 // claim returns what is known of a user already, or the record with a claim of this process, or neither while somebody else asks.
-func (a *upstreamAsker) claim(ctx context.Context, k userKey) (known *connectors.Answer, mine *store.Grants, err error) {
+func (a *upstreamAsker) claim(ctx context.Context, k userKey) (known *connectors.Answer, mine *claimed, err error) {
 	if !a.up.begin(k) {
 		return nil, nil, nil
 	}
@@ -288,7 +295,7 @@ func (a *upstreamAsker) claim(ctx context.Context, k userKey) (known *connectors
 			return g, errClaimed
 		}
 		g.Claim = rand.Text()
-		mine = &g
+		mine = &claimed{g, time.Now()}
 		return g, nil
 	})
 	if err != nil {
@@ -362,7 +369,7 @@ func (u *Upstream) abandoned(k userKey, claim string) bool {
 }
 
 // ask puts the question that was claimed. It goes on when ctx has ended: what comes back may be a token that is the only good one.
-func (a *upstreamAsker) ask(ctx context.Context, k userKey, g store.Grants) (connectors.Answer, error) {
+func (a *upstreamAsker) ask(ctx context.Context, k userKey, g claimed) (connectors.Answer, error) {
 	result := make(chan answeredOne, 1)
 	go func() {
 		defer a.up.end(k)
@@ -382,15 +389,17 @@ type answeredOne struct {
 }
 
 // work asks, stores what was said, and goes on trying to store it after it has told the result.
-func (a *upstreamAsker) work(ctx context.Context, k userKey, g store.Grants, result chan<- answeredOne) {
-	asked := a.up.Now()
-	v := a.try(ctx, k, g)
-	last, err := a.commit(ctx, k, g, v, asked)
+func (a *upstreamAsker) work(ctx context.Context, k userKey, g claimed, result chan<- answeredOne) {
+	asked, v := a.up.Now(), verdict{err: errStopped}
+	if time.Since(g.since) < claimFor-askTimeout { // else others may ask already, with the same token
+		v = a.try(ctx, k, g.Grants)
+	}
+	last, err := a.commit(ctx, k, g.Grants, v, asked)
 	result <- a.conclude(ctx, k, v, last, asked)
 	for since := time.Now(); err != nil && time.Since(since) < keepWriting; {
 		a.up.Log.ErrorContext(ctx, "what an identity provider said cannot be stored: it is tried on", "connector", k.connector, "user_id", k.id, "error", err)
 		sleep(ctx, time.Second)
-		_, err = a.commit(ctx, k, g, v, asked)
+		_, err = a.commit(ctx, k, g.Grants, v, asked)
 	}
 	a.up.mu.Lock()
 	delete(a.up.claims, k)
@@ -468,7 +477,7 @@ func (a *upstreamAsker) commit(ctx context.Context, k userKey, g store.Grants, v
 		}
 		now.List = v.apply(now.List, g.List)
 		switch {
-		case now.Asked.After(asked):
+		case now.Asked.After(asked) && !now.Asked.After(a.up.Now().Add(clockSkew)): // what is of the future is of a clock that was ahead
 		case v.said != nil:
 			a.said(&now, claimsFrom(*v.said), asked)
 		case v.refused != "" && len(now.List) == 0:
@@ -490,11 +499,12 @@ func (v verdict) apply(now, used []store.Grant) (kept []store.Grant) {
 		before[grant.ID] = grant.Data
 	}
 	for _, grant := range now {
-		_, asked := before[grant.ID]
-		if v.spent[grant.ID] || v.final && asked {
+		data, asked := before[grant.ID]
+		same := bytes.Equal(grant.Data, data) // else another process was given what it holds now
+		if v.spent[grant.ID] && same || v.final && asked {
 			continue
 		}
-		if token := v.rotated[grant.ID]; token != nil && bytes.Equal(grant.Data, before[grant.ID]) {
+		if token := v.rotated[grant.ID]; token != nil && same {
 			grant.Data = token
 		}
 		kept = append(kept, grant)
@@ -528,6 +538,7 @@ func (a *upstreamAsker) conclude(ctx context.Context, k userKey, v verdict, last
 
 var (
 	errOtherUser = errors.New("identity: the upstream's answer is about another user")
+	errStopped   = errors.New("identity: this process was stopped, or its storage is slow: others may ask by now")
 	errNewGrant  = errors.New("identity: the user has signed in meanwhile")
 )
 

@@ -495,3 +495,53 @@ func TestUpstreamGrantsAreFew(t *testing.T) {
 		}
 	})
 }
+
+// Whoever was stopped between the claim and the question, while another one asked, does not use the token that is spent by now.
+func TestUpstreamStoppedBeforeAsking(t *testing.T) {
+	atUpstream(t, func(t *testing.T, p *rotating, _ *sickStore, a, b replica) {
+		a.signsIn(t, p, "ada")
+		pass(testEvery)
+		k := userKey{"company", "ada"}
+		_, mine, err := a.claim(t.Context(), k)
+		if mine == nil || err != nil {
+			t.Fatalf("no claim: %v", err)
+		}
+		for began := time.Now(); b.says(t.Context(), "ada") != "staff" && time.Since(began) < time.Minute; {
+		}
+		pass(time.Hour)
+		if got, err := a.ask(t.Context(), k, *mine); err != nil || got.Err == nil || got.Err.Reason != connectors.Unavailable {
+			t.Errorf("got %v, %v: want that it is not known", got, err)
+		}
+		expect(t, "later", b.says(t.Context(), "ada"), "staff")
+		expect(t, "and here", a.says(t.Context(), "ada"), "staff")
+		if p.reused != 0 {
+			t.Errorf("%d tokens used twice", p.reused)
+		}
+	})
+}
+
+// That a token is spent says nothing of the one that another replica was given for it meanwhile.
+func TestUpstreamSpentTokenWasReplaced(t *testing.T) {
+	used := []store.Grant{{ID: "1", Data: []byte("former")}, {ID: "2", Data: []byte("same")}}
+	now := []store.Grant{{ID: "1", Data: []byte("next")}, {ID: "2", Data: []byte("same")}}
+	kept := verdict{spent: map[string]bool{"1": true, "2": true}}.apply(now, used)
+	if len(kept) != 1 || string(kept[0].Data) != "next" {
+		t.Errorf("got %v, want the one that was replaced", kept)
+	}
+	if kept := (verdict{final: true}).apply(now, used); len(kept) != 0 {
+		t.Errorf("the user is gone: got %v, want none", kept)
+	}
+}
+
+// A sign-in at a replica whose clock is ahead is no later answer than a refusal that comes after it.
+func TestUpstreamRefusalAfterTheFuture(t *testing.T) {
+	atUpstream(t, func(t *testing.T, p *rotating, _ *sickStore, a, b replica) {
+		a.up.Now = func() time.Time { return time.Now().Add(10 * time.Minute) }
+		a.signsIn(t, p, "ada")
+		pass(time.Second)
+		p.set(func() { p.revoke("1") })
+		expect(t, "asked", b.says(t.Context(), "ada"), string(connectors.UpstreamRefused))
+		expect(t, "again", b.says(t.Context(), "ada"), string(connectors.UpstreamRefused))
+		expect(t, "where the clock is ahead", a.says(t.Context(), "ada"), string(connectors.UpstreamRefused))
+	})
+}

@@ -20,7 +20,9 @@ import (
 	"go.uber.org/zap"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/status"
 )
 
 // EtcdOptions say where an etcd is, as Dex's storage.config does.
@@ -47,11 +49,7 @@ func OpenEtcd(ctx context.Context, e EtcdOptions, o Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	s, err := New(ctx, d, o)
-	if err != nil {
-		return nil, errors.Join(err, d.Close())
-	}
-	return s, nil
+	return newOrClose(ctx, d, o)
 }
 
 // etcdFormat is the version of the layout of the keys: see etcdDriver.
@@ -260,6 +258,8 @@ func (d *etcdDriver) failed(ctx context.Context, what string, err error) error {
 		advice = "the record is larger than etcd takes: raise --max-request-bytes, or have the connector tell fewer groups"
 	case is(rpctypes.ErrTooManyOps):
 		advice = fmt.Sprintf("start etcd with --max-txn-ops=%d or more, which is its default", etcdTxnOps)
+	case status.Code(err) == codes.Unavailable:
+		advice = "check that etcd runs there, and storage.config.endpoints and ssl"
 	default:
 		return fmt.Errorf("store: etcd: %s: %w", what, err)
 	}

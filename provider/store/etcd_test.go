@@ -709,7 +709,7 @@ func TestEtcdThatHangs(t *testing.T) {
 
 func TestEtcdThatIsNotThere(t *testing.T) {
 	_, err := OpenEtcd(t.Context(), EtcdOptions{Endpoints: []string{peers.FreeAddr(t)}}, Options{})
-	if err == nil || !strings.Contains(err.Error(), "connection refused") || !strings.Contains(err.Error(), "endpoints http://127.0.0.1:") {
-		t.Errorf("got %v, want the address and that it refuses connections", err)
+	if err == nil || !strings.Contains(err.Error(), "connection refused") || !strings.Contains(err.Error(), "endpoints http://127.0.0.1:") || !strings.Contains(err.Error(), "check that etcd runs there, and storage.config.endpoints") {
+		t.Errorf("got %v, want the address, that it refuses connections, and what to do", err)
 	}
 }

@@ -98,11 +98,7 @@ func OpenKubernetes(ctx context.Context, c KubernetesConfig, o Options) (*Store,
 	if err != nil {
 		return nil, err
 	}
-	s, err := New(ctx, d, o)
-	if err != nil {
-		return nil, errors.Join(err, d.Close())
-	}
-	return s, nil
+	return newOrClose(ctx, d, o)
 }
 
 // OpenKubernetesDriver returns the Driver of OpenKubernetes.

@@ -70,21 +70,24 @@ func (s *Store) EndSession(ctx context.Context, id string, notices []Notice) err
 	return s.write(ctx, del, ops[:with]...)
 }
 
-// Notices calls f for every notice, in no order, until it returns false. There are few of them at most times.
+// Notices calls f for every notice, in no order, until it returns false. There are few of them at most times. One that cannot be read holds up no
+// other: the error comes at the end.
 func (s *Store) Notices(ctx context.Context, f func(Notice) bool) error {
-	for r, err := range s.driver.Scan(ctx, Query{Kind: KindOutbox}) {
-		if err != nil {
-			return err
+	var unread error
+	for r, err := range s.driver.opened(ctx, Query{Kind: KindOutbox}) {
+		var v Notice
+		if err == nil {
+			v, err = outbox.decode(r)
 		}
-		v, err := outbox.decode(r)
 		if err != nil {
-			return err
+			unread = err
+			continue
 		}
 		if !f(v) {
-			return nil
+			break
 		}
 	}
-	return nil
+	return unread
 }
 
 // errNotDue ends the update of a notice that somebody else has claimed.

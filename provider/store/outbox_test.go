@@ -2,10 +2,13 @@ package store
 
 import (
 	"errors"
+	"slices"
 	"strconv"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"gatehouse/internal/seal"
 
 	"github.com/dexidp/dex/storage"
 )
@@ -183,4 +186,22 @@ func TestSeenOnce(t *testing.T) {
 			}
 		}
 	})
+}
+
+// A notice that does not open, or is none, keeps nobody from the others.
+func TestUnreadableNoticeHoldsUpNoOther(t *testing.T) {
+	s := Memory(Options{})
+	s.driver.sealer = sealerOf(t, seal.NewKey())
+	for i, id := range []string{"a", "b", "c", "d"} {
+		must(t, s.CreateAuthSession(t.Context(), newSession(id, "alice")))
+		must(t, s.EndSession(t.Context(), id, []Notice{{ID: "n" + id, ClientID: "web", SessionID: id, Due: epoch.Add(time.Duration(i)), Expiry: epoch.Add(time.Hour)}}))
+	}
+	overwrite(t, s, KindOutbox, "na", []byte(sealedMark+"of a key that is gone"))
+	overwrite(t, s, KindOutbox, "nc", []byte("{"))
+	var got []string
+	err := s.Notices(t.Context(), func(n Notice) bool { got = append(got, n.ID); return true })
+	slices.Sort(got)
+	if err == nil || !slices.Equal(got, []string{"nb", "nd"}) {
+		t.Errorf("got %v, %v, want nb and nd, and an error", got, err)
+	}
 }

@@ -13,11 +13,11 @@ import (
 // resealPause is between two records that Reseal writes: others come first.
 const resealPause = time.Millisecond
 
-// lasting are the kinds whose records live until somebody deletes them, or as long as a session. What lives shorter, and is written
-// once, is gone before a key may be removed: authorization requests and codes, device requests and tokens, spent codes, replays, vouches and what was seen once.
-func lasting() []Kind {
+// everyKind are all kinds. What lives for minutes is among them: a key may have to go at once.
+func everyKind() []Kind {
 	return []Kind{
-		KindKeys, KindSecret, KindClient, KindConnector, KindPassword, KindIdentity, KindOffline, KindRefreshToken, KindMark, KindGrants, KindUpstream, KindOutbox, KindSession,
+		KindKeys, KindSecret, KindClient, KindConnector, KindPassword, KindIdentity, KindMark, KindOffline, KindRefreshToken, KindSession, KindGrants, KindUpstream,
+		KindOutbox, KindReplay, KindSeen, KindVouched, KindSpentCode, KindAuthRequest, KindAuthCode, KindDeviceRequest, KindDeviceToken,
 	}
 }
 
@@ -27,7 +27,7 @@ type Resealed struct {
 	Left    int // that do not open
 }
 
-// Reseal seals all records that last with the key that seals now: those that are plain, and those of another key, which can then be removed. It
+// Reseal seals all records with the key that seals now: those that are plain, and those of another key, which can then be removed. It
 // waits between records, and takes its time. Any number of processes may do it at once, beside all other work: a record is written only as it was read,
 // and a conflict means that another one wrote it, with the same key. Nobody is told, since nothing is different. An error, also for records
 // that do not open, leaves the rest as it was, and what is done is done.
@@ -38,7 +38,7 @@ func (s *Store) Reseal(ctx context.Context) (Resealed, error) {
 	}
 	var left error
 	probe := s.opts.Sealer.Seal(nil, nil, nil)
-	for _, kind := range lasting() {
+	for _, kind := range everyKind() {
 		for raw, err := range s.driver.Driver.Scan(ctx, Query{Kind: kind}) {
 			if err != nil {
 				return done, fmt.Errorf("store: seal %s: %w", kind, err)

@@ -89,6 +89,20 @@ func (d *counted) Scan(ctx context.Context, q Query) iter.Seq2[Record, error] {
 	}
 }
 
+// opened yields records as Scan does, and goes on after one that does not open.
+func (d *counted) opened(ctx context.Context, q Query) iter.Seq2[Record, error] {
+	return func(yield func(Record, error) bool) {
+		for r, err := range d.Driver.Scan(ctx, q) {
+			if err == nil {
+				r, err = d.open(r)
+			}
+			if !yield(r, err) {
+				return
+			}
+		}
+	}
+}
+
 // witnessID is the secret that says whether records are sealed, and with which key: it is the first that is sealed, and the last that is
 // sealed with another key (see Reseal).
 const witnessID = "sealed"
@@ -112,14 +126,24 @@ func (s *Store) checkSeal(ctx context.Context) error {
 	return err
 }
 
-// CheckSealer fails if records may be stored that a Sealer would not open: one that is to take the place of this Store's.
+// CheckSealer fails if a record is stored that this Store opens, and another Sealer would not: one that is to take the place of its own. It reads all
+// records, since a process that does not seal with the same key yet may have written some after Reseal.
 func (s *Store) CheckSealer(ctx context.Context, next Sealer) error {
 	d := &counted{Driver: s.driver.Driver, sealer: next}
 	if _, err := d.Read(ctx, KindSecret, witnessID); err != nil && !errors.Is(err, storage.ErrNotFound) {
 		return err
 	}
-	if _, err := d.Read(ctx, KindKeys, keysID); err != nil && !errors.Is(err, storage.ErrNotFound) {
-		return err
+	for _, kind := range everyKind() {
+		for r, err := range s.driver.Driver.Scan(ctx, Query{Kind: kind}) {
+			if err != nil {
+				return err
+			}
+			if _, err := d.open(r); err != nil {
+				if _, damaged := s.driver.open(r); damaged == nil {
+					return err
+				}
+			}
+		}
 	}
 	return nil
 }

@@ -82,11 +82,7 @@ func OpenSQLite(ctx context.Context, path string, o Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	s, err := New(ctx, d, o)
-	if err != nil {
-		return nil, errors.Join(err, d.Close())
-	}
-	return s, nil
+	return newOrClose(ctx, d, o)
 }
 
 // OpenPostgres returns a Store in the schema gatehouse of a PostgreSQL database, version 14 or later, which any number of processes may share.
@@ -97,6 +93,11 @@ func OpenPostgres(ctx context.Context, c PostgresConfig, o Options) (*Store, err
 	if err != nil {
 		return nil, err
 	}
+	return newOrClose(ctx, d, o)
+}
+
+// newOrClose is New for a driver that is nobody's if that fails.
+func newOrClose(ctx context.Context, d Driver, o Options) (*Store, error) {
 	s, err := New(ctx, d, o)
 	if err != nil {
 		return nil, errors.Join(err, d.Close())
@@ -161,19 +162,20 @@ func get[T any](ctx context.Context, s *Store, k *kind[T], id string) (T, error)
 	return k.decode(r)
 }
 
-func list[T any](ctx context.Context, s *Store, k *kind[T], owner string) ([]T, error) {
-	var out []T
-	for r, err := range s.driver.Scan(ctx, Query{Kind: k.name, Owner: owner}) {
-		if err != nil {
-			return nil, err
+// list returns all that can be read, and an error if that is not all.
+func list[T any](ctx context.Context, s *Store, k *kind[T], owner string) (out []T, unread error) {
+	for r, err := range s.driver.opened(ctx, Query{Kind: k.name, Owner: owner}) {
+		var v T
+		if err == nil {
+			v, err = k.decode(r)
 		}
-		v, err := k.decode(r)
 		if err != nil {
-			return nil, err
+			unread = err
+			continue
 		}
 		out = append(out, v)
 	}
-	return out, nil
+	return out, unread
 }
 
 // remove deletes a record. Of several that delete it at once exactly one succeeds; the others get ErrNotFound.

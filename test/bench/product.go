@@ -151,8 +151,9 @@ func inParallel(workers, n int, f func(i int) (string, error)) ([]string, error)
 }
 
 // copyStorage gives to another product that does not run what this one, which no longer runs, has stored: sessions and the
-// keys of their cookies.
+// keys of their cookies. Another hash would be another password, which ends sessions.
 func (p *product) copyStorage(to *product) error {
+	to.Hash = p.Hash
 	files, err := filepath.Glob(filepath.Join(p.folder, "gatehouse.db*"))
 	if err != nil || len(files) == 0 {
 		return errors.Join(err, fmt.Errorf("want a database in %s", p.folder))

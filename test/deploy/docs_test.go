@@ -347,7 +347,7 @@ func TestOperationsSymptoms(t *testing.T) {
 // TestOperationsMetrics: every metric of the program is explained.
 func TestOperationsMetrics(t *testing.T) {
 	text := string(read(t, repo(t, "docs", "operations.md")))
-	name, n := regexp.MustCompile(`Name: +"(gatehouse_[a-z_]+)"`), 0
+	name, n := regexp.MustCompile(`"(gatehouse_[a-z_]+)"`), 0
 	for _, file := range trackedFiles(t) {
 		if path.Ext(file) != ".go" || strings.HasSuffix(file, "_test.go") || strings.HasPrefix(file, "test/") {
 			continue
@@ -417,4 +417,24 @@ func viaJSON(t *testing.T, v any) (out any) {
 		t.Fatal(err)
 	}
 	return out
+}
+
+// TestOperationsAuditEvents: the table has every event that is written by its name.
+func TestOperationsAuditEvents(t *testing.T) {
+	text := string(read(t, repo(t, "docs", "operations.md")))
+	name, n := regexp.MustCompile(`[aA]udit\.(?:InfoContext|WarnContext|LogAttrs)\([^"\n]*"([^"\n]+)"`), 0
+	for _, file := range trackedFiles(t) {
+		if path.Ext(file) != ".go" || strings.HasSuffix(file, "_test.go") || !strings.HasPrefix(file, "provider/") {
+			continue
+		}
+		for _, m := range name.FindAllStringSubmatch(string(read(t, repo(t, file))), -1) {
+			n++
+			if !regexp.MustCompile("(?m)^\\|[^|]*`" + regexp.QuoteMeta(m[1]) + "`[^|]*\\|").MatchString(text) {
+				t.Errorf("docs/operations.md does not have the audit event %q of %s", m[1], file)
+			}
+		}
+	}
+	if n < 5 {
+		t.Errorf("found %d audit events in the sources, want at least 5", n)
+	}
 }
