@@ -118,6 +118,9 @@ func (c *keyCache) publish(k store.Keys) error {
 	if k.Next != nil {
 		precompute(k.Next.Key)
 	}
+	for i := range k.Former { // which sign tokens for apps
+		precompute(k.Former[i].Key)
+	}
 	if err := c.set.publish(published(&k)); err != nil {
 		return err
 	}
