@@ -507,7 +507,7 @@ type midBlock struct {
 
 func (d *midBlock) Scan(ctx context.Context, q store.Query) iter.Seq2[store.Record, error] {
 	all := d.Driver.Scan(ctx, q)
-	if d.run == nil || q.Kind != store.KindSession || q.Owner == "" {
+	if q.Kind != store.KindSession || q.Owner == "" || d.run == nil { // in this order: others scan other kinds meanwhile
 		return all
 	}
 	run := d.run
