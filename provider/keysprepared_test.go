@@ -4,6 +4,7 @@ import (
 	"crypto"
 	"crypto/rsa"
 	"crypto/sha256"
+	"math"
 	"testing"
 )
 
@@ -20,11 +21,15 @@ func TestSigningKeyIsPrepared(t *testing.T) {
 	}
 	hash := sha256.Sum256([]byte("token"))
 	sign := func(k *rsa.PrivateKey) float64 {
-		return testing.AllocsPerRun(5, func() {
-			if _, err := rsa.SignPKCS1v15(nil, k, crypto.SHA256, hash[:]); err != nil {
-				t.Fatal(err)
-			}
-		})
+		least := math.Inf(1)
+		for range 10 { // what goes on in the background allocates, too
+			least = min(least, testing.AllocsPerRun(5, func() {
+				if _, err := rsa.SignPKCS1v15(nil, k, crypto.SHA256, hash[:]); err != nil {
+					t.Fatal(err)
+				}
+			}))
+		}
+		return least
 	}
 	prepared := *key
 	prepared.Precompute()

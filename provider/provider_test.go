@@ -20,6 +20,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/go-jose/go-jose/v4"
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/oauth2"
 
@@ -130,10 +131,11 @@ func newWorldWith(t *testing.T, text string, st *store.Store, key []byte, clk *c
 	if stored != nil {
 		key = stored.Oldest()
 	}
-	pages, err := web.New(web.Options{})
+	pages, err := testPages()
 	if err != nil {
 		t.Fatal(err)
 	}
+	giveKeys(t, cfg, st, clk)
 	w := &world{t: t, store: st, ring: ring, now: clk.now, audit: new(bytes.Buffer), logs: new(bytes.Buffer), metrics: prometheus.NewRegistry()}
 	if cfg.Gateway != nil {
 		w.hosts = cfg.Gateway.HostSet
@@ -146,6 +148,34 @@ func newWorldWith(t *testing.T, text string, st *store.Store, key []byte, clk *c
 		t.Fatal(err)
 	}
 	return w
+}
+
+// testPages and testKey are made once: under the race detector they would take most of the time of most tests. They never change.
+var (
+	testPages = sync.OnceValues(func() (*web.Pages, error) { return web.New(web.Options{}) })
+	testKey   = sync.OnceValues(func() (*jose.JSONWebKey, error) { return newSigningKey("RS256") })
+)
+
+// giveKeys gives signing keys to a storage that has none, as the first start would.
+func giveKeys(t *testing.T, cfg *config.Config, st *store.Store, clk *clock) {
+	t.Helper()
+	if cfg.Signer.Config.Algorithm != "RS256" {
+		return
+	}
+	key, err := testKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = st.UpdateSigningKeys(t.Context(), func(k store.Keys) (store.Keys, error) {
+		if k.SigningKey == nil {
+			k.SigningKey, k.SigningKeyPub, k.Published = key, public(key), clk.now()
+			k.NextRotation = clk.now().Add(cfg.Signer.Config.KeysRotationPeriod.Std())
+		}
+		return k, nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
 }
 
 func ringOf(t *testing.T, st *store.Store, key []byte, clk *clock) (*seal.Ring, *StoredRing, error) {
