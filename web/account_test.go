@@ -91,8 +91,8 @@ func TestAccountPage(t *testing.T) {
 
 	alone := sampleAccount()
 	alone.Sessions, alone.Count = alone.Sessions[:1], 1
-	if n := len(find(parse(t, newTestPages(t).Account("en", alone).Body), "button")); n != 1 {
-		t.Errorf("%d buttons where there is one session, want one: there are no others to end", n)
+	if n := len(find(parse(t, newTestPages(t).Account("en", alone).Body), "button")); n != 2 {
+		t.Errorf("%d buttons where there is one session, want two: to sign out, and everywhere, which ends what programs have too", n)
 	}
 }
 
