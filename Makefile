@@ -12,7 +12,7 @@ static := CGO_ENABLED=0 GOFLAGS="$(GOFLAGS) -trimpath"
 linted := CGO_ENABLED=0 GOFLAGS="$(GOFLAGS) -trimpath -pgo=off"
 product := GATEHOUSE_BIN=$(CURDIR)/bin/gatehouse
 # The race detector needs cgo; lint has vetted before. Real programs run beside the tests, hence the long timeout.
-race := -race -vet=off -pgo=off -timeout 15m
+race := -race -vet=off -pgo=off -timeout 20m
 # The packages with benchmarks: no other test program is linked a second time. The comparison with Dex is a module of its own.
 benchmarks = $(filter-out ./test/bench/signin/,$(addprefix ./,$(sort $(dir $(shell grep -rl --include='*_test.go' '^func Benchmark' */)))))
 
