@@ -28,8 +28,10 @@ import (
 	"gatehouse/internal/handoff"
 	"gatehouse/internal/hosts"
 	"gatehouse/internal/inproc"
+	"gatehouse/internal/passwords"
 	"gatehouse/internal/seal"
 	"gatehouse/provider/front"
+	"gatehouse/provider/identity"
 	"gatehouse/provider/store"
 	"gatehouse/web"
 
@@ -141,7 +143,7 @@ func newWorldWith(t *testing.T, text string, st *store.Store, key []byte, clk *c
 		w.hosts = cfg.Gateway.HostSet
 	}
 	w.provider, err = New(t.Context(), Options{
-		Config: cfg, Store: st, Ring: ring, CookieKey: key, StoredRing: stored, Pages: pages, Registry: w.metrics, Now: clk.now, resolve: resolve,
+		Config: cfg, Store: st, Ring: ring, CookieKey: key, StoredRing: stored, Pages: pages, Registry: w.metrics, Now: clk.now, resolve: resolve, Match: testMatch(),
 		Log: slog.New(slog.NewJSONHandler(&lockedBuffer{b: w.logs}, &slog.HandlerOptions{Level: slog.LevelDebug})), Audit: slog.New(slog.NewJSONHandler(&lockedBuffer{b: w.audit}, nil)),
 	})
 	if err != nil {
@@ -150,11 +152,28 @@ func newWorldWith(t *testing.T, text string, st *store.Store, key []byte, clk *c
 	return w
 }
 
-// testPages and testKey are made once: under the race detector they would take most of the time of most tests. They never change.
+// testPages, testKey and what testMatch finds are made once: under the race detector they would take most of the time of most tests. They never change.
 var (
 	testPages = sync.OnceValues(func() (*web.Pages, error) { return web.New(web.Options{}) })
+	testMatch = sync.OnceValue(matchOnce)
 	testKey   = sync.OnceValues(func() (*jose.JSONWebKey, error) { return newSigningKey("RS256") })
 )
+
+// matchOnce compares a password with a hash once, and remembers.
+func matchOnce() identity.Match {
+	var known sync.Map
+	return func(ctx context.Context, hash, password []byte) (bool, error) {
+		pair := [2]string{string(hash), string(password)}
+		if ok, there := known.Load(pair); there {
+			return ok.(bool), nil
+		}
+		ok, err := passwords.Match(ctx, hash, password)
+		if err == nil {
+			known.Store(pair, ok)
+		}
+		return ok, err
+	}
+}
 
 // giveKeys gives signing keys to a storage that has none, as the first start would.
 func giveKeys(t *testing.T, cfg *config.Config, st *store.Store, clk *clock) {
