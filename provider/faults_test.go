@@ -388,8 +388,7 @@ func TestBlockWithAStoreThatFails(t *testing.T) {
 func TestUpstreamLogoutWithAStoreThatFails(t *testing.T) {
 	for _, after := range []bool{false, true} {
 		w := newOPWorld(t, "")
-		d := &faultDriver{Driver: w.driver.Driver}
-		w.driver.Driver = d
+		d := w.driver.faults
 		for at := range mostOps {
 			sid := fmt.Sprintf("up-%d", at)
 			_, id := w.signInAs("alice", sid)

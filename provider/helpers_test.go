@@ -20,15 +20,17 @@ import (
 	"github.com/dexidp/dex/server/signer"
 )
 
-// countingDriver counts writes.
+// countingDriver counts writes, and can be made to fail.
 type countingDriver struct {
 	store.Driver
+	faults *faultDriver
 	writes atomic.Int64
 }
 
 func (d *countingDriver) wrap(t *testing.T, clk *clock) *store.Store {
 	t.Helper()
-	d.Driver = store.MemoryDriver()
+	d.faults = &faultDriver{Driver: store.MemoryDriver()}
+	d.Driver = d.faults
 	s, err := store.New(t.Context(), d, store.Options{Now: clk.now})
 	if err != nil {
 		t.Fatal(err)
