@@ -311,12 +311,7 @@ func (s *service) run(ctx, background context.Context, stop func(), r *reloads) 
 			return nil
 		})
 	}
-	g.Go(func() error {
-		if err := s.store.Follow(background); background.Err() == nil {
-			return fmt.Errorf("store: change log: %w", err)
-		}
-		return nil
-	})
+	g.Go(func() error { return s.follow(background) })
 	g.Go(func() error {
 		s.resealRecords(background)
 		return nil
@@ -347,6 +342,14 @@ func (s *service) run(ctx, background context.Context, stop func(), r *reloads) 
 	debug.FreeOSMemory() // what the start has left behind: gcPercent would let it stay
 	s.log.InfoContext(ctx, "ready", "version", version(), "issuer", s.cfg.Issuer)
 	return g.Wait()
+}
+
+// follow reads the changes of other processes until ctx ends.
+func (s *service) follow(ctx context.Context) error {
+	if err := s.store.Follow(ctx); ctx.Err() == nil {
+		return fmt.Errorf("store: change log: %w", err)
+	}
+	return nil
 }
 
 // storageService is what gRPC health tells of under this name: whether this replica hears of the storage. A gateway with other replicas may leave
