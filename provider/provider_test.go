@@ -68,8 +68,8 @@ type world struct {
 	ring     *seal.Ring
 	hosts    *hosts.Set
 	now      func() time.Time
-	audit    *bytes.Buffer
-	logs     *bytes.Buffer
+	audit    *lockedBuffer
+	logs     *lockedBuffer
 	metrics  *prometheus.Registry
 }
 
@@ -101,16 +101,38 @@ func (c *clock) add(d time.Duration) {
 	c.off += d
 }
 
-// lockedBuffer is written by handlers and read by the test.
+// lockedBuffer is written by handlers and by what goes on in the background, and read by the test meanwhile.
 type lockedBuffer struct {
 	mu sync.Mutex
-	b  *bytes.Buffer
+	b  bytes.Buffer
 }
 
 func (l *lockedBuffer) Write(p []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+func (l *lockedBuffer) Len() int { return len(l.String()) }
+
+func (l *lockedBuffer) Reset() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.b.Reset()
+}
+
+// audited waits until the audit log has each of want: what ends in the background has ended before that is written.
+func (w *world) audited(want ...string) {
+	w.t.Helper()
+	for _, text := range want {
+		eventually(w.t, "the audit log has "+text, func() bool { return strings.Contains(w.audit.String(), text) })
+	}
 }
 
 // newWorld starts a provider on a store; text is its configuration. Without a key the ring is that of the store.
@@ -138,13 +160,13 @@ func newWorldWith(t *testing.T, text string, st *store.Store, key []byte, clk *c
 		t.Fatal(err)
 	}
 	giveKeys(t, cfg, st, clk)
-	w := &world{t: t, store: st, ring: ring, now: clk.now, audit: new(bytes.Buffer), logs: new(bytes.Buffer), metrics: prometheus.NewRegistry()}
+	w := &world{t: t, store: st, ring: ring, now: clk.now, audit: new(lockedBuffer), logs: new(lockedBuffer), metrics: prometheus.NewRegistry()}
 	if cfg.Gateway != nil {
 		w.hosts = cfg.Gateway.HostSet
 	}
 	w.provider, err = New(t.Context(), Options{
 		Config: cfg, Store: st, Ring: ring, CookieKey: key, StoredRing: stored, Pages: pages, Registry: w.metrics, Now: clk.now, resolve: resolve, Match: testMatch(),
-		Log: slog.New(slog.NewJSONHandler(&lockedBuffer{b: w.logs}, &slog.HandlerOptions{Level: slog.LevelDebug})), Audit: slog.New(slog.NewJSONHandler(&lockedBuffer{b: w.audit}, nil)),
+		Log: slog.New(slog.NewJSONHandler(w.logs, &slog.HandlerOptions{Level: slog.LevelDebug})), Audit: slog.New(slog.NewJSONHandler(w.audit, nil)),
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -55,7 +55,7 @@ type stall struct {
 	ring    *seal.Ring
 	hosts   *hosts.Set
 	clk     *clock
-	logs    *bytes.Buffer // everything that was logged
+	logs    *lockedBuffer // everything that was logged
 	pre     handoff.PreCookie
 	start   time.Time
 }
@@ -75,8 +75,8 @@ func newStall(f *testing.F) *stall {
 	if err != nil {
 		f.Fatal(err)
 	}
-	s := &stall{ring: ring, hosts: cfg.Gateway.HostSet, clk: &clock{}, logs: new(bytes.Buffer), start: time.Now()}
-	log := slog.New(slog.NewJSONHandler(&lockedBuffer{b: s.logs}, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	s := &stall{ring: ring, hosts: cfg.Gateway.HostSet, clk: &clock{}, logs: new(lockedBuffer), start: time.Now()}
+	log := slog.New(slog.NewJSONHandler(s.logs, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	p, err := New(f.Context(), Options{
 		Config: cfg, Store: store.Memory(store.Options{Now: s.clk.now}), Ring: ring, CookieKey: key, Pages: pages, Registry: prometheus.NewRegistry(),
 		Now: s.clk.now, Log: log, Audit: log,

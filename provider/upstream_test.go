@@ -149,9 +149,7 @@ func TestUpstreamUsersAreAskedAbout(t *testing.T) {
 		_, err := w.provider.Session(t.Context(), s.ID)
 		return errors.Is(err, ErrNoSession)
 	})
-	if !strings.Contains(w.audit.String(), `"by":"directory"`) || !strings.Contains(w.audit.String(), `"reason":"upstream-refused"`) {
-		t.Errorf("audit: %s", w.audit)
-	}
+	w.audited(`"reason":"upstream-refused","by":"directory"`)
 	p.set(func() { p.err = nil })
 	w.signsInUpstream()
 	again := w.sessionOf("ida@example.org")
