@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"gatehouse/test/peers"
 )
@@ -105,16 +106,16 @@ func judgeToken(t *testing.T, p reply) {
 // busyIsAudited wants an event for both ways to sign in.
 func (s *stack) busyIsAudited(t *testing.T) {
 	t.Helper()
-	clients := map[string]bool{}
-	for line := range strings.Lines(s.gatehouse.Log()) {
-		var e struct{ Msg, Log, Result, Client string }
-		if json.Unmarshal([]byte(line), &e) == nil && e.Log == "audit" && e.Msg == "sign-in" && e.Result == "busy" {
-			clients[e.Client] = true
+	peers.Eventually(t, time.Minute, "the audit log has busy sign-ins of both", func() bool {
+		clients := map[string]bool{}
+		for line := range strings.Lines(s.gatehouse.Log()) {
+			var e struct{ Msg, Log, Result, Client string }
+			if json.Unmarshal([]byte(line), &e) == nil && e.Log == "audit" && e.Msg == "sign-in" && e.Result == "busy" {
+				clients[e.Client] = true
+			}
 		}
-	}
-	if !clients["gateway "+appHost] || !clients["outside"] {
-		t.Errorf("the audit log has busy sign-ins of %v only", clients)
-	}
+		return clients["gateway "+appHost] && clients["outside"]
+	})
 }
 
 // metric returns the value of one without labels.

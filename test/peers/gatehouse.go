@@ -7,8 +7,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"go.yaml.in/yaml/v3"
 
@@ -143,3 +145,11 @@ func (s *GatehouseServer) Pid() int { return s.process.Pid() }
 
 // Log returns what the process, and those before a Restart, have written so far.
 func (s *GatehouseServer) Log() string { return s.process.Log() }
+
+// Logged waits until the process has written each of want: it gathers lines before it writes them, and some are of what goes on in the background.
+func (s *GatehouseServer) Logged(t testing.TB, want ...string) {
+	t.Helper()
+	for _, text := range want {
+		Eventually(t, time.Minute, "the log has "+text, func() bool { return strings.Contains(s.Log(), text) })
+	}
+}

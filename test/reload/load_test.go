@@ -248,15 +248,9 @@ func TestReloadUnderLoad(t *testing.T) {
 		t.Errorf("%d checks saw %d changes: want at least 10000 and 30", checks, changes)
 	}
 	peers.Eventually(t, limit, "no goroutine is left behind", func() bool { return w.metric(t, "go_goroutines") <= goroutines+8 })
+	w.gatehouse.Logged(t, `unknown field \"grups\": did you mean \"groups\"`, "the file does not exist", `"key":"issuer"`, "restart it, or take the change back",
+		`"msg":"configuration taken up"`, "gateway.identity.headers, rules changed")
 	log := w.gatehouse.Log()
-	for _, want := range []string{
-		`unknown field \"grups\": did you mean \"groups\"`, "the file does not exist", `"key":"issuer"`, "restart it, or take the change back",
-		`"msg":"configuration taken up"`, "gateway.identity.headers, rules changed",
-	} {
-		if !strings.Contains(log, want) {
-			t.Errorf("the log does not say %q", want)
-		}
-	}
 	if strings.Contains(log, w.hash) || strings.Contains(log, "a-secret-of-this-test") {
 		t.Error("a secret is in the log")
 	}

@@ -109,9 +109,7 @@ func TestCertificatesAreReloaded(t *testing.T) {
 	failures := w.metric(t, "gatehouse_config_reload_failures_total")
 	swap(t, dir, "tls.crt", expired(t, newServer, certificate))
 	peers.Eventually(t, limit, "an expired certificate is refused", func() bool { return w.metric(t, "gatehouse_config_reload_failures_total") > failures })
-	if log := w.gatehouse.Log(); !strings.Contains(log, `"key":"gateway.tls.cert"`) || !strings.Contains(log, "put a valid one in its place") {
-		t.Errorf("the log does not say what is wrong:\n%s", log)
-	}
+	w.gatehouse.Logged(t, `"key":"gateway.tls.cert"`, "put a valid one in its place")
 	if err := w.newEnvoy(t, newServer, newClients, "other.test").check(w, t); err != nil {
 		t.Errorf("after an expired certificate was refused: %v", err)
 	}

@@ -52,9 +52,7 @@ func TestUsersOfTheFile(t *testing.T) {
 	if got := w.metric(t, "gatehouse_config_generation"); got != 2 {
 		t.Errorf("generation %v, want 2", got)
 	}
-	if log := w.gatehouse.Log(); !strings.Contains(log, "users +1 -1 ~1") || !strings.Contains(log, `"by":"configuration"`) {
-		t.Errorf("the log does not say what changed:\n%s", log)
-	}
+	w.gatehouse.Logged(t, "users +1 -1 ~1", `"by":"configuration"`)
 }
 
 func TestConnectorsOverReloads(t *testing.T) {
@@ -132,9 +130,7 @@ func TestWhatNeedsARestartIsNotTakenUpByHalf(t *testing.T) {
 	good := w.head + "staticPasswords:\n" + w.user("alice@example.com", "alice", "admins") + w.gateway + gatewayB
 	w.write(t, strings.Replace(good, w.gatehouse.Telemetry, peers.FreeAddr(t), 1))
 	peers.Eventually(t, limit, "the file is refused", func() bool { return w.metric(t, "gatehouse_config_reload_failures_total") == 1 })
-	if !strings.Contains(w.gatehouse.Log(), `"key":"telemetry.http"`) {
-		t.Errorf("the log does not name the key:\n%s", w.gatehouse.Log())
-	}
+	w.gatehouse.Logged(t, `"key":"telemetry.http"`)
 	answer, err := w.check(t.Context(), "/one", "", nil)
 	if err != nil {
 		t.Fatal(err)

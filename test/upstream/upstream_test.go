@@ -54,22 +54,19 @@ enablePasswordDB: true
 	if took, limit := time.Since(begun), 20*time.Second; took > limit {
 		t.Errorf("Gatehouse was ready after %s, want at most %s", took, limit)
 	}
-	if log := gatehouse.Log(); !strings.Contains(log, `"mute"`) {
-		t.Errorf("the log does not name the connector mute:\n%s", log)
-	}
+	gatehouse.Logged(t, `"mute"`)
 }
 
 func downAtStart(t *testing.T, s *stack) {
-	told := false
-	for line := range strings.Lines(s.gatehouse.Log()) {
-		var e struct{ Level string }
-		if json.Unmarshal([]byte(line), &e) == nil && (e.Level == "ERROR" || e.Level == "WARN") && strings.Contains(line, `"dead"`) && strings.Contains(line, s.dead) {
-			told = true
+	peers.Eventually(t, time.Minute, "a warning with the connector dead and its address "+s.dead, func() bool {
+		for line := range strings.Lines(s.gatehouse.Log()) {
+			var e struct{ Level string }
+			if json.Unmarshal([]byte(line), &e) == nil && (e.Level == "ERROR" || e.Level == "WARN") && strings.Contains(line, `"dead"`) && strings.Contains(line, s.dead) {
+				return true
+			}
 		}
-	}
-	if !told {
-		t.Errorf("the log has no warning with the connector dead and its address %s:\n%s", s.dead, s.gatehouse.Log())
-	}
+		return false
+	})
 	p := s.newPerson(t)
 	signIn := p.visit(t, s.app+"/headers")
 	if strings.Contains(signIn.body, "The dead one") {
