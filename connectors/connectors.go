@@ -35,6 +35,7 @@ const (
 	PasswordRejected   Reason = "password-rejected" // the new password does not meet the directory's rules
 	OutsideHours       Reason = "outside-hours"     // may not sign in at this time
 	OtherWorkstation   Reason = "other-workstation" // may sign in from named computers only
+	PasswordChanged    Reason = "password-changed"  // of the end of sessions only: they began with another password than the user has now
 	Gone               Reason = "gone"              // there is no such user any more, or the connector's filter leaves them out
 )
 
@@ -79,7 +80,23 @@ type Identity struct {
 	Email             string
 	EmailVerified     bool
 	Groups            []string
+	PasswordSet       PasswordSet
 }
+
+// PasswordSet says when the user's password was set, in the clock and the units of whoever keeps it: a later one is greater, and nothing else can be
+// made of it. At a sign-in it is from before the password was checked: what was checked is that one or a later one, and never a former one.
+type PasswordSet int64
+
+// What is no time.
+const (
+	// PasswordReset: a new one must be chosen at the next sign-in. Active Directory forgets the time then, and does not tell whether an administrator has
+	// set another password as well, as is usual.
+	PasswordReset PasswordSet = -1
+	// PasswordUnknown: whoever keeps the password does not tell.
+	PasswordUnknown PasswordSet = 0
+	// PasswordNeverSet: the user's entry has no such time, since the password was never changed where that is noted. It is less than every time.
+	PasswordNeverSet PasswordSet = 1
+)
 
 // An Answer is what Lookup found out about one user.
 type Answer struct {

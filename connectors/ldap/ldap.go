@@ -221,7 +221,9 @@ func (c *Connector) identify(ctx context.Context, a *Account, byPassword bool) (
 	if answers[0].Err != nil {
 		return connectors.Identity{}, answers[0].Err
 	}
-	return answers[0].Identity, nil
+	id := answers[0].Identity
+	id.PasswordSet = c.passwordSet(a.entry) // as it was before the proof: by now another password may be the user's
+	return id, nil
 }
 
 func stateError(r connectors.Reason) error {

@@ -41,6 +41,7 @@ func (c *Connector) person(e *entry) (connectors.Identity, error) {
 	s, u := c.settings, &c.settings.UserSearch
 	id := connectors.Identity{
 		UserID: e.value(u.IDAttr, maxID), PreferredUsername: e.value(u.PreferredUsername, maxText), EmailVerified: true,
+		PasswordSet: c.passwordSet(e),
 	}
 	for _, a := range s.nameAttrs() {
 		if id.Name = e.value(a, maxText); id.Name != "" {

@@ -17,8 +17,8 @@ import (
 func stateAttributes() []string {
 	return []string{
 		"userAccountControl", "msDS-User-Account-Control-Computed", "accountExpires", "pwdLastSet", // Active Directory
-		"pwdAccountLockedTime", "pwdReset", "pwdPolicySubentry", // OpenLDAP's ppolicy
-		"nsAccountLock", "krbPrincipalExpiration", // FreeIPA, 389 Directory Server
+		"pwdAccountLockedTime", "pwdReset", "pwdPolicySubentry", "pwdChangedTime", // OpenLDAP's ppolicy
+		"nsAccountLock", "krbPrincipalExpiration", "krbLastPwdChange", // FreeIPA, 389 Directory Server
 		"shadowExpire", // RFC 2307
 	}
 }
@@ -51,6 +51,53 @@ func stateOf(e *entry, now time.Time, lockedFor time.Duration) connectors.Reason
 		return connectors.PasswordMustChange
 	}
 	return ""
+}
+
+// passwordSet is when the password of an entry was set. Directories write that down whoever sets it, and nobody can set it back but with the password.
+// Values that cannot be read are not known.
+func (c *Connector) passwordSet(e *entry) connectors.PasswordSet {
+	if values := e.texts("pwdLastSet"); len(values) > 0 || c.isActiveDirectory() { // every account has one: else the service account may not read it
+		return filetimeSet(values)
+	}
+	latest := connectors.PasswordNeverSet
+	for _, attribute := range []string{"pwdChangedTime", "krbLastPwdChange"} {
+		set, known := timeSet(e.texts(attribute))
+		if !known {
+			return connectors.PasswordUnknown
+		}
+		latest = max(latest, set)
+	}
+	return latest
+}
+
+// lastFiletime is the end of the year 9999.
+const lastFiletime = 2650467744000000000
+
+// filetimeSet reads pwdLastSet: units of 100 ns since 1601, or 0 for a password that must be changed.
+func filetimeSet(values []string) connectors.PasswordSet {
+	if len(values) != 1 {
+		return connectors.PasswordUnknown
+	}
+	n, err := strconv.ParseInt(values[0], 10, 64)
+	switch {
+	case err != nil || n < 0 || n == int64(connectors.PasswordNeverSet) || n >= lastFiletime:
+		return connectors.PasswordUnknown
+	case n == 0:
+		return connectors.PasswordReset
+	}
+	return connectors.PasswordSet(n)
+}
+
+// timeSet reads a GeneralizedTime as microseconds since 1970; 0 for none. known is false for what cannot be read.
+func timeSet(values []string) (set connectors.PasswordSet, known bool) {
+	if len(values) == 0 {
+		return 0, true
+	}
+	t, ok := generalized(values[0])
+	if len(values) > 1 || !ok || t.UnixMicro() <= int64(connectors.PasswordNeverSet) {
+		return 0, false
+	}
+	return connectors.PasswordSet(t.UnixMicro()), true
 }
 
 // ends says that a state of an account ends its user's sessions: those of the account do, those of the password only keep the user from signing in.
@@ -87,12 +134,17 @@ func generalizedPassed(s string, now time.Time) bool {
 	if s == "" {
 		return false
 	}
+	t, ok := generalized(s)
+	return !ok || !t.After(now)
+}
+
+func generalized(s string) (time.Time, bool) {
 	for _, layout := range []string{"20060102150405Z0700", "20060102150405.999999999Z0700", "200601021504Z0700"} {
 		if t, err := time.Parse(layout, s); err == nil {
-			return !t.After(now)
+			return t, true
 		}
 	}
-	return true
+	return time.Time{}, false
 }
 
 // shadowPassed reads a day since 1970; a negative one is never (shadow(5)).

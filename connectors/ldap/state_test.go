@@ -155,3 +155,43 @@ func TestRuleOf(t *testing.T) {
 		}
 	}
 }
+
+func TestPasswordSet(t *testing.T) {
+	t.Parallel()
+	both := texts("pwdLastSet", "133000000000000000")
+	both.attributes["pwdlastset"] = append(both.attributes["pwdlastset"], []byte("133000000000000001"))
+	for _, tt := range []struct {
+		name   string
+		preset string
+		e      *entry
+		want   connectors.PasswordSet
+	}{
+		{"AD", presetAD, texts("pwdLastSet", "133000000000000000"), 133000000000000000},
+		{"AD without a preset", "", texts("pwdLastSet", "133000000000000000"), 133000000000000000},
+		{"AD, must change", presetAD, texts("pwdLastSet", "0"), connectors.PasswordReset},
+		{"AD, not readable", presetAD, texts(), connectors.PasswordUnknown},
+		{"AD, whatever else is there", presetAD, texts("pwdChangedTime", "20261125115000Z"), connectors.PasswordUnknown},
+		{"AD, as AD is told to set now", presetAD, texts("pwdLastSet", "-1"), connectors.PasswordUnknown},
+		{"AD, no number", presetAD, texts("pwdLastSet", "yesterday"), connectors.PasswordUnknown},
+		{"AD, empty", presetAD, texts("pwdLastSet", ""), connectors.PasswordUnknown},
+		{"AD, too large", presetAD, texts("pwdLastSet", "9223372036854775808"), connectors.PasswordUnknown},
+		{"AD, never", presetAD, texts("pwdLastSet", "9223372036854775807"), connectors.PasswordUnknown},
+		{"AD, after every other time", presetAD, texts("pwdLastSet", "2650467744000000000"), connectors.PasswordUnknown},
+		{"AD, what is no time here", presetAD, texts("pwdLastSet", "1"), connectors.PasswordUnknown},
+		{"AD, two of them", presetAD, both, connectors.PasswordUnknown},
+		{"OpenLDAP", presetOpenLDAP, texts("pwdChangedTime", "20261125115000Z"), 1795607400000000},
+		{"OpenLDAP, a microsecond later", presetOpenLDAP, texts("pwdChangedTime", "20261125115000.000001Z"), 1795607400000001},
+		{"OpenLDAP, never", presetOpenLDAP, texts("uid", "a"), connectors.PasswordNeverSet},
+		{"OpenLDAP, no time", presetOpenLDAP, texts("pwdChangedTime", "now"), connectors.PasswordUnknown},
+		{"OpenLDAP, before 1970", presetOpenLDAP, texts("pwdChangedTime", "19691231235959Z"), connectors.PasswordUnknown},
+		{"FreeIPA", presetFreeIPA, texts("krbLastPwdChange", "20261125115000Z"), 1795607400000000},
+		{"the later of two", "", texts("krbLastPwdChange", "20261125115000Z", "pwdChangedTime", "20261125115001Z"), 1795607401000000},
+		{"and the other way round", "", texts("krbLastPwdChange", "20261125115001Z", "pwdChangedTime", "20261125115000Z"), 1795607401000000},
+		{"one of two cannot be read", "", texts("krbLastPwdChange", "20261125115001Z", "pwdChangedTime", "\xff"), connectors.PasswordUnknown},
+	} {
+		c := &Connector{settings: &settings{config: config{Preset: tt.preset}}}
+		if got := c.passwordSet(tt.e); got != tt.want {
+			t.Errorf("%s: got %d, want %d", tt.name, got, tt.want)
+		}
+	}
+}
