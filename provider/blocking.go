@@ -95,17 +95,24 @@ func (p *Provider) signOutEverywhere(ctx context.Context, g *generation, connect
 // passwordChanged ends what a user has who has chosen another password here, but for one session. Where that fails it is tried again until it
 // is done: whoever knew the old password is not to stay.
 func (p *Provider) passwordChanged(ctx context.Context, g *generation, connectorID, userID, kept string) {
-	now := p.now()
-	_, err := p.signOutEverywhere(context.WithoutCancel(ctx), g, connectorID, userID, kept, cause{by: byUser})
-	if err == nil {
+	ctx = context.WithoutCancel(ctx)
+	until := overBy(p.now())
+	since, noted := p.changedHere(ctx, connectorID, userID, kept, time.Time{})
+	_, err := p.signOutEverywhere(ctx, g, connectorID, userID, kept, cause{by: byUser})
+	if err == nil && noted == nil {
+		_, err = p.settlePassword(ctx, connectorID, userID, since)
+	}
+	if err = errors.Join(noted, err); err == nil {
 		return
 	}
 	p.log.ErrorContext(ctx, "sessions from before a change of password could not be ended; it is tried again", "connector", connectorID, "user_id", userID, "error", err)
 	go p.untilStored(func() error {
-		g := p.acquire()
-		defer g.release()
-		_, err := p.endSessions(p.life, g, connectorID, userID, cause{by: byUser}, ending{until: now, except: kept})
-		return err
+		if noted != nil {
+			if _, noted = p.changedHere(p.life, connectorID, userID, kept, until); noted != nil {
+				return noted
+			}
+		}
+		return p.endFormer(p.life, connectorID, userID)
 	})
 }
 

@@ -28,6 +28,8 @@ type cutoffs struct {
 	now       func() time.Time
 	clients   map[string]string // prints of the secrets of static clients, by id
 	passwords map[string]string // and of the hashes of static users, by user id
+	// outdated ends what a user has that began with a former password of a directory. What fails of it goes on in the background.
+	outdated func(ctx context.Context, connectorID, userID string)
 }
 
 func newCutoffs(s storage.Storage, st *store.Store, c *config.Config, now func() time.Time) cutoffs {
@@ -118,12 +120,15 @@ func (s cutoffs) currentPassword(ctx context.Context, userID string) error {
 
 // allowed fails for a user who is blocked, and for a local one whose password is another by now.
 func (s cutoffs) allowed(ctx context.Context, userID, connectorID string) error {
-	u, err := s.store.GetUserIdentity(ctx, userID, connectorID)
+	u, err := s.store.GetIdentity(ctx, userID, connectorID)
+	e, shown := identity.EvidenceOf(ctx, connectorID)
 	switch {
 	case err != nil && !errors.Is(err, storage.ErrNotFound): // as after the password grant, which is no sign-in
 		return fmt.Errorf("provider: read user: %w", err)
 	case err == nil && s.now().Before(u.BlockedUntil):
 		return errCutOff
+	case err == nil && shown && former(u.Password, e, s.now()):
+		return errFormerPassword
 	case connectorID == dexconnectors.LocalConnector:
 		return s.currentPassword(ctx, userID)
 	}
@@ -201,6 +206,9 @@ func (s cutoffs) keepSession(ctx context.Context, id, userID, connectorID string
 
 // CreateOfflineSessions implements storage.Storage.
 func (s cutoffs) CreateOfflineSessions(ctx context.Context, v storage.OfflineSessions) error {
+	if err := s.seenGranted(ctx, v.UserID, v.ConnID); err != nil {
+		return err
+	}
 	if err := s.Storage.CreateOfflineSessions(ctx, v); err != nil {
 		return err
 	}
@@ -212,6 +220,9 @@ func (s cutoffs) CreateOfflineSessions(ctx context.Context, v storage.OfflineSes
 func (s cutoffs) UpdateOfflineSessions(ctx context.Context, userID, connectorID string, updater func(storage.OfflineSessions) (storage.OfflineSessions, error)) error {
 	if wasUnread(ctx) {
 		return errUnread
+	}
+	if err := s.seenGranted(ctx, userID, connectorID); err != nil {
+		return err
 	}
 	var fresh []storage.RefreshTokenRef
 	err := s.Storage.UpdateOfflineSessions(ctx, userID, connectorID, func(o storage.OfflineSessions) (storage.OfflineSessions, error) {

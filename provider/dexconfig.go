@@ -50,7 +50,9 @@ func (p *Provider) dexStorage(c *config.Config) (cutoffs, error) {
 	if len(all) == 0 {
 		return cutoffs{}, errors.New("provider: no connectors and no enablePasswordDB: nobody could sign in")
 	}
-	return newCutoffs(storage.WithStaticConnectors(s, all), p.store, c, p.now), nil
+	cut := newCutoffs(storage.WithStaticConnectors(s, all), p.store, c, p.now)
+	cut.outdated = p.endFormerSoon
+	return cut, nil
 }
 
 func staticUsers(c *config.Config) []storage.Password {

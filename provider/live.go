@@ -120,8 +120,10 @@ type askedLately [1024]atomic.Pointer[identity.User]
 // vouch implements front.Options.Vouch.
 func (p *Provider) vouch(ctx context.Context, connectorID, userID string, since time.Time) error {
 	proven := since
-	u, err := p.store.GetUserIdentity(ctx, userID, connectorID)
+	u, err := p.store.GetIdentity(ctx, userID, connectorID)
 	switch {
+	case err == nil && tokenOver(u.Password, since, p.now()):
+		return identity.ErrEnded
 	case err == nil && !u.LastLogin.IsZero(): // else a block has made it
 		proven = u.LastLogin
 	case err == nil:
@@ -224,32 +226,41 @@ func (f fileUsers) Lookup(ctx context.Context, ids []string) ([]connectors.Answe
 var errNewer = errors.New("provider: a later sign-in knows better")
 
 // keep implements identity.LiveOptions.Keep. Nothing is written where nothing has changed.
-func (p *Provider) keep(ctx context.Context, connector string, id connectors.Identity, asOf time.Time) (news bool, err error) {
+func (p *Provider) keep(ctx context.Context, connector string, id connectors.Identity, asOf time.Time) (news bool, over time.Time, err error) {
 	claims := storage.Claims{
 		UserID: id.UserID, Username: id.Name, PreferredUsername: id.PreferredUsername, Email: id.Email, EmailVerified: id.EmailVerified, Groups: id.Groups,
 	}
-	known, err := p.store.GetUserIdentity(ctx, id.UserID, connector)
+	known, err := p.store.GetIdentity(ctx, id.UserID, connector)
+	password, same := p.keepPassword(known.Password, id.PasswordSet)
 	switch {
 	case errors.Is(err, storage.ErrNotFound): // the sessions have no identity either
-		return false, nil
+		return false, over, nil
 	case err != nil:
-		return false, fmt.Errorf("provider: read user: %w", err)
-	case sameUser(known.Claims, claims):
-		return false, nil
+		return false, over, fmt.Errorf("provider: read user: %w", err)
+	case sameUser(known.Claims, claims) && same:
+		over, err = p.overOf(ctx, connector, id.UserID, password)
+		return false, over, err
 	case connector == dexconnectors.LocalConnector: // what the file says by now
-		return true, p.reconcileUsers(ctx, []string{id.UserID})
+		return true, over, p.reconcileUsers(ctx, []string{id.UserID})
 	}
-	err = p.store.UpdateUserIdentity(ctx, id.UserID, connector, func(u storage.UserIdentity) (storage.UserIdentity, error) {
-		if u.LastLogin.After(asOf) && !u.LastLogin.After(p.now()) { // a later one is of a clock that was ahead
+	err = p.store.UpdateIdentity(ctx, id.UserID, connector, func(u store.Identity) (store.Identity, error) {
+		password, same = p.keepPassword(u.Password, id.PasswordSet)
+		u.Password = password
+		newer := u.LastLogin.After(asOf) && !u.LastLogin.After(p.now()) // a later one is of a clock that was ahead
+		news = !newer && !sameUser(u.Claims, claims)
+		switch {
+		case news:
+			u.Claims = claims
+		case same:
 			return u, errNewer
 		}
-		u.Claims = claims
 		return u, nil
 	})
 	if err != nil && !errors.Is(err, errNewer) {
-		return false, fmt.Errorf("provider: store user: %w", err)
+		return false, over, fmt.Errorf("provider: store user: %w", err)
 	}
-	return err == nil, nil
+	over, err = p.overOf(ctx, connector, id.UserID, password)
+	return news, over, err
 }
 
 // sameUser is sameClaims, but for the order of the groups, which directories do not keep.
@@ -262,6 +273,9 @@ func sameUser(a, b storage.Claims) bool {
 func (p *Provider) endRefused(ctx context.Context, connector, userID string, reason connectors.Reason, until time.Time) error {
 	if connector == dexconnectors.LocalConnector { // what the file says by now
 		return p.reconcileUsers(ctx, []string{userID})
+	}
+	if reason == connectors.PasswordChanged {
+		return p.endFormer(ctx, connector, userID)
 	}
 	g := p.acquire()
 	defer g.release()

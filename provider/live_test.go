@@ -288,15 +288,15 @@ func TestSignInKnowsBetterThanAnOlderAnswer(t *testing.T) {
 		t.Fatal("one session for two browsers")
 	}
 	answer := connectors.Identity{UserID: old.UserID, Email: "bob@example.test", Groups: []string{"former"}}
-	if news, err := w.provider.keep(t.Context(), "people", answer, between); news || err != nil || slices.Contains(w.newest().Groups, "former") {
+	if news, _, err := w.provider.keep(t.Context(), "people", answer, between); news || err != nil || slices.Contains(w.newest().Groups, "former") {
 		t.Errorf("an answer from before: news %v, %v; bob is in %q", news, err, w.newest().Groups)
 	}
-	if news, err := w.provider.keep(t.Context(), "people", answer, w.now()); !news || err != nil || !slices.Contains(w.newest().Groups, "former") {
+	if news, _, err := w.provider.keep(t.Context(), "people", answer, w.now()); !news || err != nil || !slices.Contains(w.newest().Groups, "former") {
 		t.Errorf("an answer from now: news %v, %v; bob is in %q", news, err, w.newest().Groups)
 	}
 	clk.add(-24 * time.Hour) // it was ahead
 	answer.Groups = []string{"set right"}
-	if news, err := w.provider.keep(t.Context(), "people", answer, w.now()); !news || err != nil {
+	if news, _, err := w.provider.keep(t.Context(), "people", answer, w.now()); !news || err != nil {
 		t.Errorf("an answer after the clock was set right: news %v, %v", news, err)
 	}
 	clk.add(24 * time.Hour)

@@ -45,7 +45,9 @@ func TestVoucher(t *testing.T) {
 				live := identity.NewLive(ctx, identity.LiveOptions{
 					Policy: identity.Policy{Every: time.Minute, Stale: time.Minute}, Now: time.Now, Log: slog.New(slog.DiscardHandler),
 					Asker:    func(string) (identity.Asker, func(), error) { return tt.directory, func() {}, nil },
-					Keep:     func(context.Context, string, connectors.Identity, time.Time) (bool, error) { return false, nil },
+					Keep: func(context.Context, string, connectors.Identity, time.Time) (bool, time.Time, error) {
+						return false, time.Time{}, nil
+					},
 					End:      func(context.Context, string, string, connectors.Reason, time.Time) error { return nil },
 					Remember: func(context.Context, string, []string, time.Time) error { return nil },
 					Recall:   func(context.Context, string, string) (time.Time, error) { return time.Time{}, nil },

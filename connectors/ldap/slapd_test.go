@@ -614,3 +614,30 @@ func TestSlapdChangeWithoutRights(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A password that is set between the proof and the end of a sign-in is not taken for the one that was proven.
+func TestPasswordSetIsOfBeforeTheProof(t *testing.T) {
+	s := peers.Slapd(t, peers.SlapdOptions{})
+	c := open(t, openLDAP(s))
+	if id := mustSignIn(t, c, "alice", s.Password); id.PasswordSet != connectors.PasswordNeverSet {
+		t.Errorf("never changed: got %d", id.PasswordSet)
+	}
+	a := find(t, c, "alice")
+	r := ldapv3.NewModifyRequest(s.UserDN("alice"), nil)
+	r.Replace("userPassword", []string{"Another-Passw0rd"})
+	if err := s.Admin(t).Modify(r); err != nil {
+		t.Fatal(err)
+	}
+	a.read = a.read.Add(-time.Minute) // so that the entry is read again
+	if id, err := c.Identify(waiting(t), a); err != nil || id.PasswordSet != connectors.PasswordNeverSet {
+		t.Errorf("got %d, %v: want what was before", id.PasswordSet, err)
+	}
+	id, err := c.Identify(waiting(t), find(t, c, "alice"))
+	if err != nil || id.PasswordSet <= connectors.PasswordNeverSet {
+		t.Errorf("got %d, %v: want a time", id.PasswordSet, err)
+	}
+	answers, err := c.Lookup(waiting(t), []string{id.UserID})
+	if err != nil || answers[0].Identity.PasswordSet != id.PasswordSet {
+		t.Errorf("when asked: got %+v, %v", answers, err)
+	}
+}

@@ -110,7 +110,7 @@ func (f *Front) samlCallback(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	q.until = end
-	f.complete(w, r, q, door, id, f.Remembered)
+	f.complete(w, r, q, door, identity.Proven{Identity: id}, f.Remembered)
 }
 
 func (f *Front) openSAML(r *http.Request) (st samlState, err error) {

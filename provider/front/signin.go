@@ -16,7 +16,6 @@ import (
 	"gatehouse/provider/identity"
 	"gatehouse/web"
 
-	"github.com/dexidp/dex/connector"
 	dexconnectors "github.com/dexidp/dex/server/connectors"
 	"github.com/dexidp/dex/server/oauth2"
 )
@@ -325,12 +324,12 @@ func retryAfter(w http.ResponseWriter, wait time.Duration) {
 }
 
 // complete signs a proven user in: Dex's own flow, in process, with the proof in the context.
-func (f *Front) complete(w http.ResponseWriter, r *http.Request, q *request, door *identity.Door, id connector.Identity, remember bool) {
+func (f *Front) complete(w http.ResponseWriter, r *http.Request, q *request, door *identity.Door, id identity.Proven, remember bool) {
 	f.completeFrom(w, r, q, door, id, remember, nil)
 }
 
 // completeFrom is complete for a sign-in that is of a session of the upstream.
-func (f *Front) completeFrom(w http.ResponseWriter, r *http.Request, q *request, door *identity.Door, id connector.Identity, remember bool, from *identity.UpstreamSession) {
+func (f *Front) completeFrom(w http.ResponseWriter, r *http.Request, q *request, door *identity.Door, id identity.Proven, remember bool, from *identity.UpstreamSession) {
 	if err := f.supersede(w, r, door.ID, id.UserID); err != nil {
 		f.fail(w, r, web.Unavailable, err)
 		return

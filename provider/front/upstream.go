@@ -120,7 +120,7 @@ func (f *Front) upstreamCallback(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	from := *identity.UpstreamSessionOf(ctx)
-	f.completeFrom(w, r, q, door, id, f.Remembered, &from)
+	f.completeFrom(w, r, q, door, identity.Proven{Identity: id}, f.Remembered, &from)
 }
 
 // upstreamFailed tells what came of the trip to the identity provider.

@@ -390,17 +390,18 @@ func possiblePassword(p string) bool {
 }
 
 // CheckPassword proves a user by password. Every error is a *connectors.Refusal.
-func (d *Door) CheckPassword(ctx context.Context, in Login) (connector.Identity, error) {
+func (d *Door) CheckPassword(ctx context.Context, in Login) (Proven, error) {
 	if !in.clean() {
-		return connector.Identity{}, &connectors.Refusal{Reason: connectors.WrongCredentials}
+		return Proven{}, &connectors.Refusal{Reason: connectors.WrongCredentials}
 	}
+	evidence := d.began()
 	var id connector.Identity
 	var err error
 	switch inner := d.inner.(type) {
 	case finder:
 		err = d.counted(ctx, inner, in, func(ctx context.Context, a Account) error {
 			known, err := inner.Authenticate(ctx, a, in.Password)
-			id = dexIdentity(known)
+			id, evidence.Set = dexIdentity(known), known.PasswordSet
 			return err
 		})
 	case connector.PasswordConnector:
@@ -409,12 +410,13 @@ func (d *Door) CheckPassword(ctx context.Context, in Login) (connector.Identity,
 		err = &connectors.Refusal{Reason: connectors.Unavailable, Err: errors.New("not a password connector")}
 	}
 	if err != nil {
-		return connector.Identity{}, err
+		return Proven{}, err
 	}
 	if err := d.allowed(ctx, id); err != nil {
-		return connector.Identity{}, err
+		return Proven{}, err
 	}
-	return d.keepGrant(ctx, id)
+	id, err = d.keepGrant(ctx, id)
+	return Proven{id, evidence}, err
 }
 
 // login proves a user at a connector of Dex's kind.
@@ -620,14 +622,15 @@ func upstreamRefusal(err error, q url.Values) error {
 type Proof struct {
 	connector string
 	identity  connector.Identity
+	evidence  Evidence
 	used      atomic.Bool
 }
 
 type proofKey struct{}
 
 // WithProof returns a context that lets Dex accept id as proven by connector connectorID.
-func WithProof(ctx context.Context, connectorID string, id connector.Identity) (context.Context, *Proof) {
-	p := &Proof{connector: connectorID, identity: id}
+func WithProof(ctx context.Context, connectorID string, id Proven) (context.Context, *Proof) {
+	p := &Proof{connector: connectorID, identity: id.Identity, evidence: id.Evidence}
 	return context.WithValue(ctx, proofKey{}, p), p
 }
 

@@ -250,11 +250,11 @@ func TestDoorOpensForAProofOnce(t *testing.T) {
 	if _, err := cb.HandleCallback(connector.Scopes{}, nil, request(t.Context())); err == nil {
 		t.Error("a callback without a proof is accepted")
 	}
-	other, _ := WithProof(t.Context(), "other", connector.Identity{UserID: "x"})
+	other, _ := WithProof(t.Context(), "other", Proven{Identity: connector.Identity{UserID: "x"}})
 	if _, err := cb.HandleCallback(connector.Scopes{}, nil, request(other)); err == nil {
 		t.Error("a proof of another connector is accepted")
 	}
-	ctx, proof := WithProof(t.Context(), "dir", connector.Identity{UserID: "id-alice"})
+	ctx, proof := WithProof(t.Context(), "dir", Proven{Identity: connector.Identity{UserID: "id-alice"}})
 	if id, err := cb.HandleCallback(connector.Scopes{}, nil, request(ctx)); err != nil || id.UserID != "id-alice" || !proof.Used() {
 		t.Errorf("got %+v, %v", id, err)
 	}

@@ -82,7 +82,8 @@ type LiveOptions struct {
 	// An error means that it cannot be asked at present.
 	Asker func(connector string) (a Asker, release func(), err error)
 	// Keep stores what a connector says of a user who was asked about at asOf, and reports whether that is news. A later sign-in knows better.
-	Keep func(ctx context.Context, connector string, id connectors.Identity, asOf time.Time) (news bool, err error)
+	// over is until when sessions began that are still to be ended, since the user's password is another one by now; zero: none are.
+	Keep func(ctx context.Context, connector string, id connectors.Identity, asOf time.Time) (news bool, over time.Time, err error)
 	// End ends the sessions of a user that began until then, and all that comes with them.
 	End func(ctx context.Context, connector, userID string, reason connectors.Reason, until time.Time) error
 	// Remember keeps the time of a good answer about users for Recall, which returns it, or the zero time. It counts after a restart while the
@@ -413,6 +414,18 @@ func (u *User) refuse(began int64) bool {
 		return false
 	}
 	u.refused, u.ending = max(u.refused, began), true
+	u.next.Store(0)
+	return true
+}
+
+// outdated notes that the sessions from before a time are over, though the user may go on. It reports whether somebody is to end them.
+func (u *User) outdated(until int64) bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.ending && u.refused >= until {
+		return false
+	}
+	u.refused, u.ending = max(u.refused, until), true
 	u.next.Store(0)
 	return true
 }

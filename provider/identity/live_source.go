@@ -338,7 +338,7 @@ func (s *source) answer(ctx context.Context, u *User, began moment, a connectors
 	}
 	switch {
 	case a.Err == nil:
-		news, err := s.keep(ctx, u, a.Identity, began.at)
+		news, over, err := s.keep(ctx, u, a.Identity, began.at)
 		switch {
 		case err != nil:
 			s.live.Log.WarnContext(ctx, "what a connector says of a user could not be taken", "connector", s.connector, "user_id", u.id, "error", err)
@@ -347,6 +347,10 @@ func (s *source) answer(ctx context.Context, u *User, began moment, a connectors
 			s.count(resultChanged)
 		default:
 			s.count(resultSame)
+		}
+		// What began in the same millisecond may be of the new password: the store tells them apart.
+		if until := over.UnixMilli() - 1; err == nil && !over.IsZero() && u.outdated(until) {
+			go s.end(u, connectors.PasswordChanged, until)
 		}
 		u.land(began, err == nil)
 	case a.Err.Reason == connectors.Unaskable:
@@ -374,24 +378,24 @@ const (
 )
 
 // keep stores an identity if it is news.
-func (s *source) keep(ctx context.Context, u *User, id connectors.Identity, began int64) (news bool, err error) {
+func (s *source) keep(ctx context.Context, u *User, id connectors.Identity, began int64) (news bool, over time.Time, err error) {
 	if id.UserID != u.id {
-		return false, errors.New("identity: the answer is about another user")
+		return false, over, errors.New("identity: the answer is about another user")
 	}
 	texts := append([]string{id.Email, id.Name, id.PreferredUsername}, id.Groups...)
 	if len(id.Groups) > maxGroups {
-		return false, fmt.Errorf("identity: got %d groups, want at most %d", len(id.Groups), maxGroups)
+		return false, over, fmt.Errorf("identity: got %d groups, want at most %d", len(id.Groups), maxGroups)
 	}
 	for _, t := range texts {
 		if len(t) > maxClaim || !utf8.ValidString(t) {
-			return false, fmt.Errorf("identity: a name, e-mail or group is longer than %d bytes or not UTF-8", maxClaim)
+			return false, over, fmt.Errorf("identity: a name, e-mail or group is longer than %d bytes or not UTF-8", maxClaim)
 		}
 	}
 	err = quietly(func() (err error) {
-		news, err = s.live.Keep(ctx, s.connector, id, time.UnixMilli(began))
+		news, over, err = s.live.Keep(ctx, s.connector, id, time.UnixMilli(began))
 		return err
 	})
-	return news, err
+	return news, over, err
 }
 
 // end ends a user's sessions, and tries again until that is done: the user is refused meanwhile.

@@ -83,7 +83,8 @@ type desk struct {
 	mu    sync.Mutex
 	kept  map[string]string // groups by user
 	ended []string
-	down  error // of the store
+	down  error                // of the store
+	over  map[string]time.Time // by user, until when sessions began that another password ends
 
 	remembered map[string]time.Time
 	writes     int // of them
@@ -116,7 +117,7 @@ func newDesk(ctx context.Context) *desk {
 			}
 			return nil, nil, nil
 		},
-		Keep: func(_ context.Context, _ string, id connectors.Identity, _ time.Time) (bool, error) {
+		Keep: func(_ context.Context, _ string, id connectors.Identity, _ time.Time) (bool, time.Time, error) {
 			d.mu.Lock()
 			defer d.mu.Unlock()
 			groups := strings.Join(id.Groups, " ")
@@ -124,7 +125,7 @@ func newDesk(ctx context.Context) *desk {
 			if d.down == nil {
 				d.kept[id.UserID] = groups
 			}
-			return old != groups, d.down
+			return old != groups, d.over[id.UserID], d.down
 		},
 		End: func(_ context.Context, connector, userID string, reason connectors.Reason, until time.Time) error {
 			d.mu.Lock()

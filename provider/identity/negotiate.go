@@ -5,8 +5,6 @@ import (
 	"errors"
 
 	"gatehouse/connectors"
-
-	"github.com/dexidp/dex/connector"
 )
 
 // A negotiator is a connector that proves users by the Kerberos tickets that their browsers send by themselves (RFC 4559).
@@ -30,23 +28,24 @@ func (d *Door) NeedsTicket() bool {
 
 // Negotiate proves a user by the token of HTTP Negotiate. reply is to be sent back. network is what its attempts wait in line by. Nothing is counted: there is
 // no secret to be guessed. Every error is a *connectors.Refusal, NegotiateRefused for the token itself.
-func (d *Door) Negotiate(ctx context.Context, network string, token []byte) (id connector.Identity, reply []byte, err error) {
+func (d *Door) Negotiate(ctx context.Context, network string, token []byte) (id Proven, reply []byte, err error) {
 	n, ok := d.inner.(negotiator)
 	if !ok || !n.Negotiates() {
-		return connector.Identity{}, nil, &connectors.Refusal{Reason: connectors.NegotiateRefused, Err: errors.New("not a connector with kerberos")}
+		return Proven{}, nil, &connectors.Refusal{Reason: connectors.NegotiateRefused, Err: errors.New("not a connector with kerberos")}
 	}
 	ctx, cancel := context.WithTimeout(ctx, directoryTimeout)
 	defer cancel()
+	id.Evidence = d.began()
 	var known connectors.Identity
 	if busy := d.doors.directories.of(d.ID).do(ctx, network, func() { known, reply, err = n.Negotiate(ctx, token) }); busy != nil {
-		return connector.Identity{}, nil, busy
+		return Proven{}, nil, busy
 	}
 	if err != nil {
-		return connector.Identity{}, nil, refusal(err)
+		return Proven{}, nil, refusal(err)
 	}
-	id = dexIdentity(known)
-	if err := d.allowed(ctx, id); err != nil {
-		return connector.Identity{}, nil, err
+	id.Identity, id.Evidence.Set = dexIdentity(known), known.PasswordSet
+	if err := d.allowed(ctx, id.Identity); err != nil {
+		return Proven{}, nil, err
 	}
 	return id, reply, nil
 }

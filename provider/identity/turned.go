@@ -7,10 +7,11 @@ import (
 	"gatehouse/connectors"
 )
 
-// A Turned remembers why the password grant did not even try a password. The refusal goes through Dex, which keeps the cause to
+// A Turned remembers why the password grant did not even try a password, or what it let a user in with. Both go through Dex, which keeps them to
 // itself.
 type Turned struct {
 	by atomic.Pointer[turn]
+	in atomic.Pointer[entry]
 }
 
 type turn struct {

@@ -84,7 +84,8 @@ func (p passwordPart) Login(ctx context.Context, s connector.Scopes, user, passw
 	case err != nil:
 		return connector.Identity{}, false, err
 	}
-	return id, true, nil
+	letIn(ctx, p.ID, id.Evidence)
+	return id.Identity, true, nil
 }
 
 // Refresh implements connector.RefreshConnector.

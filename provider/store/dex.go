@@ -191,17 +191,21 @@ func (s *Store) DeleteOfflineSessions(ctx context.Context, userID, connectorID s
 
 // CreateUserIdentity stores a user identity.
 func (s *Store) CreateUserIdentity(ctx context.Context, v storage.UserIdentity) error {
-	return create(ctx, s, &identities, &v)
+	return create(ctx, s, &identities, &Identity{UserIdentity: v})
 }
 
 // GetUserIdentity returns a user identity.
 func (s *Store) GetUserIdentity(ctx context.Context, userID, connectorID string) (storage.UserIdentity, error) {
-	return get(ctx, s, &identities, pair(userID, connectorID))
+	i, err := s.GetIdentity(ctx, userID, connectorID)
+	return i.UserIdentity, err
 }
 
-// UpdateUserIdentity updates a user identity.
+// UpdateUserIdentity is UpdateIdentity for Dex's part of one.
 func (s *Store) UpdateUserIdentity(ctx context.Context, userID, connectorID string, updater func(storage.UserIdentity) (storage.UserIdentity, error)) error {
-	return update(ctx, s, &identities, updating{id: pair(userID, connectorID)}, updater)
+	return s.UpdateIdentity(ctx, userID, connectorID, func(i Identity) (_ Identity, err error) {
+		i.UserIdentity, err = updater(i.UserIdentity)
+		return i, err
+	})
 }
 
 // DeleteUserIdentity deletes a user identity.
@@ -296,7 +300,12 @@ func (s *Store) ListConnectors(ctx context.Context) ([]storage.Connector, error)
 
 // ListUserIdentities returns all user identities.
 func (s *Store) ListUserIdentities(ctx context.Context) ([]storage.UserIdentity, error) {
-	return list(ctx, s, &identities, "")
+	all, err := list(ctx, s, &identities, "")
+	var users []storage.UserIdentity
+	for i := range all {
+		users = append(users, all[i].UserIdentity)
+	}
+	return users, err
 }
 
 // ListAuthSessions returns all auth sessions, expired ones too.

@@ -103,7 +103,7 @@ func FuzzUsers(f *testing.F) {
 		if back, err := sessions.decode(r); err != nil || back.UserID != user || back.ConnectorID != connector || r.Owner != pair(user, connector) {
 			t.Fatalf("session of %q of %q comes back as that of %q of %q, by %q: %v", user, connector, back.UserID, back.ConnectorID, r.Owner, err)
 		}
-		u := storage.UserIdentity{UserID: user, ConnectorID: connector, Claims: storage.Claims{UserID: user, Email: user2, Groups: []string{connector2}}}
+		u := Identity{UserIdentity: storage.UserIdentity{UserID: user, ConnectorID: connector, Claims: storage.Claims{UserID: user, Email: user2, Groups: []string{connector2}}}}
 		if r, err := identities.encode(&u); err == nil {
 			if user+connector == "" {
 				t.Fatalf("an identity of nobody is kept as %q", r.ID)

@@ -73,11 +73,11 @@ var (
 		owned:   true,
 		logged:  true,
 	}
-	identities = kind[storage.UserIdentity]{
+	identities = kind[Identity]{
 		name:   KindIdentity,
-		id:     func(v *storage.UserIdentity) string { return userRecord(v.UserID, v.ConnectorID) },
-		user:   func(v *storage.UserIdentity) (string, string) { return v.UserID, v.ConnectorID },
-		claims: func(v *storage.UserIdentity) storage.Claims { return v.Claims },
+		id:     func(v *Identity) string { return userRecord(v.UserID, v.ConnectorID) },
+		user:   func(v *Identity) (string, string) { return v.UserID, v.ConnectorID },
+		claims: func(v *Identity) storage.Claims { return v.Claims },
 		logged: true,
 	}
 	passwords = kind[storage.Password]{

@@ -11,7 +11,13 @@ import (
 // Users yields everybody who has signed in or was blocked, in no particular order, one after the other: nothing is held while the caller
 // looks at one. It ends after an error.
 func (s *Store) Users(ctx context.Context) iter.Seq2[storage.UserIdentity, error] {
-	return each(ctx, s, &identities)
+	return func(yield func(storage.UserIdentity, error) bool) {
+		for i, err := range each(ctx, s, &identities) {
+			if !yield(i.UserIdentity, err) {
+				return
+			}
+		}
+	}
 }
 
 // AllSessions yields all sessions as Users does users, expired ones too.
