@@ -786,3 +786,20 @@ func TestPasswordResetSeenByTwoReplicas(t *testing.T) {
 		t.Errorf("the session ended %d times, and the password was changed %d times", n, m)
 	}
 }
+
+// Of two first sign-ins at once the second finds what it was about to make.
+func TestFirstSignInsAtOnce(t *testing.T) {
+	clk := &clock{}
+	d := &blockingDriver{Driver: store.MemoryDriver(), kind: store.KindIdentity}
+	st, err := store.New(t.Context(), d, store.Options{Now: clk.now})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w, _ := vaultWorldOn(t, st, clk)
+	var first *browser
+	d.block = func() { first = w.enter("ann", "right") }
+	second := w.enter("ann", "right")
+	if first == nil || !hello(first) || !hello(second) || w.sessionCount() != 2 {
+		t.Errorf("%d sessions; the second browser: %d", w.sessionCount(), second.code)
+	}
+}
