@@ -33,7 +33,7 @@ func nextSecond(t *testing.T) {
 }
 
 // chosen has a user whose password is to be changed sign in, and change it on the page.
-func (w *world) chosen(user, given, own string) *browser {
+func (w *world) chosen(user, given, own string) {
 	w.t.Helper()
 	b := w.signInAs(user, given)
 	if b.code != 403 || !strings.Contains(b.page, "password of your own") {
@@ -43,7 +43,6 @@ func (w *world) chosen(user, given, own string) *browser {
 	if b.do("POST", b.action(), form, ownOrigin()); !strings.HasPrefix(b.page, "hello ") {
 		w.t.Fatalf("%s has changed the password: %d %s", user, b.code, b.page)
 	}
-	return b
 }
 
 // goesOn asks about the user of a session twice.

@@ -76,7 +76,7 @@ func failureOf(reason connectors.Reason) web.Failure {
 		return web.OtherWorkstation
 	case connectors.Busy:
 		return web.Busy
-	case connectors.Unavailable, connectors.UpstreamRefused, connectors.Unaskable:
+	case connectors.Unavailable, connectors.UpstreamRefused, connectors.Unaskable, connectors.PasswordChanged:
 		return web.DirectoryUnavailable
 	}
 	return web.DirectoryUnavailable
