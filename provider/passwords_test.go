@@ -738,6 +738,9 @@ func TestPasswordResetThatNobodyActedOn(t *testing.T) {
 			}
 			w.ends(s.ID)
 			w.settled()
+			if err := w.vouch(kept); (err == nil) != own {
+				t.Errorf("the user of the browser that it was changed in: %v", err)
+			}
 			if hello(home.get("https://app.example.com/")) != own {
 				t.Errorf("the browser that it was changed in: %d", home.code)
 			}

@@ -44,7 +44,7 @@ func TestVoucher(t *testing.T) {
 				defer cancel()
 				live := identity.NewLive(ctx, identity.LiveOptions{
 					Policy: identity.Policy{Every: time.Minute, Stale: time.Minute}, Now: time.Now, Log: slog.New(slog.DiscardHandler),
-					Asker:    func(string) (identity.Asker, func(), error) { return tt.directory, func() {}, nil },
+					Asker: func(string) (identity.Asker, func(), error) { return tt.directory, func() {}, nil },
 					Keep: func(context.Context, string, connectors.Identity, time.Time) (bool, time.Time, error) {
 						return false, time.Time{}, nil
 					},
