@@ -381,6 +381,9 @@ func TestPasswordIsNoNews(t *testing.T) {
 	if err != nil || news || over.IsZero() || len(w.newest().Groups) != 1 || w.newest().Groups[0] != "staff" {
 		t.Errorf("an answer from before: news %v, over %s, %v: %q", news, over, err, w.newest().Groups)
 	}
+	if k := w.knownPassword(); k.Set != 6 || !k.Pending {
+		t.Errorf("an answer from before: stored %+v", k)
+	}
 	v.change("stronger", 6)
 	if err := w.later(clk, s); !errors.Is(err, identity.ErrEnded) {
 		t.Errorf("another one: got %v, want the end", err)
