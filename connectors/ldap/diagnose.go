@@ -426,10 +426,22 @@ func (d *diagnosis) state(ctx context.Context) {
 		_, _ = d.known(ctx) // for how long a policy locks; the step on lock-out tells if it cannot be read
 		r := stateOf(d.entry, d.now(), d.lockedFor(d.entry))
 		if r == "" {
-			return "nothing in the entry keeps the user out", "", nil
+			return "nothing in the entry keeps the user out; " + told(d.passwordSet(d.entry)), "", nil
 		}
 		return "", stateFix(r), fmt.Errorf("%s", r)
 	})
+}
+
+// told says whether the directory tells of another password.
+func told(set connectors.PasswordSet) string {
+	switch set {
+	case connectors.PasswordUnknown:
+		return "when the password was set cannot be read, so that another one ends no session"
+	case connectors.PasswordNeverSet:
+		return "it has no time at which the password was changed (pwdChangedTime, krbLastPwdChange)"
+	default:
+		return "it tells when the password was set"
+	}
 }
 
 // stateFix tells an operator what to do about a state of an account.
