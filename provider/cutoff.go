@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/lestrrat-go/jwx/v2/jwt"
@@ -26,14 +28,15 @@ type cutoffs struct {
 
 	store     *store.Store
 	now       func() time.Time
-	clients   map[string]string // prints of the secrets of static clients, by id
-	passwords map[string]string // and of the hashes of static users, by user id
+	clients   map[string]string  // prints of the secrets of static clients, by id
+	passwords map[string]string  // and of the hashes of static users, by user id
+	users     []storage.Password // static
 	// outdated ends what a user has that began with a former password of a directory. What fails of it goes on in the background.
 	outdated func(ctx context.Context, connectorID, userID string)
 }
 
 func newCutoffs(s storage.Storage, st *store.Store, c *config.Config, now func() time.Time) cutoffs {
-	return cutoffs{Storage: s, store: st, now: now, clients: clientPrints(c), passwords: passwordPrints(c)}
+	return cutoffs{Storage: s, store: st, now: now, clients: clientPrints(c), passwords: passwordPrints(c), users: staticUsers(c)}
 }
 
 func clientPrints(c *config.Config) map[string]string {
@@ -108,6 +111,21 @@ func (s cutoffs) GetPassword(ctx context.Context, email string) (storage.Passwor
 		return storage.Password{}, err
 	}
 	return p, nil
+}
+
+// ListPasswords implements storage.Storage. With an error that is store.OnlyUnread it returns all but those that cannot be read, where Dex's returns none: one that is
+// damaged does not make the others strangers.
+func (s cutoffs) ListPasswords(ctx context.Context) ([]storage.Password, error) {
+	stored, err := s.store.ListPasswords(ctx)
+	if err != nil && !store.OnlyUnread(err) {
+		return nil, err
+	}
+	inFile := map[string]bool{}
+	for i := range s.users {
+		inFile[strings.ToLower(s.users[i].Email)] = true
+	}
+	stored = slices.DeleteFunc(stored, func(u storage.Password) bool { return inFile[strings.ToLower(u.Email)] })
+	return append(stored, s.users...), err
 }
 
 func (s cutoffs) currentPassword(ctx context.Context, userID string) error {

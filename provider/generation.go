@@ -2,6 +2,7 @@ package provider
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync/atomic"
@@ -145,8 +146,8 @@ func (n *Next) Use() {
 // have another secret, is revoked, and what has changed about the others is true when it returns. An error says that this could not be stored; it is tried again until it can.
 func (n *Next) Settle(ctx context.Context) error {
 	err := n.p.reconcileUsers(ctx, touchedUsers(n.old.config, n.g.config))
-	if err == nil && !sameSecrets(n.old.config, n.g.config) {
-		err = n.p.reconcileSecrets(ctx, n.g.config)
+	if !sameSecrets(n.old.config, n.g.config) {
+		err = errors.Join(err, n.p.reconcileSecrets(ctx, n.g.config))
 	}
 	n.old.release()
 	go n.p.retire(n.old)
@@ -170,10 +171,11 @@ func (p *Provider) leave(ctx context.Context, g *generation) {
 	}
 }
 
-// reconcileTimeout is how long a request waits for that, and reconcileEvery the pause after a failure.
+// reconcileTimeout is how long a request waits for that, and reconcileEvery the pause after a failure; unreadEvery after one of single records.
 const (
 	reconcileTimeout = 5 * time.Second
 	reconcileEvery   = 2 * time.Second
+	unreadEvery      = 5 * time.Minute
 )
 
 // retire ends a generation when its last request has ended, and looks at its users for the last time.
@@ -184,12 +186,13 @@ func (p *Provider) retire(g *generation) {
 		return
 	}
 	p.endGeneration(g)
-	p.reconcileUntilStored(touchedUsers(g.config, p.current.Load().config))
+	touched := touchedUsers(g.config, p.current.Load().config)
 	p.untilStored(func() error {
+		err := p.reconcileUsers(p.life, touched)
 		if now := p.current.Load().config; !sameSecrets(g.config, now) {
-			return p.reconcileSecrets(p.life, now)
+			err = errors.Join(err, p.reconcileSecrets(p.life, now))
 		}
-		return nil
+		return err
 	})
 }
 
@@ -204,7 +207,11 @@ func (p *Provider) untilStored(reconcile func() error) {
 			return
 		}
 		p.log.ErrorContext(p.life, "changed users could not be stored; it is tried again", "error", err)
-		again := time.NewTimer(reconcileEvery)
+		pause := reconcileEvery
+		if store.OnlyUnread(err) { // somebody has to mend it first
+			pause = unreadEvery
+		}
+		again := time.NewTimer(pause)
 		select {
 		case <-again.C:
 		case <-p.life.Done():

@@ -45,11 +45,14 @@ func (p *Provider) markBefore(old, next *config.Config) {
 func (p *Provider) reconcileSecrets(ctx context.Context, c *config.Config) error {
 	p.secrets.Lock()
 	defer p.secrets.Unlock()
-	if err := p.markSecrets(ctx, c, false); err != nil {
-		return err
+	errs := []error{p.markSecrets(ctx, c, false)}
+	if errs[0] != nil && !store.OnlyUnread(errs[0]) {
+		return errs[0]
 	}
-	var errs []error
 	for m, err := range p.store.Marks(ctx) {
+		if store.OnlyUnread(err) { // told above; what it is about is refused
+			continue
+		}
 		if err != nil {
 			return errors.Join(append(errs, fmt.Errorf("provider: list marks: %w", err))...)
 		}
@@ -69,7 +72,11 @@ func (p *Provider) reconcileSecrets(ctx context.Context, c *config.Config) error
 func (p *Provider) markSecrets(ctx context.Context, c *config.Config, first bool) error {
 	want := map[string]map[string]string{store.MarkClient: clientPrints(c), store.MarkPassword: passwordPrints(c)}
 	var changed []store.Mark
+	var unread store.Unreads
 	for m, err := range p.store.Marks(ctx) {
+		if unread.Add(err) { // it stays, and its secret is refused
+			continue
+		}
 		if err != nil {
 			return fmt.Errorf("provider: list marks: %w", err)
 		}
@@ -95,7 +102,7 @@ func (p *Provider) markSecrets(ctx context.Context, c *config.Config, first bool
 	if err := p.store.CreateMarks(ctx, fresh); err != nil {
 		return fmt.Errorf("provider: store marks: %w", err)
 	}
-	return nil
+	return wrapped("list marks", unread.Err())
 }
 
 // endMarked ends what was given out before a mark.

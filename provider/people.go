@@ -9,6 +9,8 @@ import (
 	"strings"
 	"time"
 
+	"gatehouse/provider/store"
+
 	dexconnectors "github.com/dexidp/dex/server/connectors"
 	"github.com/dexidp/dex/storage"
 )
@@ -32,6 +34,8 @@ type User struct {
 	LastLogin                      time.Time // zero: never
 	BlockedUntil                   time.Time
 	Sessions                       int // that live; of Users only
+	// Overlooked is how many users cannot be read, any of whom may have the e-mail address that this one was found by; of FindUser only.
+	Overlooked int
 }
 
 func userOf(u *storage.UserIdentity) *User {
@@ -42,7 +46,7 @@ func userOf(u *storage.UserIdentity) *User {
 }
 
 // Users yields everybody who signed in or was blocked, in no particular order, one after the other: it holds none while the caller looks at
-// another. It ends after an error.
+// another. With an error that is store.OnlyUnread comes a user of whom nothing is known but who it is, and the others follow; after any other it ends.
 func (p *Provider) Users(ctx context.Context) iter.Seq2[*User, error] {
 	return func(yield func(*User, error) bool) {
 		tally, err := p.store.TallySessions(ctx, p.now())
@@ -51,13 +55,9 @@ func (p *Provider) Users(ctx context.Context) iter.Seq2[*User, error] {
 			return
 		}
 		for i, err := range p.store.Users(ctx) {
-			if err != nil {
-				yield(nil, fmt.Errorf("provider: list users: %w", err))
-				return
-			}
 			u := userOf(&i)
 			u.Sessions = tally.Of(u.UserID, u.ConnectorID)
-			if !yield(u, nil) {
+			if !yield(u, wrapped("list users", err)) {
 				return
 			}
 		}
@@ -66,22 +66,26 @@ func (p *Provider) Users(ctx context.Context) iter.Seq2[*User, error] {
 
 // FindUser returns the one user of a name: "connector:user id", or an e-mail address, whose case does not matter as it does not when a local user signs
 // in. It fails with ErrNoUser, or with an *AmbiguousError: it never chooses. A user who never signed in is found by connector and id, and a local
-// one by e-mail, too.
+// one by e-mail, too. Users who cannot be read are no obstacle to finding another one: see User.Overlooked.
 func (p *Provider) FindUser(ctx context.Context, name string) (*User, error) {
 	known, possible, err := p.byID(ctx, name)
 	if err != nil {
 		return nil, err
 	}
+	var unread store.Unreads
 	if len(known) == 0 {
-		if known, err = p.byEmail(ctx, name); err != nil {
+		if known, err = p.byEmail(ctx, name, &unread); err != nil {
 			return nil, err
 		}
 		known = append(known, possible...) // an upstream may say what it likes of an address
 	}
-	switch len(known) {
-	case 0:
+	switch {
+	case len(known) == 0 && unread.N() > 0:
+		return nil, fmt.Errorf("provider: nobody of this name can be read: %w", unread.Err())
+	case len(known) == 0:
 		return nil, ErrNoUser
-	case 1:
+	case len(known) == 1:
+		known[0].Overlooked = unread.N()
 		return known[0], nil
 	}
 	return nil, &AmbiguousError{known[:min(len(known), maxCandidates)]}
@@ -113,13 +117,16 @@ func (p *Provider) byID(ctx context.Context, name string) (known, possible []*Us
 	return known, possible, nil
 }
 
-// byEmail reads every user, since an address may be that of several.
-func (p *Provider) byEmail(ctx context.Context, email string) (found []*User, err error) {
+// byEmail reads every user, since an address may be that of several. It notes those who cannot be read.
+func (p *Provider) byEmail(ctx context.Context, email string, unread *store.Unreads) (found []*User, err error) {
 	if email == "" {
 		return nil, nil
 	}
 	same := func(other string) bool { return strings.ToLower(other) == strings.ToLower(email) } //nolint:staticcheck // SA6005: as the store has it; folding knows more letters that are one
 	for u, err := range p.store.Users(ctx) {
+		if unread.Add(err) {
+			continue
+		}
 		if err != nil {
 			return nil, fmt.Errorf("provider: list users: %w", err)
 		}
@@ -129,12 +136,9 @@ func (p *Provider) byEmail(ctx context.Context, email string) (found []*User, er
 	}
 	g := p.acquire()
 	defer g.release()
-	if !g.config.EnablePasswordDB {
-		return found, nil
-	}
-	local, err := g.storage.ListPasswords(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("provider: list local users: %w", err)
+	local, err := p.localUsers(ctx, g)
+	if err != nil && !unread.Add(err) {
+		return nil, err
 	}
 	for _, l := range local {
 		if !same(l.Email) || slices.ContainsFunc(found, func(u *User) bool { return u.ConnectorID == dexconnectors.LocalConnector && u.UserID == l.UserID }) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"time"
 
 	"gatehouse/connectors"
@@ -75,24 +76,38 @@ func sessionError(err error) error {
 	return fmt.Errorf("provider: read session: %w", err)
 }
 
-// Sessions returns every stored session whose user's identity is known.
-func (p *Provider) Sessions(ctx context.Context) ([]*Session, error) {
-	all, err := p.store.ListAuthSessions(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("provider: list sessions: %w", err)
-	}
-	out := make([]*Session, 0, len(all))
-	for _, s := range all {
-		d, _, err := p.describe(ctx, s)
-		if errors.Is(err, ErrNoSession) {
-			continue
+// AllSessions yields every stored session whose user's identity is known, in no particular order, one after the other: it holds none while the caller looks at
+// another. With an error that is store.OnlyUnread comes a session of which nothing is known but its ID and whose it is, and the others follow; after any other
+// it ends.
+func (p *Provider) AllSessions(ctx context.Context) iter.Seq2[*Session, error] {
+	return func(yield func(*Session, error) bool) {
+		for s, err := range p.store.AllSessions(ctx) {
+			d := &Session{ID: s.ID, UserID: s.UserID, ConnectorID: s.ConnectorID}
+			if err == nil {
+				var known *Session
+				if known, _, err = p.describe(ctx, s); err == nil {
+					d = known
+				}
+			}
+			if errors.Is(err, ErrNoSession) {
+				continue
+			}
+			if !yield(d, wrapped("list sessions", err)) || err != nil && !store.OnlyUnread(err) {
+				return
+			}
 		}
+	}
+}
+
+// Sessions is AllSessions as a list, for few; an error if one of them cannot be read.
+func (p *Provider) Sessions(ctx context.Context) (all []*Session, _ error) {
+	for s, err := range p.AllSessions(ctx) {
 		if err != nil {
 			return nil, err
 		}
-		out = append(out, d)
+		all = append(all, s)
 	}
-	return out, nil
+	return all, nil
 }
 
 // Touch records activity in a session at a time. It never revives one that has ended: ErrNoSession.

@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	"gatehouse/internal/config"
+	"gatehouse/provider/store"
 
 	dexconnectors "github.com/dexidp/dex/server/connectors"
 	"github.com/dexidp/dex/storage"
@@ -47,20 +48,22 @@ func touchedUsers(before, after *config.Config) []string {
 
 // Reconcile makes what is stored of local users say what the configuration of New says, which may have changed while no
 // process ran: who is not in it any more, or has another password, is signed out everywhere. What clients have that are gone, or have another secret, is
-// revoked. It is for whoever is sure to serve.
+// revoked. It is for whoever is sure to serve. Records that cannot be read keep it from nothing else: they are logged, and nobody gets in by them.
 func (p *Provider) Reconcile(ctx context.Context) error {
 	ids, err := p.store.UsersOf(ctx, dexconnectors.LocalConnector)
 	if err != nil {
 		return fmt.Errorf("provider: list users: %w", err)
 	}
-	if err := p.reconcileUsers(ctx, ids); err != nil {
-		return err
+	err = errors.Join(p.reconcileUsers(ctx, ids), p.reconcileSecrets(ctx, p.current.Load().config))
+	if store.OnlyUnread(err) {
+		p.log.ErrorContext(ctx, "some of what is stored of local users cannot be read, and stays as it is", "error", err)
+		return nil
 	}
-	return p.reconcileSecrets(ctx, p.current.Load().config)
+	return err
 }
 
 // reconcileUsers makes what is stored of local users say what the current configuration says: who is not in it is
-// signed out everywhere.
+// signed out everywhere. An error about one keeps it from no other.
 func (p *Provider) reconcileUsers(ctx context.Context, ids []string) error {
 	if len(ids) == 0 {
 		return nil
@@ -69,25 +72,42 @@ func (p *Provider) reconcileUsers(ctx context.Context, ids []string) error {
 	defer p.reconcile.Unlock()
 	g := p.acquire()
 	defer g.release()
+	all, missing := p.localUsers(ctx, g)
+	if missing != nil && !store.OnlyUnread(missing) {
+		return missing
+	}
 	users := map[string]storage.Password{}
-	if g.config.EnablePasswordDB {
-		all, err := g.storage.ListPasswords(ctx)
-		if err != nil {
-			return fmt.Errorf("provider: list local users: %w", err)
-		}
-		for _, u := range all {
-			users[u.UserID] = u
-		}
+	for _, u := range all {
+		users[u.UserID] = u
 	}
 	var errs []error
+	var unread store.Unreads
 	for _, id := range ids {
-		if u, ok := users[id]; ok {
-			errs = append(errs, p.restate(ctx, u))
-		} else {
-			errs = append(errs, p.endAll(ctx, g, dexconnectors.LocalConnector, id, cause{by: byFile}, always))
+		u, ok := users[id]
+		var err error
+		switch {
+		case ok:
+			err = p.restate(ctx, u)
+		case missing == nil:
+			err = p.endAll(ctx, g, dexconnectors.LocalConnector, id, cause{by: byFile}, always)
+		default: // who was one of the file ends by their mark (reconcileSecrets)
+			err = missing
+		}
+		if err != nil && !unread.Add(err) {
+			errs = append(errs, err)
 		}
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, unread.Err())...)
+}
+
+// localUsers returns the users of the file, and those who are stored as Dex knows them. With an error that is store.OnlyUnread it returns all but those
+// who cannot be read.
+func (p *Provider) localUsers(ctx context.Context, g *generation) ([]storage.Password, error) {
+	if !g.config.EnablePasswordDB {
+		return nil, nil
+	}
+	all, err := g.storage.ListPasswords(ctx)
+	return all, wrapped("list local users", err)
 }
 
 // restate stores what the configuration says of a user who has signed in before.

@@ -13,6 +13,7 @@ import (
 	"gatehouse/internal/audit"
 	"gatehouse/provider"
 	"gatehouse/provider/identity"
+	"gatehouse/provider/store"
 	"gatehouse/web"
 )
 
@@ -84,23 +85,29 @@ func (a appTokens) SignAppToken(c *authz.TokenClaims) (string, error) {
 type operatorSessions struct{ p *provider.Provider }
 
 // List implements admin.Sessions.
-func (o operatorSessions) List(ctx context.Context) ([]admin.Session, error) {
-	all, err := o.p.Sessions(ctx)
-	if err != nil {
-		return nil, err
-	}
-	out := make([]admin.Session, 0, len(all))
-	for _, s := range all {
-		expires := s.AbsoluteExpiry
-		if s.IdleExpiry.Before(expires) {
-			expires = s.IdleExpiry
+func (o operatorSessions) List(ctx context.Context) iter.Seq2[admin.Session, error] {
+	return func(yield func(admin.Session, error) bool) {
+		for s, err := range o.p.AllSessions(ctx) {
+			shown := adminSession(s)
+			if store.OnlyUnread(err) {
+				shown.Error, err = err.Error(), nil
+			}
+			if !yield(shown, err) || err != nil {
+				return
+			}
 		}
-		out = append(out, admin.Session{
-			ID: audit.Hash(s.ID), User: s.Email, Connector: s.ConnectorID, UserID: s.UserID, Groups: noNull(s.Groups),
-			SignedInAt: s.SignedInAt, LastActivity: s.LastActivity, ExpiresAt: expires, Address: s.IPAddress, UserAgent: s.UserAgent,
-		})
 	}
-	return out, nil
+}
+
+func adminSession(s *provider.Session) admin.Session {
+	expires := s.AbsoluteExpiry
+	if s.IdleExpiry.Before(expires) {
+		expires = s.IdleExpiry
+	}
+	return admin.Session{
+		ID: audit.Hash(s.ID), User: s.Email, Connector: s.ConnectorID, UserID: s.UserID, Groups: noNull(s.Groups),
+		SignedInAt: s.SignedInAt, LastActivity: s.LastActivity, ExpiresAt: expires, Address: s.IPAddress, UserAgent: s.UserAgent,
+	}
 }
 
 // Revoke implements admin.Sessions.
@@ -122,12 +129,15 @@ type operatorUsers struct{ p *provider.Provider }
 func (o operatorUsers) Users(ctx context.Context, blocked bool) iter.Seq2[admin.User, error] {
 	return func(yield func(admin.User, error) bool) {
 		for u, err := range o.p.Users(ctx) {
-			if err != nil {
+			if err != nil && !store.OnlyUnread(err) {
 				yield(admin.User{}, err)
 				return
 			}
 			shown := adminUser(u)
-			if blocked && shown.BlockedUntil.IsZero() {
+			switch {
+			case err != nil: // who may be blocked
+				shown.Error = err.Error()
+			case blocked && shown.BlockedUntil.IsZero():
 				continue
 			}
 			if !yield(shown, nil) {
@@ -148,20 +158,20 @@ func adminUser(u *provider.User) admin.User {
 	return out
 }
 
-// find returns the one user of a name.
-func (o operatorUsers) find(ctx context.Context, name string) (admin.User, error) {
+// find returns the one user of a name, as the outcome of what is yet to be done.
+func (o operatorUsers) find(ctx context.Context, name string) (admin.Outcome, error) {
 	u, err := o.p.FindUser(ctx, name)
 	if several, ok := errors.AsType[*provider.AmbiguousError](err); ok {
 		out := &admin.AmbiguousError{}
 		for _, c := range several.Users {
 			out.Candidates = append(out.Candidates, adminUser(c))
 		}
-		return admin.User{}, out
+		return admin.Outcome{}, out
 	}
 	if err != nil {
-		return admin.User{}, userError(err)
+		return admin.Outcome{}, userError(err)
 	}
-	return adminUser(u), nil
+	return admin.Outcome{User: adminUser(u), Overlooked: u.Overlooked}, nil
 }
 
 func userError(err error) error {
@@ -176,39 +186,38 @@ func (o operatorUsers) Block(ctx context.Context, name string, until time.Time) 
 	if until.IsZero() || until.After(provider.Forever) {
 		until = provider.Forever
 	}
-	u, err := o.find(ctx, name)
+	done, err := o.find(ctx, name)
 	if err != nil {
 		return admin.Outcome{}, err
 	}
-	ended, err := o.p.Block(ctx, u.Connector, u.UserID, until)
-	if err != nil {
+	if done.Ended, err = o.p.Block(ctx, done.User.Connector, done.User.UserID, until); err != nil {
 		return admin.Outcome{}, err
 	}
-	u.BlockedUntil = until
-	return admin.Outcome{User: u, Ended: ended}, nil
+	done.User.BlockedUntil = until
+	return done, nil
 }
 
 // Unblock implements admin.Users.
 func (o operatorUsers) Unblock(ctx context.Context, name string) (admin.Outcome, error) {
-	u, err := o.find(ctx, name)
+	done, err := o.find(ctx, name)
 	if err != nil {
 		return admin.Outcome{}, err
 	}
-	if err := o.p.Unblock(ctx, u.Connector, u.UserID); err != nil {
+	if err := o.p.Unblock(ctx, done.User.Connector, done.User.UserID); err != nil {
 		return admin.Outcome{}, userError(err)
 	}
-	u.BlockedUntil = time.Time{}
-	return admin.Outcome{User: u}, nil
+	done.User.BlockedUntil = time.Time{}
+	return done, nil
 }
 
 // SignOut implements admin.Users.
 func (o operatorUsers) SignOut(ctx context.Context, name string) (admin.Outcome, error) {
-	u, err := o.find(ctx, name)
+	done, err := o.find(ctx, name)
 	if err != nil {
 		return admin.Outcome{}, err
 	}
-	ended, err := o.p.RevokeUser(ctx, u.Connector, u.UserID)
-	return admin.Outcome{User: u, Ended: ended}, err
+	done.Ended, err = o.p.RevokeUser(ctx, done.User.Connector, done.User.UserID)
+	return done, err
 }
 
 // operatorKeys rotates the provider's signing keys for the admin listener.

@@ -43,11 +43,41 @@ func TestOperatorScripts(t *testing.T) {
 		path := filepath.Join(e.WorkDir, "admin.sock")
 		e.Setenv("ADMIN", "unix:"+path)
 		e.Setenv("TZ", "UTC")
-		st, err := operatedBy(t, path, e.Defer)
-		if err != nil {
+		st := store.Memory(store.Options{Now: utc})
+		if err := operatedOn(t, st, path, e.Defer); err != nil {
 			return err
 		}
 		return seedUsers(t, st)
+	}})
+}
+
+// TestOperatorScriptsBesideDamage is the same for a storage in which a user without sessions, and the session of another, cannot be read.
+func TestOperatorScriptsBesideDamage(t *testing.T) {
+	testscript.Run(t, testscript.Params{Dir: "testdata/damaged", Setup: func(e *testscript.Env) error {
+		path := filepath.Join(e.WorkDir, "admin.sock")
+		e.Setenv("ADMIN", "unix:"+path)
+		d := store.MemoryDriver()
+		st, err := store.New(t.Context(), d, store.Options{Now: utc})
+		if err != nil {
+			return err
+		}
+		if err := operatedOn(t, st, path, e.Defer); err != nil {
+			return err
+		}
+		if err := seedUsers(t, st); err != nil {
+			return err
+		}
+		for id, kind := range map[string]store.Kind{"2:b2:staff": store.KindIdentity, "session-carol": store.KindSession} {
+			r, err := d.Read(t.Context(), kind, id)
+			if err != nil {
+				return err
+			}
+			r.Data = []byte("\x00sealed\x01by a key that is gone")
+			if _, err := d.Write(t.Context(), []store.Op{{Verb: store.Put, Record: r}}); err != nil {
+				return err
+			}
+		}
+		return nil
 	}})
 }
 
@@ -71,23 +101,23 @@ func serviceOn(t testing.TB, st *store.Store) (*service, error) {
 	return s, s.build(t.Context())
 }
 
-// operatedBy serves the admin listener of a provider on a unix socket.
-func operatedBy(t *testing.T, path string, atEnd func(func())) (*store.Store, error) {
+// operatedOn serves the admin listener of a provider on a unix socket.
+func operatedOn(t *testing.T, st *store.Store, path string, atEnd func(func())) error {
 	t.Helper()
-	s, err := serviceOn(t, store.Memory(store.Options{Now: utc}))
+	s, err := serviceOn(t, st)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	listener, err := new(net.ListenConfig).Listen(t.Context(), "unix", path)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	server := &http.Server{ReadHeaderTimeout: time.Minute, Handler: admin.Handler(admin.Options{
 		Sessions: operatorSessions{s.provider}, Users: operatorUsers{s.provider}, Keys: operatorKeys{s.provider}, Log: s.log,
 	})}
 	go func() { _ = server.Serve(listener) }()
 	atEnd(func() { _ = server.Close() })
-	return s.store, nil
+	return nil
 }
 
 func seedUsers(t *testing.T, st *store.Store) error {

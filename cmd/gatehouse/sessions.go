@@ -1,12 +1,10 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -66,27 +64,21 @@ itself, and needs no file:
 
 func sessionsList(connect *connection) *cobra.Command {
 	var output string
+	var limit int
 	list := &cobra.Command{
 		Use: "list", Short: "List sessions", Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			if err := checkOutput("sessions list", output); err != nil {
+			if err := checkList("sessions list", output, limit); err != nil {
 				return err
 			}
 			client, err := connect.client(c)
 			if err != nil {
 				return err
 			}
-			all, err := client.List(c.Context())
-			if err != nil {
-				return err
-			}
-			if output == "json" {
-				return json.NewEncoder(c.OutOrStdout()).Encode(all)
-			}
-			return writeSessions(c, all)
+			return sessionList.print(c, output, limit, client.Sessions(c.Context(), oneMore(limit)))
 		},
 	}
-	list.Flags().StringVarP(&output, "output", "o", "", "json for programs")
+	listFlags(list, &output, &limit)
 	return list
 }
 
@@ -126,6 +118,7 @@ tokens of a user, who may sign in again at once (users block keeps them out).
 			if err != nil {
 				return explainUser(c, user, err)
 			}
+			warnOverlooked(c, user, &done)
 			_, err = fmt.Fprintf(c.OutOrStdout(), "%s is signed out everywhere; sessions ended: %d\n", nameOf(&done.User), done.Ended)
 			return err
 		},
@@ -134,12 +127,19 @@ tokens of a user, who may sign in again at once (users block keeps them out).
 	return revoke
 }
 
-func writeSessions(c *cobra.Command, all []admin.Session) error {
-	w := tabwriter.NewWriter(c.OutOrStdout(), 0, 0, 2, ' ', 0)
-	_, _ = fmt.Fprintln(w, "ID\tUSER\tCONNECTOR\tSIGNED IN\tLAST USE\tEXPIRES\tADDRESS")
-	for _, s := range all {
-		_, _ = fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", s.ID, orDash(s.User), printable(s.Connector),
-			s.SignedInAt.Format(time.RFC3339), s.LastActivity.Format(time.RFC3339), s.ExpiresAt.Format(time.RFC3339), orDash(s.Address))
-	}
-	return w.Flush()
+// sessionList is how sessions are listed. It is never assigned to.
+var sessionList = listing[admin.Session]{
+	what:    "sessions",
+	columns: []string{"ID", "USER", "CONNECTOR", "SIGNED IN", "LAST USE", "EXPIRES", "ADDRESS"},
+	row: func(s admin.Session) []string {
+		if s.Error != "" {
+			return []string{s.ID, orDash(s.User), printable(s.Connector), "?", "?", "?", "?"}
+		}
+		return []string{
+			s.ID, orDash(s.User), printable(s.Connector), s.SignedInAt.Format(time.RFC3339), s.LastActivity.Format(time.RFC3339), s.ExpiresAt.Format(time.RFC3339), orDash(s.Address),
+		}
+	},
+	unread: func(s *admin.Session) (which, why string) {
+		return s.ID + " of " + printable(s.Connector+":"+s.UserID), s.Error
+	},
 }

@@ -1,14 +1,10 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"iter"
 	"strconv"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -42,25 +38,22 @@ enough: the others obey within a second.
 
 func usersList(connect *connection) *cobra.Command {
 	var output string
+	var limit int
 	var blocked bool
 	c := &cobra.Command{
 		Use: "list", Short: "List everybody who has signed in, and who is blocked", Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			if err := checkOutput("users list", output); err != nil {
+			if err := checkList("users list", output, limit); err != nil {
 				return err
 			}
 			client, err := connect.client(c)
 			if err != nil {
 				return err
 			}
-			all := client.Users(c.Context(), blocked)
-			if output == "json" {
-				return writeJSON(c.OutOrStdout(), all)
-			}
-			return writeUsers(c.OutOrStdout(), all)
+			return userList.print(c, output, limit, client.Users(c.Context(), blocked, oneMore(limit)))
 		},
 	}
-	c.Flags().StringVarP(&output, "output", "o", "", "json for programs: with the names of all groups")
+	listFlags(c, &output, &limit)
 	c.Flags().BoolVar(&blocked, "blocked", false, "only those who are blocked now")
 	return c
 }
@@ -88,6 +81,7 @@ that they have: sessions and refresh tokens. The block lasts until "users unbloc
 			if err != nil {
 				return explainUser(c, args[0], err)
 			}
+			warnOverlooked(c, args[0], &done)
 			_, err = fmt.Fprintf(c.OutOrStdout(), "%s is blocked %s; sessions ended: %d\n", nameOf(&done.User), untilWhen(done.User.BlockedUntil), done.Ended)
 			if err == nil && done.User.User == "" && done.User.LastSignIn.IsZero() { // else the id is known to be right
 				_, err = fmt.Fprintln(c.OutOrStdout(), "Nobody of this id has signed in so far: it must be the id that the connector will give.")
@@ -137,6 +131,7 @@ func usersUnblock(connect *connection) *cobra.Command {
 			if err != nil {
 				return explainUser(c, args[0], err)
 			}
+			warnOverlooked(c, args[0], &done)
 			_, err = fmt.Fprintf(c.OutOrStdout(), "%s may sign in again\n", nameOf(&done.User))
 			return err
 		},
@@ -171,6 +166,13 @@ func explainUser(c *cobra.Command, name string, err error) error {
 	return err
 }
 
+// warnOverlooked says that somebody else may have the name by which a user was found.
+func warnOverlooked(c *cobra.Command, name string, done *admin.Outcome) {
+	if done.Overlooked > 0 {
+		_, _ = fmt.Fprintf(c.ErrOrStderr(), "%d of the stored users cannot be read, and may be known as %s, too: see users list\n", done.Overlooked, printable(name))
+	}
+}
+
 func describeCandidate(u *admin.User) string {
 	if u.LastSignIn.IsZero() {
 		return "  (never signed in)"
@@ -197,34 +199,21 @@ func untilWhen(t time.Time) string {
 	return "until " + t.Format(time.RFC3339)
 }
 
-// userPage is how many users the columns are as wide as the widest of: more would have to be held.
-const userPage = 1000
-
-// writeUsers writes users as they come.
-func writeUsers(to io.Writer, all iter.Seq2[admin.User, error]) error {
-	w := tabwriter.NewWriter(to, 0, 0, 2, ' ', 0)
-	_, _ = fmt.Fprintln(w, "USER\tCONNECTOR\tUSER ID\tGROUPS\tLAST SIGN-IN\tBLOCKED\tSESSIONS")
-	n := 0
-	for u, err := range all {
-		switch {
-		case err != nil && n == 0: // no list, and not an empty one
-			return err
-		case err != nil:
-			return errors.Join(w.Flush(), err)
-		}
-		blocked := "-"
+// userList is how users are listed. It is never assigned to.
+var userList = listing[admin.User]{
+	what:    "users",
+	columns: []string{"USER", "CONNECTOR", "USER ID", "GROUPS", "LAST SIGN-IN", "BLOCKED", "SESSIONS"},
+	row: func(u admin.User) []string {
+		groups, last, blocked := strconv.Itoa(len(u.Groups)), orNever(u.LastSignIn), "-"
 		if !u.BlockedUntil.IsZero() {
 			blocked = untilWhen(u.BlockedUntil)
 		}
-		_, _ = fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\t%s\t%d\n", orDash(u.User), printable(u.Connector), printable(u.UserID), len(u.Groups),
-			orNever(u.LastSignIn), blocked, u.Sessions)
-		if n++; n%userPage == 0 {
-			if err := w.Flush(); err != nil {
-				return err
-			}
+		if u.Error != "" {
+			groups, last, blocked = "?", "?", "?"
 		}
-	}
-	return w.Flush()
+		return []string{orDash(u.User), printable(u.Connector), printable(u.UserID), groups, last, blocked, strconv.Itoa(u.Sessions)}
+	},
+	unread: func(u *admin.User) (which, why string) { return nameOf(u), u.Error },
 }
 
 func orDash(s string) string {
@@ -239,37 +228,6 @@ func orNever(t time.Time) string {
 		return "never"
 	}
 	return t.Format(time.RFC3339)
-}
-
-// writeJSON writes one array, item by item.
-func writeJSON[T any](to io.Writer, all iter.Seq2[T, error]) error {
-	sep := "["
-	for item, err := range all {
-		if err != nil {
-			return err
-		}
-		b, err := json.Marshal(item)
-		if err != nil {
-			return err
-		}
-		if _, err := fmt.Fprintf(to, "%s%s", sep, b); err != nil {
-			return err
-		}
-		sep = ",\n"
-	}
-	if sep == "[" {
-		_, err := fmt.Fprintln(to, "[]")
-		return err
-	}
-	_, err := fmt.Fprintln(to, "]")
-	return err
-}
-
-func checkOutput(command, output string) error {
-	if output != "" && output != "json" {
-		return fmt.Errorf("%s: -o %q: want json, or nothing", command, output)
-	}
-	return nil
 }
 
 // printable quotes what would disturb a terminal or a table.

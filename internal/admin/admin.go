@@ -35,7 +35,8 @@ type AmbiguousError struct{ Candidates []User }
 
 func (e *AmbiguousError) Error() string { return "admin: several users are known by this name" }
 
-// A Session is one signed-in browser. ID is the hash by which logs know the session, never the session's id.
+// A Session is one signed-in browser. ID is the hash by which logs know the session, never the session's id. Of one that cannot be read nothing is known but that, and
+// whose it is: Error says why.
 type Session struct {
 	ID           string    `json:"id"`
 	User         string    `json:"user"`
@@ -47,9 +48,11 @@ type Session struct {
 	ExpiresAt    time.Time `json:"expires_at"`
 	Address      string    `json:"address"`
 	UserAgent    string    `json:"user_agent"`
+	Error        string    `json:"error,omitempty"`
 }
 
-// A User is somebody who signed in, or was blocked. Times that never were are left out.
+// A User is somebody who signed in, or was blocked. Times that never were are left out. Of one who cannot be read nothing is known but connector, id and sessions: Error
+// says why.
 type User struct {
 	User       string    `json:"user"` // e-mail
 	Name       string    `json:"name"`
@@ -60,12 +63,15 @@ type User struct {
 	// BlockedUntil is set while the user is blocked only.
 	BlockedUntil time.Time `json:"blocked_until,omitzero"`
 	Sessions     int       `json:"sessions"` // that live
+	Error        string    `json:"error,omitempty"`
 }
 
 // An Outcome is what was done to a user.
 type Outcome struct {
 	User  User `json:"user"`
 	Ended int  `json:"sessions_ended"`
+	// Overlooked is how many users cannot be read: any of them may have the e-mail address that this one was found by.
+	Overlooked int `json:"users_unread,omitempty"`
 }
 
 // A Rotation is what became of the signing keys.
@@ -75,16 +81,17 @@ type Rotation struct {
 	Withdrawn []string  `json:"withdrawn"` // ids of keys that verify nothing any more
 }
 
-// Sessions is what the listener does with sessions. Revoke ends the session of a hash, or fails with ErrNotFound.
+// Sessions is what the listener does with sessions. List yields all sessions, those that cannot be read among them, and ends after an error. Revoke ends the
+// session of a hash, or fails with ErrNotFound.
 type Sessions interface {
-	List(ctx context.Context) ([]Session, error)
+	List(ctx context.Context) iter.Seq2[Session, error]
 	Revoke(ctx context.Context, id string) error
 }
 
 // Users is what the listener does with users. A name is an e-mail address or "connector:user id"; the methods that take one fail with
 // ErrNoUser, or with an *AmbiguousError and have done nothing.
 type Users interface {
-	// Users yields all users, or those who are blocked. The sequence ends after an error.
+	// Users yields all users, or those who are blocked or cannot be read. The sequence ends after an error.
 	Users(ctx context.Context, blocked bool) iter.Seq2[User, error]
 	Block(ctx context.Context, name string, until time.Time) (Outcome, error)
 	Unblock(ctx context.Context, name string) (Outcome, error)
@@ -112,12 +119,7 @@ func Handler(o Options) http.Handler {
 		answer(w, http.StatusOK, map[string]string{"version": o.Version})
 	})
 	m.HandleFunc("GET /v1/sessions", func(w http.ResponseWriter, r *http.Request) {
-		all, err := o.Sessions.List(r.Context())
-		if err != nil {
-			refuse(w, http.StatusServiceUnavailable, err)
-			return
-		}
-		answer(w, http.StatusOK, all)
+		list(w, r, o.Sessions.List(r.Context()))
 	})
 	m.HandleFunc("DELETE /v1/sessions/{id}", func(w http.ResponseWriter, r *http.Request) {
 		if err := o.Sessions.Revoke(r.Context(), r.PathValue("id")); err != nil {
@@ -205,19 +207,13 @@ func NewClient(network, address string) *Client {
 // clientTimeout is how long the client waits for an answer, or for the beginning of a list.
 const clientTimeout = 75 * time.Second
 
-// List implements Sessions.
-func (c *Client) List(ctx context.Context) (all []Session, err error) {
-	err = c.do(ctx, http.MethodGet, "/v1/sessions", nil, &all)
-	return all, err
-}
-
-// Revoke implements Sessions.
+// Revoke is that of Sessions.
 func (c *Client) Revoke(ctx context.Context, id string) error {
 	return c.do(ctx, http.MethodDelete, "/v1/sessions/"+url.PathEscape(id), nil, nil)
 }
 
-// maxAnswer bounds what the client reads at once, in bytes.
-const maxAnswer = 256 << 20
+// maxAnswer bounds what the client reads at once, in bytes: what was done to one user.
+const maxAnswer = 16 << 20
 
 // do sends in, unless it is nil, and reads the answer into out.
 func (c *Client) do(ctx context.Context, method, path string, in, out any) error {

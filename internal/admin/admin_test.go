@@ -3,6 +3,7 @@ package admin
 import (
 	"context"
 	"errors"
+	"iter"
 	"log/slog"
 	"net"
 	"net/http"
@@ -16,8 +17,10 @@ import (
 // table is a Sessions of one session.
 type table struct{ revoked []string }
 
-func (*table) List(context.Context) ([]Session, error) {
-	return []Session{{ID: "0123", User: "alice@example.com", Groups: []string{"a"}, SignedInAt: time.Unix(1, 0).UTC()}}, nil
+func (*table) List(context.Context) iter.Seq2[Session, error] {
+	return func(yield func(Session, error) bool) {
+		yield(Session{ID: "0123", User: "alice@example.com", Groups: []string{"a"}, SignedInAt: time.Unix(1, 0).UTC()}, nil)
+	}
 }
 
 func (s *table) Revoke(_ context.Context, id string) error {
@@ -75,10 +78,18 @@ func TestClientOverTCPAndUnix(t *testing.T) {
 			t.Cleanup(func() { _ = srv.Close() })
 
 			c := NewClient(network, l.Addr().String())
-			all, err := c.List(t.Context())
-			want, _ := s.List(t.Context())
-			if err != nil || !reflect.DeepEqual(all, want) {
-				t.Errorf("got %+v, %v", all, err)
+			var got, want []Session
+			for item, err := range c.Sessions(t.Context(), 0) {
+				if err != nil {
+					t.Fatal(err)
+				}
+				got = append(got, item)
+			}
+			for item := range s.List(t.Context()) {
+				want = append(want, item)
+			}
+			if !reflect.DeepEqual(got, want) {
+				t.Errorf("got %+v, want %+v", got, want)
 			}
 			if err := c.Revoke(t.Context(), "0123"); err != nil || len(s.revoked) != 1 {
 				t.Errorf("revoke: %v, %v", err, s.revoked)

@@ -1,14 +1,12 @@
 package admin
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"iter"
 	"net/http"
 	"time"
 	"unicode/utf8"
@@ -28,7 +26,7 @@ type target struct {
 
 func (o Options) users(m *http.ServeMux) {
 	m.HandleFunc("GET /v1/users", func(w http.ResponseWriter, r *http.Request) {
-		stream(w, o.Users.Users(r.Context(), r.URL.Query().Get("blocked") == "true"))
+		list(w, r, o.Users.Users(r.Context(), r.URL.Query().Get("blocked") == "true"))
 	})
 	m.HandleFunc("POST /v1/users/block", func(w http.ResponseWriter, r *http.Request) {
 		o.act(w, r, func(ctx context.Context, t target) (Outcome, error) { return o.Users.Block(ctx, t.User, t.Until) })
@@ -102,89 +100,19 @@ func read(w http.ResponseWriter, r *http.Request, into any) error {
 	return nil
 }
 
-// stream sends a JSON array item by item: nothing of it is held. What fails before the first item is a refusal; later the connection breaks, so
-// that half a list is never taken for all of it.
-func stream[T any](w http.ResponseWriter, items iter.Seq2[T, error]) {
-	w.Header().Set("Content-Type", "application/json")
-	out := bufio.NewWriterSize(w, 32<<10)
-	n := 0
-	for item, err := range items {
-		if err != nil && n == 0 {
-			fail(w, err)
-			return
-		}
-		b, bad := json.Marshal(item)
-		if err != nil || bad != nil {
-			panic(http.ErrAbortHandler)
-		}
-		between := ",\n"
-		if n++; n == 1 {
-			between = "[\n"
-		}
-		_, _ = out.WriteString(between) // an error stays with out
-		if _, err := out.Write(b); err != nil {
-			return // the operator is gone
-		}
-	}
-	end := "\n]\n"
-	if n == 0 {
-		end = "[]\n"
-	}
-	_, _ = out.WriteString(end)
-	_ = out.Flush()
-}
-
-// Users implements Users. The caller gets each user as it comes.
-func (c *Client) Users(ctx context.Context, blocked bool) iter.Seq2[User, error] {
-	path := "/v1/users"
-	if blocked {
-		path += "?blocked=true"
-	}
-	return func(yield func(User, error) bool) {
-		resp, err := c.send(ctx, http.MethodGet, path, nil)
-		if err != nil {
-			yield(User{}, err)
-			return
-		}
-		defer resp.Body.Close()
-		d := json.NewDecoder(resp.Body)
-		if _, err := d.Token(); err != nil {
-			yield(User{}, cutShort(err))
-			return
-		}
-		for d.More() {
-			var u User
-			if err := d.Decode(&u); err != nil {
-				yield(User{}, cutShort(err))
-				return
-			}
-			if !yield(u, nil) {
-				return
-			}
-		}
-		if _, err := d.Token(); err != nil {
-			yield(User{}, cutShort(err))
-		}
-	}
-}
-
-func cutShort(err error) error {
-	return fmt.Errorf("admin: the list is not complete: see the log of gatehouse: %w", err)
-}
-
-// Block implements Users.
+// Block is that of Users.
 func (c *Client) Block(ctx context.Context, name string, until time.Time) (done Outcome, err error) {
 	err = c.do(ctx, http.MethodPost, "/v1/users/block", target{User: name, Until: until}, &done)
 	return done, err
 }
 
-// Unblock implements Users.
+// Unblock is that of Users.
 func (c *Client) Unblock(ctx context.Context, name string) (done Outcome, err error) {
 	err = c.do(ctx, http.MethodPost, "/v1/users/unblock", target{User: name}, &done)
 	return done, err
 }
 
-// SignOut implements Users.
+// SignOut is that of Users.
 func (c *Client) SignOut(ctx context.Context, name string) (done Outcome, err error) {
 	err = c.do(ctx, http.MethodPost, "/v1/users/sign-out", target{User: name}, &done)
 	return done, err

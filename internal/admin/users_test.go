@@ -127,7 +127,7 @@ func TestLongListIsStreamed(t *testing.T) {
 		}
 	}})
 	n := 0
-	for u, err := range c.Users(t.Context(), false) {
+	for u, err := range c.Users(t.Context(), false, 0) {
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -151,7 +151,7 @@ func TestListThatBreaksIsNotTakenForAll(t *testing.T) {
 			yield(User{}, errors.New("the store is gone"))
 		}})
 		var last error
-		for _, err := range c.Users(t.Context(), false) {
+		for _, err := range c.Users(t.Context(), false, 0) {
 			last = err
 		}
 		if last == nil {
@@ -159,7 +159,7 @@ func TestListThatBreaksIsNotTakenForAll(t *testing.T) {
 		}
 	}
 	none := 0
-	for _, err := range dial(t, &people{}).Users(t.Context(), true) {
+	for _, err := range dial(t, &people{}).Users(t.Context(), true, 0) {
 		if none++; err != nil {
 			t.Error(err)
 		}

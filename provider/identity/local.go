@@ -10,6 +10,7 @@ import (
 	"golang.org/x/crypto/bcrypt"
 
 	"gatehouse/connectors"
+	"gatehouse/provider/store"
 
 	"github.com/dexidp/dex/connector"
 	dexconnectors "github.com/dexidp/dex/server/connectors"
@@ -37,14 +38,14 @@ const maxBcrypt = 72
 // roundTime is about what one of the 1<<cost rounds of bcrypt takes, until it is known better.
 const roundTime = 60 * time.Microsecond
 
-func newLocal(ctx context.Context, store storage.Storage, w *workers, match Match) (*local, error) {
-	l := &local{db: dexconnectors.NewPasswordDB(store), store: store, workers: w, match: match}
-	users, err := store.ListPasswords(ctx)
-	if err != nil {
+func newLocal(ctx context.Context, users storage.Storage, w *workers, match Match) (*local, error) {
+	l := &local{db: dexconnectors.NewPasswordDB(users), store: users, workers: w, match: match}
+	known, err := users.ListPasswords(ctx)
+	if err != nil && !store.OnlyUnread(err) { // who cannot be read does not sign in, and keeps nobody else from it
 		return nil, fmt.Errorf("list local users: %w", err)
 	}
 	cost := bcrypt.DefaultCost
-	for _, u := range users {
+	for _, u := range known {
 		if c, err := bcrypt.Cost(u.Hash); err == nil {
 			cost = max(cost, c)
 		}

@@ -24,6 +24,7 @@ type kind[T any] struct {
 	user    func(*T) (userID, connectorID string) // nil: values belong to nobody
 	claims  func(*T) storage.Claims               // nil: values carry none
 	expires func(*T) time.Time                    // nil: never
+	named   func(Record) T                        // what a record tells that cannot be read; nil: nothing
 	owned   bool                                  // found by user
 	logged  bool
 }
@@ -70,14 +71,22 @@ var (
 		id:      func(v *storage.AuthSession) string { return v.ID },
 		user:    func(v *storage.AuthSession) (string, string) { return v.UserID, v.ConnectorID },
 		expires: func(v *storage.AuthSession) time.Time { return earlier(v.IdleExpiry, v.AbsoluteExpiry) },
-		owned:   true,
-		logged:  true,
+		named: func(r Record) storage.AuthSession {
+			user, connector, _ := unpair(r.Owner)
+			return storage.AuthSession{ID: r.ID, UserID: user, ConnectorID: connector}
+		},
+		owned:  true,
+		logged: true,
 	}
 	identities = kind[Identity]{
 		name:   KindIdentity,
 		id:     func(v *Identity) string { return userRecord(v.UserID, v.ConnectorID) },
 		user:   func(v *Identity) (string, string) { return v.UserID, v.ConnectorID },
 		claims: func(v *Identity) storage.Claims { return v.Claims },
+		named: func(r Record) Identity {
+			user, connector, _ := unpair(r.ID)
+			return Identity{UserIdentity: storage.UserIdentity{UserID: user, ConnectorID: connector}}
+		},
 		logged: true,
 	}
 	passwords = kind[storage.Password]{
@@ -127,7 +136,7 @@ func (k *kind[T]) decode(r Record) (T, error) {
 	var v T
 	if err := json.Unmarshal(r.Data, &v); err != nil {
 		var zero T
-		return zero, fmt.Errorf("store: stored %s cannot be read: %w", k.name, err)
+		return zero, &UnreadError{k.name, fmt.Errorf("store: stored %s cannot be read: %w", k.name, err)}
 	}
 	return v, nil
 }
@@ -185,6 +194,17 @@ func (k *kind[T]) changes(id string, before, after *T) []Change {
 
 // pair joins two texts so that no other two give the same result: it tells the length of the first.
 func pair(a, b string) string { return strconv.Itoa(len(a)) + ":" + a + ":" + b }
+
+// unpair returns what pair has joined.
+func unpair(s string) (a, b string, ok bool) {
+	length, rest, ok := strings.Cut(s, ":")
+	n, err := strconv.Atoi(length)
+	if !ok || err != nil || n < 0 || n >= len(rest) || rest[n] != ':' {
+		return "", "", false
+	}
+	a, b = rest[:n], rest[n+1:]
+	return a, b, pair(a, b) == s // a number can be written in several ways
+}
 
 // userRecord returns the ID of a user's record. It is "" for nobody at no connector, which check refuses: pair would give that an ID too.
 func userRecord(userID, connectorID string) string {

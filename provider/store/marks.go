@@ -50,7 +50,7 @@ func (s *Store) GetMark(ctx context.Context, about, id string) (Mark, error) {
 	return get(ctx, s, &marks, pair(about, id))
 }
 
-// Marks yields all marks, in no particular order.
+// Marks yields all marks, in no particular order. It goes on after an *UnreadError, and ends after any other.
 func (s *Store) Marks(ctx context.Context) iter.Seq2[Mark, error] { return each(ctx, s, &marks) }
 
 // SetMark stores the print of a secret and since when it holds. It reports whether it was another one before; to what is no news, and to a mark
@@ -154,17 +154,18 @@ func (s *Store) DeleteOf(ctx context.Context, clientID string) error {
 	return errors.Join(errs...)
 }
 
-// forEach calls f with each value of a kind. That something is gone already is no error.
+// forEach calls f with each value of a kind. That something is gone already is no error; what cannot be read keeps nothing else from it, and is told at the end.
 func forEach[T any](ctx context.Context, s *Store, k *kind[T], f func(*T) error) error {
+	var unread Unreads
 	for v, err := range each(ctx, s, k) {
 		if err == nil {
 			err = f(&v)
 		}
-		if err != nil && !errors.Is(err, storage.ErrNotFound) {
-			return err
+		if err != nil && !errors.Is(err, storage.ErrNotFound) && !unread.Add(err) {
+			return errors.Join(err, unread.Err())
 		}
 	}
-	return nil
+	return unread.Err()
 }
 
 // DeleteDeviceTokens deletes those device tokens that match.

@@ -74,7 +74,7 @@ func (s *Store) EndSession(ctx context.Context, id string, notices []Notice) err
 // other: the error comes at the end.
 func (s *Store) Notices(ctx context.Context, f func(Notice) bool) error {
 	var unread error
-	for r, err := range s.driver.opened(ctx, Query{Kind: KindOutbox}) {
+	for r, err := range s.driver.Scan(ctx, Query{Kind: KindOutbox}) {
 		var v Notice
 		if err == nil {
 			v, err = outbox.decode(r)

@@ -56,12 +56,12 @@ func (d *counted) open(r Record) (Record, error) {
 		return r, nil
 	}
 	if d.sealer == nil {
-		return Record{}, fmt.Errorf("store: %s: %w: it is sealed, and gateway.keys.file is not set: set it, to a file with the keys that sealed it", r.Kind, ErrSealed)
+		return Record{}, &UnreadError{r.Kind, fmt.Errorf("store: %s: %w: it is sealed, and gateway.keys.file is not set: set it, to a file with the keys that sealed it", r.Kind, ErrSealed)}
 	}
 	var err error
 	if r.Data, err = d.sealer.Open(sealedFor(r.Kind, r.ID), sealed); err != nil {
-		return Record{}, fmt.Errorf("store: %s: %w: %w: put back the line of gateway.keys.file that sealed it; if none is missing, the record was damaged "+
-			"or taken from another place: restore the database", r.Kind, ErrSealed, err)
+		return Record{}, &UnreadError{r.Kind, fmt.Errorf("store: %s: %w: %w: put back the line of gateway.keys.file that sealed it; if none is missing, the record was damaged "+
+			"or taken from another place: restore the database", r.Kind, ErrSealed, err)}
 	}
 	return r, nil
 }
@@ -75,26 +75,18 @@ func (d *counted) Read(ctx context.Context, kind Kind, id string) (Record, error
 	return d.open(r)
 }
 
-// Scan implements Backend. It ends at a record that does not open.
+// Scan implements Backend, but for one thing: it goes on after a record that does not open, which it yields with an *UnreadError and without data. After any
+// other error it ends.
 func (d *counted) Scan(ctx context.Context, q Query) iter.Seq2[Record, error] {
 	return func(yield func(Record, error) bool) {
 		for r, err := range d.Driver.Scan(ctx, q) {
 			if err == nil {
-				r, err = d.open(r)
-			}
-			if !yield(r, err) || err != nil {
-				return
-			}
-		}
-	}
-}
-
-// opened yields records as Scan does, and goes on after one that does not open.
-func (d *counted) opened(ctx context.Context, q Query) iter.Seq2[Record, error] {
-	return func(yield func(Record, error) bool) {
-		for r, err := range d.Driver.Scan(ctx, q) {
-			if err == nil {
-				r, err = d.open(r)
+				var opened Record
+				if opened, err = d.open(r); err == nil {
+					r = opened
+				} else {
+					r.Data = nil
+				}
 			}
 			if !yield(r, err) {
 				return

@@ -162,20 +162,22 @@ func get[T any](ctx context.Context, s *Store, k *kind[T], id string) (T, error)
 	return k.decode(r)
 }
 
-// list returns all that can be read, and an error if that is not all.
-func list[T any](ctx context.Context, s *Store, k *kind[T], owner string) (out []T, unread error) {
-	for r, err := range s.driver.opened(ctx, Query{Kind: k.name, Owner: owner}) {
+// list returns all that can be read, and an error if that is not all: OnlyUnread if no other is missing.
+func list[T any](ctx context.Context, s *Store, k *kind[T], owner string) (out []T, _ error) {
+	var unread Unreads
+	for r, err := range s.driver.Scan(ctx, Query{Kind: k.name, Owner: owner}) {
 		var v T
 		if err == nil {
 			v, err = k.decode(r)
 		}
-		if err != nil {
-			unread = err
-			continue
+		switch {
+		case err == nil:
+			out = append(out, v)
+		case !unread.Add(err):
+			return out, err
 		}
-		out = append(out, v)
 	}
-	return out, unread
+	return out, unread.Err()
 }
 
 // remove deletes a record. Of several that delete it at once exactly one succeeds; the others get ErrNotFound.
