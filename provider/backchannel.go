@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"gatehouse/internal/audit"
 	"gatehouse/provider/front"
@@ -22,8 +23,71 @@ const (
 // maxLinked bounds the names that are kept with a session, in bytes. Longer ones no logout token may have.
 const maxLinked = 255
 
-// link implements front.Options.Link.
+// claimUnnamed is the subject of a logout token with "sid", for sessions of that subject of which nobody knows where they came from.
+const claimUnnamed = "sub without sid"
+
+const (
+	// signInTime is for how long it is remembered what an upstream has ended: longer than the request may take in which a sign-in comes back from there.
+	signInTime = 2 * time.Minute
+	// signInSkew is how far the clocks of the replica that was told and of the one where somebody signs in may be apart.
+	signInSkew = time.Second
+)
+
+var errLoggedOut = errors.New("provider: the identity provider has ended its session meanwhile")
+
+// link implements front.Options.Link. It stores first and then looks whether the upstream has ended that session meanwhile; upstreamLogout remembers that, and then
+// looks for sessions: whichever is later sees the other.
 func (p *Provider) link(ctx context.Context, sessionID, connectorID, userID string, from identity.UpstreamSession) error {
+	if err := p.storeLink(ctx, sessionID, connectorID, userID, from); err != nil {
+		return err
+	}
+	over, err := p.loggedOut(ctx, connectorID, from)
+	if err != nil {
+		return fmt.Errorf("provider: did the upstream end its session meanwhile: %w", err)
+	}
+	if !over {
+		return nil
+	}
+	g := p.acquire()
+	defer g.release()
+	_, err = p.end(context.WithoutCancel(ctx), g, sessionID, cause{by: byUpstream})
+	return errors.Join(errLoggedOut, err)
+}
+
+// loggedOut reports whether the upstream has ended a session that somebody has just come back from.
+func (p *Provider) loggedOut(ctx context.Context, connectorID string, from identity.UpstreamSession) (bool, error) {
+	named := map[string]string{claimSubject: from.Subject, claimSession: from.ID}
+	if from.ID == "" {
+		named = map[string]string{claimSubject: from.Subject, claimUnnamed: from.Subject}
+	}
+	for claim, value := range named {
+		at, err := p.store.LoggedOutAt(ctx, connectorID, claim, value)
+		if err != nil || !at.IsZero() && at.Add(signInSkew).After(from.Began) { // else it is of a sign-in there since
+			return err == nil, err
+		}
+	}
+	return false, nil
+}
+
+// markLoggedOut remembers, for sign-ins under way, what a logout token names.
+func (p *Provider) markLoggedOut(ctx context.Context, connectorID string, l identity.UpstreamLogout) error {
+	named := map[string]string{claimSubject: l.Subject}
+	if l.SessionID != "" {
+		named = map[string]string{claimSession: l.SessionID, claimUnnamed: l.Subject}
+	}
+	now := p.now()
+	for claim, value := range named {
+		if value == "" {
+			continue
+		}
+		if err := p.store.MarkLoggedOut(ctx, connectorID, claim, value, now, now.Add(signInTime)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (p *Provider) storeLink(ctx context.Context, sessionID, connectorID, userID string, from identity.UpstreamSession) error {
 	s, err := p.store.GetAuthSession(ctx, sessionID)
 	if err != nil {
 		return fmt.Errorf("provider: link to the upstream's session: %w", err)
@@ -90,6 +154,9 @@ func (p *Provider) upstreamLogout(ctx context.Context, g *generation, connectorI
 		return errors.Join(front.ErrLogoutUnknown, err)
 	case used:
 		return errors.New("logout token: it was used before (jti)")
+	}
+	if err := p.markLoggedOut(ctx, connectorID, l); err != nil {
+		return errors.Join(front.ErrLogoutUnknown, err)
 	}
 	ended, err := p.endNamed(ctx, g, connectorID, l)
 	if err != nil {

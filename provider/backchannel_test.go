@@ -38,6 +38,7 @@ type op struct {
 	down      bool
 	id        map[string]any // claims of the next ID Token
 	metadata  map[string]any // that take the place of others
+	asking    func()         // called once, when an ID Token is asked for
 }
 
 const opClient, opSecret = "us at the op", "not-a-default-secret-7715"
@@ -47,9 +48,16 @@ func newOP(t *testing.T, clk *clock) *op {
 	o := &op{t: t, now: clk.now, asked: map[string]int{}, id: map[string]any{"sub": "alice", "sid": "up-1", "name": "Alice", "email": "alice@up.example", "email_verified": true, "groups": []string{"staff"}}}
 	o.server = httptest.NewServer(o)
 	t.Cleanup(o.server.Close)
-	o.rotate("k1")
+	raw, err := opKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	o.publish(keyOf(t, raw, "k1"))
 	return o
 }
+
+// opKey is the first key of each: to make one takes longer than a sign-in.
+var opKey = sync.OnceValues(func() (*rsa.PrivateKey, error) { return rsa.GenerateKey(rand.Reader, 2048) })
 
 func newRSAKey(t *testing.T, id string) jwk.Key {
 	t.Helper()
@@ -75,7 +83,10 @@ func keyOf(t *testing.T, raw any, id string) jwk.Key {
 // rotate makes a new key and publishes it alone.
 func (o *op) rotate(id string) {
 	o.t.Helper()
-	k := newRSAKey(o.t, id)
+	o.publish(newRSAKey(o.t, id))
+}
+
+func (o *op) publish(k jwk.Key) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.key, o.published = k, []jwk.Key{k}
@@ -83,6 +94,12 @@ func (o *op) rotate(id string) {
 
 func (o *op) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	o.mu.Lock()
+	if asking := o.asking; asking != nil && r.URL.Path == "/token" {
+		o.asking = nil
+		o.mu.Unlock()
+		asking()
+		o.mu.Lock()
+	}
 	defer o.mu.Unlock()
 	o.asked[r.URL.Path]++
 	if o.down {
@@ -191,12 +208,6 @@ gateway:
 // signInAs signs somebody in through the provider, in a new browser, and returns the id of the session.
 func (w *opWorld) signInAs(sub, sid string) (*browser, string) {
 	w.t.Helper()
-	w.op.mu.Lock()
-	w.op.id["sub"], w.op.id["sid"], w.op.id["uid"] = sub, sid, "id of "+sub
-	if sid == "" {
-		delete(w.op.id, "sid")
-	}
-	w.op.mu.Unlock()
 	before := map[string]bool{}
 	all, err := w.store.ListAuthSessions(w.t.Context())
 	if err != nil {
@@ -205,21 +216,8 @@ func (w *opWorld) signInAs(sub, sid string) (*browser, string) {
 	for _, s := range all {
 		before[s.ID] = true
 	}
-	b := w.browser().get("https://app.example.com/")
-	follow := b.c.CheckRedirect
-	b.c.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
-	m := strings.Index(b.page, "/dex/auth/op?req=")
-	if m < 0 {
-		w.t.Fatalf("no link to the provider: %s", b.page)
-	}
-	link, _, _ := strings.Cut(b.page[m:], `"`)
-	b.get("https://sso.example.com" + link)
-	u, err := url.Parse(b.head.Get("Location"))
-	if err != nil || !strings.HasPrefix(u.String(), w.op.server.URL+"/auth?") {
-		w.t.Fatalf("leads to %q", b.head.Get("Location"))
-	}
-	b.c.CheckRedirect = follow
-	b.get(issuer + "/callback?" + url.Values{"code": {"c"}, "state": {u.Query().Get("state")}}.Encode())
+	b, back := w.atProvider(sub, sid)
+	b.get(back)
 	if want := "hello alice@up.example [staff] at /"; b.page != want {
 		w.t.Fatalf("got %d %q, want %q", b.code, b.page, want)
 	}
@@ -233,6 +231,32 @@ func (w *opWorld) signInAs(sub, sid string) (*browser, string) {
 	}
 	w.t.Fatal("no session")
 	return nil, ""
+}
+
+// atProvider brings a new browser as far as the provider, where it is somebody, and returns where it comes back to.
+func (w *opWorld) atProvider(sub, sid string) (b *browser, back string) {
+	w.t.Helper()
+	w.op.mu.Lock()
+	w.op.id["sub"], w.op.id["sid"], w.op.id["uid"] = sub, sid, "id of "+sub
+	if sid == "" {
+		delete(w.op.id, "sid")
+	}
+	w.op.mu.Unlock()
+	b = w.browser().get("https://app.example.com/")
+	follow := b.c.CheckRedirect
+	b.c.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+	m := strings.Index(b.page, "/dex/auth/op?req=")
+	if m < 0 {
+		w.t.Fatalf("no link to the provider: %s", b.page)
+	}
+	link, _, _ := strings.Cut(b.page[m:], `"`)
+	b.get("https://sso.example.com" + link)
+	u, err := url.Parse(b.head.Get("Location"))
+	if err != nil || !strings.HasPrefix(u.String(), w.op.server.URL+"/auth?") {
+		w.t.Fatalf("leads to %q", b.head.Get("Location"))
+	}
+	b.c.CheckRedirect = follow
+	return b, issuer + "/callback?" + url.Values{"code": {"c"}, "state": {u.Query().Get("state")}}.Encode()
 }
 
 // logout sends a logout token.
@@ -447,6 +471,7 @@ func TestUpstreamLogoutTokenWorksOnce(t *testing.T) {
 	if b := w.logout(token); b.code != 200 || w.sessionCount() != 0 {
 		t.Fatalf("got %d %q", b.code, b.page)
 	}
+	w.clk.add(2 * time.Second) // a provider may use a name again
 	w.signInAs("alice", "up-1")
 	for name, replica := range map[string]*world{"here": w.world, "at another replica": second} {
 		if b := replica.logout(token); b.code != 400 || w.sessionCount() != 1 {
@@ -510,6 +535,7 @@ func TestUpstreamIsDown(t *testing.T) {
 	if b := w.logout(w.op.token(nil)); b.code != 200 || w.sessionCount() != 0 {
 		t.Errorf("then: got %d %q", b.code, b.page)
 	}
+	w.clk.add(2 * time.Second)
 	w.signInAs("alice", "up-1")
 	w.op.mu.Lock()
 	w.op.down = true

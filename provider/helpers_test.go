@@ -25,6 +25,7 @@ type countingDriver struct {
 	store.Driver
 	faults *faultDriver
 	writes atomic.Int64
+	around atomic.Pointer[func(kind store.Kind) (after func())] // called before a write; what it returns is called after it
 }
 
 func (d *countingDriver) wrap(t *testing.T, clk *clock) *store.Store {
@@ -40,6 +41,9 @@ func (d *countingDriver) wrap(t *testing.T, clk *clock) *store.Store {
 
 func (d *countingDriver) Write(ctx context.Context, ops []store.Op) (int64, error) {
 	d.writes.Add(1)
+	if around := d.around.Load(); around != nil {
+		defer (*around)(ops[0].Record.Kind)()
+	}
 	return d.Driver.Write(ctx, ops)
 }
 

@@ -82,7 +82,8 @@ type Options struct {
 	// PasswordChanged ends what a user has who has just chosen another password, but for one session ("": for none). What fails of it goes on in the
 	// background.
 	PasswordChanged func(ctx context.Context, connectorID, userID, keptSession string)
-	// Link remembers which session of the upstream a session is of, so that the upstream can end it.
+	// Link remembers which session of the upstream a session is of, so that the upstream can end it. It fails, and ends the session, if the upstream has ended it
+	// since from.Began.
 	Link func(ctx context.Context, sessionID, connectorID, userID string, from identity.UpstreamSession) error
 	// UpstreamLogout ends the sessions that a logout token of the upstream behind a connector names: ErrNoUpstream where there is none that sends such;
 	// ErrLogoutUnknown where it could not be done now; any other error is the token's.

@@ -114,12 +114,16 @@ func (f *Front) upstreamCallback(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithTimeout(r.Context(), upstreamTimeout) // stock connectors have no time limit of their own
 	defer cancel()
 	ctx = identity.WithUpstreamSession(ctx)
+	began := f.Now()
 	id, err := door.FinishRedirect(q.scopes(), u.Data, r.WithContext(ctx))
 	if err != nil {
 		f.refuse(w, r, q, door, "", err)
 		return
 	}
 	from := *identity.UpstreamSessionOf(ctx)
+	if from != (identity.UpstreamSession{}) {
+		from.Began = began
+	}
 	f.completeFrom(w, r, q, door, identity.Proven{Identity: id}, f.Remembered, &from)
 }
 

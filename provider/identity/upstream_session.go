@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/dexidp/dex/connector"
 	"github.com/dexidp/dex/connector/oidc"
@@ -23,6 +24,8 @@ const typeOIDC = "oidc"
 type UpstreamSession struct {
 	ID      string // "sid", OpenID Connect Back-Channel Logout 1.0 section 2.1; "" where the provider says none
 	Subject string // "sub"
+	// Began is when the browser came back from the provider, by our clock: before the provider was asked for the ID Token. Whoever finishes the sign-in sets it.
+	Began time.Time
 }
 
 type upstreamSessionKey struct{}

@@ -19,10 +19,11 @@ type UpstreamSession struct {
 	Expiry       time.Time
 }
 
-// A seen is something that is good once.
+// A seen is something that is good once, or that has happened.
 type seen struct {
 	ID     string // hash
 	Expiry time.Time
+	At     time.Time `json:",omitzero"` // the last time that it happened
 }
 
 // All are never assigned to.
@@ -85,4 +86,28 @@ func (s *Store) MarkSeen(ctx context.Context, purpose, id string, expiry time.Ti
 		return false, nil
 	}
 	return err == nil, err
+}
+
+// MarkLoggedOut remembers until expiry that an upstream has ended what has that value of a claim, at a time.
+func (s *Store) MarkLoggedOut(ctx context.Context, connectorID, claim, value string, at, expiry time.Time) error {
+	id := loggedOutID(connectorID, claim, value)
+	return update(ctx, s, &seenOnce, updating{id: id, create: true}, func(v seen) (seen, error) {
+		if v.At.After(at) {
+			at = v.At
+		}
+		return seen{ID: id, At: at, Expiry: expiry}, nil
+	})
+}
+
+// LoggedOutAt is when MarkLoggedOut says that it was last; the zero time where it says nothing.
+func (s *Store) LoggedOutAt(ctx context.Context, connectorID, claim, value string) (time.Time, error) {
+	v, err := get(ctx, s, &seenOnce, loggedOutID(connectorID, claim, value))
+	if errors.Is(err, storage.ErrNotFound) {
+		return time.Time{}, nil
+	}
+	return v.At, err
+}
+
+func loggedOutID(connectorID, claim, value string) string {
+	return seenID(pair("logged out", pair(connectorID, claim)), value)
 }
