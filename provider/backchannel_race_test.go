@@ -14,10 +14,10 @@ var logoutNames = map[string]struct { // never assigned to
 	without string // of the token
 	sid     string // of the ID Token
 }{
-	"by sid alone":                            {"sub", "up-1"},
-	"by sub alone":                            {"sid", "up-1"},
-	"by both":                                 {"", "up-1"},
-	"by both, where the ID Token has no sid":  {"", ""},
+	"by sid alone":                           {"sub", "up-1"},
+	"by sub alone":                           {"sid", "up-1"},
+	"by both":                                {"", "up-1"},
+	"by both, where the ID Token has no sid": {"", ""},
 	"by sub alone, where neither has any sid": {"sid", ""},
 }
 

@@ -60,7 +60,8 @@ func passwordPrints(c *config.Config) map[string]string {
 var (
 	errCutOff     = errors.New("provider: the user was cut off meanwhile")
 	errOutOfDate  = errors.New("provider: another replica has a newer configuration: this one's file is out of date (or, if it is the right one, restart this replica)")
-	errReadClient = errors.New("provider: read the client of a token")
+	errNoAnswer   = errors.New("provider: the storage does not say")
+	errReadClient = fmt.Errorf("%w: read the client of a token", errNoAnswer)
 	errHasNoUser  = errors.New("provider: no token of a user")
 	errNewClients = fmt.Errorf("provider: the client's secret is not the current one: %w", errOutOfDate)
 )
@@ -72,7 +73,7 @@ func (s cutoffs) current(ctx context.Context, about, id, secretPrint string) err
 	case errors.Is(err, storage.ErrNotFound): // it never was another one
 		return nil
 	case err != nil:
-		return fmt.Errorf("provider: read which secret is current: %w", err)
+		return fmt.Errorf("%w: read which secret is current: %w", errNoAnswer, err)
 	case m.Print != secretPrint:
 		return errOutOfDate
 	}
@@ -142,7 +143,7 @@ func (s cutoffs) allowed(ctx context.Context, userID, connectorID string) error 
 	e, shown := identity.EvidenceOf(ctx, connectorID)
 	switch {
 	case err != nil && !errors.Is(err, storage.ErrNotFound): // as after the password grant, which is no sign-in
-		return fmt.Errorf("provider: read user: %w", err)
+		return fmt.Errorf("%w: read user: %w", errNoAnswer, err)
 	case err == nil && s.now().Before(u.BlockedUntil):
 		return errCutOff
 	case err == nil && shown && former(u.Password, e, s.now()):
@@ -314,16 +315,26 @@ func revokeToken(ctx context.Context, s *store.Store, userID, connectorID string
 // off in between are not there.
 func (s cutoffs) GetDeviceToken(ctx context.Context, deviceCode string) (storage.DeviceToken, error) {
 	t, err := s.Storage.GetDeviceToken(ctx, deviceCode)
-	if err == nil && s.deviceStands(ctx, &t) != nil {
-		err = storage.ErrNotFound
+	if err == nil {
+		if err = s.deviceStands(ctx, &t); err != nil && !errors.Is(err, errNoAnswer) {
+			err = storage.ErrNotFound
+		}
 	}
 	if err != nil {
+		unanswered(ctx, err)
 		return storage.DeviceToken{}, err
 	}
 	return t, nil
 }
 
-// UpdateDeviceToken implements storage.Storage.
+// unanswered notes that the storage did not say whether a device may have its tokens, or have them yet.
+func unanswered(ctx context.Context, err error) {
+	if e := front.ExchangeOf(ctx); e != nil && !errors.Is(err, storage.ErrNotFound) {
+		e.Unanswered = true
+	}
+}
+
+// UpdateDeviceToken implements storage.Storage. Where nobody can say whether the user was cut off, the tokens stay: that is asked again when the device fetches them.
 func (s cutoffs) UpdateDeviceToken(ctx context.Context, deviceCode string, updater func(storage.DeviceToken) (storage.DeviceToken, error)) error {
 	var t storage.DeviceToken
 	err := s.Storage.UpdateDeviceToken(ctx, deviceCode, func(old storage.DeviceToken) (_ storage.DeviceToken, err error) {
@@ -331,10 +342,11 @@ func (s cutoffs) UpdateDeviceToken(ctx context.Context, deviceCode string, updat
 		return t, err
 	})
 	if err != nil {
+		unanswered(ctx, err)
 		return err
 	}
 	no := s.deviceStands(ctx, &t)
-	if no == nil {
+	if no == nil || errors.Is(no, errNoAnswer) {
 		return nil
 	}
 	err = s.store.DeleteDeviceTokens(context.WithoutCancel(ctx), func(o *storage.DeviceToken) bool { return o.DeviceCode == deviceCode })

@@ -6,6 +6,7 @@ import (
 	"sync"
 	"time"
 
+	"gatehouse/internal/inproc"
 	"gatehouse/web"
 
 	"github.com/dexidp/dex/server/oauth2"
@@ -101,4 +102,22 @@ func (f *Front) deviceCode(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	f.api(w, r)
+}
+
+// deviceGrant is Dex's device grant (RFC 8628 section 3.4). Where the storage does not answer, Dex says that the code is not good, or that the server failed: then a device
+// has to give up, and its user has agreed in vain. It is to come again, and not as soon (section 3.5, slow_down).
+func (f *Front) deviceGrant(w http.ResponseWriter, r *http.Request) {
+	ctx, e := withExchange(r.Context())
+	resp, err := inproc.Serve(http.HandlerFunc(f.api), r.WithContext(ctx))
+	if err != nil {
+		f.fail(w, r, web.Internal, err)
+		return
+	}
+	defer resp.Body.Close()
+	if e.Unanswered && resp.StatusCode != http.StatusOK {
+		f.Log.WarnContext(r.Context(), "a device is told to come again: the storage does not say whether its user has agreed", "request_id", requestID(r))
+		f.oauthError(w, http.StatusBadRequest, oauth2.DeviceTokenSlowDown, "it is not known now whether the user has agreed")
+		return
+	}
+	copyAnswer(w, resp)
 }

@@ -28,6 +28,8 @@ func (f *Front) token(w http.ResponseWriter, r *http.Request) {
 		f.passwordGrant(w, r)
 	case oauth2.GrantTypeRefreshToken:
 		f.refreshGrant(w, r)
+	case oauth2.GrantTypeDeviceCode:
+		f.deviceGrant(w, r)
 	default:
 		ctx, _ := withExchange(r.Context())
 		f.api(w, r.WithContext(ctx))
@@ -110,6 +112,8 @@ type Exchange struct {
 	Code    string // the authorization code that was spent, as the storage names it; "" for none
 	Claimed bool   // the refresh token was gone, or used by another request
 	Refresh bool   // it is about a refresh token
+	// Unanswered says that the storage did not say what a device's code is good for.
+	Unanswered bool
 	// Unread says that the session of the refresh token could not be read. Dex takes that for its end, and deletes the token: nothing
 	// is to be deleted from then on.
 	Unread bool
