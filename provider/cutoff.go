@@ -180,6 +180,9 @@ func wasUnread(ctx context.Context) bool {
 func (s cutoffs) GetAuthSession(ctx context.Context, id string) (storage.AuthSession, error) {
 	v, err := s.Storage.GetAuthSession(ctx, id)
 	unread(ctx, err)
+	if step := front.StepOf(ctx); step != nil && err != nil && !errors.Is(err, storage.ErrNotFound) {
+		step.SessionUnread = true
+	}
 	return v, err
 }
 

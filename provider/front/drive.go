@@ -55,7 +55,8 @@ func (a *answer) relayCookies(w http.ResponseWriter) {
 
 // ask sends one GET to Dex as the browser of orig would, without following anything.
 func (f *Front) ask(ctx context.Context, orig *http.Request, target string, jar map[string]*http.Cookie) (*answer, error) {
-	r, err := http.NewRequestWithContext(ctx, http.MethodGet, f.origin+target, http.NoBody)
+	step := &Step{}
+	r, err := http.NewRequestWithContext(context.WithValue(ctx, stepKey{}, step), http.MethodGet, f.origin+target, http.NoBody)
 	if err != nil {
 		return nil, fmt.Errorf("front: %w", err)
 	}
@@ -80,6 +81,9 @@ func (f *Front) ask(ctx context.Context, orig *http.Request, target string, jar 
 		return nil, err
 	}
 	defer resp.Body.Close()
+	if step.SessionUnread {
+		return nil, errSessionUnread
+	}
 	body, err := io.ReadAll(resp.Body)
 	if err != nil {
 		return nil, fmt.Errorf("front: %w", err)

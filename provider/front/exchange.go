@@ -101,7 +101,11 @@ func (f *Front) vouchRefresh(r *http.Request) error {
 }
 
 func copyAnswer(w http.ResponseWriter, resp *http.Response) {
+	cookies := append(w.Header()["Set-Cookie"], resp.Header["Set-Cookie"]...)
 	maps.Copy(w.Header(), resp.Header)
+	if len(cookies) > 0 {
+		w.Header()["Set-Cookie"] = cookies
+	}
 	w.WriteHeader(resp.StatusCode)
 	_, _ = io.Copy(w, resp.Body) // the client may be gone
 }

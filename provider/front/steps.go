@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"gatehouse/connectors"
+	"gatehouse/internal/inproc"
 	"gatehouse/web"
 
 	"github.com/dexidp/dex/storage"
@@ -34,7 +35,40 @@ func (f *Front) dexPage(w http.ResponseWriter, r *http.Request) {
 		f.secondFactor(w, r, a)
 		return
 	}
-	f.Dex.ServeHTTP(w, r)
+	f.passStep(w, r)
+}
+
+// A Step is what one request to a page of Dex's does in the storage.
+type Step struct {
+	// SessionUnread says that the browser's session could not be read. Dex takes that for its end: it clears the cookie, and goes on without.
+	SessionUnread bool
+}
+
+type stepKey struct{}
+
+// StepOf returns the step that a call of the storage belongs to, nil if to none.
+func StepOf(ctx context.Context) *Step {
+	s, _ := ctx.Value(stepKey{}).(*Step)
+	return s
+}
+
+var errSessionUnread = errors.New("the browser's session could not be read: it keeps its cookie")
+
+// passStep passes a step to Dex. Where the storage does not say whether the browser's session goes on, nothing of Dex's answer gets out: the session would be lost to
+// the browser, and a code would be of none.
+func (f *Front) passStep(w http.ResponseWriter, r *http.Request) {
+	s := &Step{}
+	resp, err := inproc.Serve(f.Dex, r.WithContext(context.WithValue(r.Context(), stepKey{}, s)))
+	if err != nil {
+		f.fail(w, r, web.Internal, err)
+		return
+	}
+	defer resp.Body.Close()
+	if s.SessionUnread {
+		f.fail(w, r, web.Unavailable, errSessionUnread)
+		return
+	}
+	copyAnswer(w, resp)
 }
 
 // step returns the AuthRequest that the request is a step of, nil if it is none. Dex lets whoever has the link go on,
@@ -94,7 +128,7 @@ func (f *Front) secondFactor(w http.ResponseWriter, r *http.Request, a *storage.
 	}
 	begin := strings.HasSuffix(r.URL.Path, "/begin")
 	if begin {
-		f.Dex.ServeHTTP(w, r)
+		f.passStep(w, r)
 		return
 	}
 	done, err := f.Doors.BeginFactor(r.Context(), a.ConnectorID, a.Claims.UserID)
@@ -111,7 +145,7 @@ func (f *Front) secondFactor(w http.ResponseWriter, r *http.Request, a *storage.
 	seen := &statusWriter{ResponseWriter: w}
 	failed := true // a panic too
 	defer func() { done(failed) }()
-	f.Dex.ServeHTTP(seen, r)
+	f.passStep(seen, r)
 	failed = seen.code == http.StatusUnauthorized || seen.code == http.StatusBadRequest
 	if failed {
 		f.result(r, nil, a.ConnectorID, a.Claims.Email, "wrong-second-factor", nil, slog.String("user_id", a.Claims.UserID))
