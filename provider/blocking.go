@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"gatehouse/provider/front"
+	"gatehouse/provider/store"
 
 	"github.com/dexidp/dex/storage"
 )
@@ -59,11 +60,16 @@ func (p *Provider) setBlocked(ctx context.Context, connectorID, userID string, u
 	}
 }
 
-// Unblock lets a user sign in again. What the block has ended stays so. It fails with ErrNoUser for somebody who neither signed in nor was blocked.
+// Unblock lets a user sign in again. What the block has ended stays so, tokens that were issued before among it. It fails with ErrNoUser for somebody who neither
+// signed in nor was blocked.
 func (p *Provider) Unblock(ctx context.Context, connectorID, userID string) error {
-	err := p.store.UpdateUserIdentity(ctx, userID, connectorID, func(u storage.UserIdentity) (storage.UserIdentity, error) {
-		u.BlockedUntil = time.Time{}
-		return u, nil
+	now := p.now()
+	err := p.store.UpdateIdentity(ctx, userID, connectorID, func(i store.Identity) (store.Identity, error) {
+		if i.BlockOver = blockEnd(&i); now.Before(i.BlockOver) {
+			i.BlockOver = now
+		}
+		i.BlockedUntil = time.Time{}
+		return i, nil
 	})
 	if errors.Is(err, storage.ErrNotFound) {
 		return ErrNoUser
@@ -73,6 +79,20 @@ func (p *Provider) Unblock(ctx context.Context, connectorID, userID string) erro
 	}
 	p.audit.InfoContext(ctx, "user unblocked", "by", byOperator, "connector", connectorID, "user_id", userID)
 	return nil
+}
+
+// blockEnd is when the last block of a user ended, or ends; the zero time: there was none.
+func blockEnd(i *store.Identity) time.Time {
+	if i.BlockedUntil.After(i.BlockOver) {
+		return i.BlockedUntil
+	}
+	return i.BlockOver
+}
+
+// beforeBlock reports whether something of a user was issued before a block of theirs that is over. Tokens know whole seconds.
+func beforeBlock(i *store.Identity, issued, now time.Time) bool {
+	end := blockEnd(i)
+	return !end.After(now) && issued.Before(end.Truncate(time.Second))
 }
 
 // SignOutEverywhere ends the sessions of a user but for one ("": for none), and all refresh tokens, those of that session included. by is who

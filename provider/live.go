@@ -122,7 +122,7 @@ func (p *Provider) vouch(ctx context.Context, connectorID, userID string, since 
 	proven := since
 	u, err := p.store.GetIdentity(ctx, userID, connectorID)
 	switch {
-	case err == nil && tokenOver(u.Password, since, p.now()):
+	case err == nil && (tokenOver(u.Password, since, p.now()) || beforeBlock(&u, since, p.now())):
 		return identity.ErrEnded
 	case err == nil && !u.LastLogin.IsZero(): // else a block has made it
 		proven = u.LastLogin

@@ -11,6 +11,8 @@ import (
 type Identity struct {
 	storage.UserIdentity
 	Password *KnownPassword `json:",omitempty"` // nil: nothing is known
+	// BlockOver is when the user was last unblocked before the block ended by itself: what was issued until then is over. Zero: never.
+	BlockOver time.Time `json:",omitzero"`
 }
 
 // A KnownPassword says which password of a user is the latest that their connector has told of, and what began with a former one.
