@@ -151,6 +151,7 @@ func TestUpstreamUsersAreAskedAbout(t *testing.T) {
 	})
 	w.audited(`"reason":"upstream-refused","by":"directory"`)
 	p.set(func() { p.err = nil })
+	clk.add(time.Second) // what begins in the millisecond of the refusal is over
 	w.signsInUpstream()
 	again := w.sessionOf("ida@example.org")
 	clk.add(time.Hour)
