@@ -85,7 +85,10 @@ func TestClientOverTCPAndUnix(t *testing.T) {
 				}
 				got = append(got, item)
 			}
-			for item := range s.List(t.Context()) {
+			for item, err := range s.List(t.Context()) {
+				if err != nil {
+					t.Fatal(err)
+				}
 				want = append(want, item)
 			}
 			if !reflect.DeepEqual(got, want) {

@@ -100,8 +100,10 @@ func TestListEndsAtItsLimit(t *testing.T) {
 	}
 	u := dial(t, &people{})
 	n := 0
-	for range u.Users(t.Context(), false, 1) {
-		n++
+	for _, err := range u.Users(t.Context(), false, 1) {
+		if n++; err != nil {
+			t.Error(err)
+		}
 	}
 	if n != 1 {
 		t.Errorf("got %d users, want 1", n)
