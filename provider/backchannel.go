@@ -184,13 +184,9 @@ func clipped(s string) string { return s[:min(len(s), maxLinked)] }
 // session stay, as that section wants it of those for offline access.
 func (p *Provider) endNamed(ctx context.Context, g *generation, connectorID string, l identity.UpstreamLogout) (ended int, err error) {
 	ids, err := p.namedBySession(ctx, connectorID, l.SessionID)
-	if err != nil {
-		return 0, err
-	}
+	errs := []error{err} // what cannot be read keeps nothing else from its end
 	subjects, err := p.namedBySubject(ctx, connectorID, l)
-	if err != nil {
-		return 0, err
-	}
+	errs = append(errs, err)
 	for _, id := range subjects {
 		if l.SessionID != "" {
 			_, err := p.store.GetUpstreamSession(ctx, id, claimSession)
@@ -198,12 +194,12 @@ func (p *Provider) endNamed(ctx context.Context, g *generation, connectorID stri
 				continue
 			}
 			if !errors.Is(err, storage.ErrNotFound) {
-				return 0, err
+				errs = append(errs, err)
+				continue
 			}
 		}
 		ids = append(ids, id)
 	}
-	var errs []error
 	for _, id := range ids {
 		s, err := p.store.GetAuthSession(ctx, id)
 		if errors.Is(err, storage.ErrNotFound) || err == nil && s.ConnectorID != connectorID {

@@ -1,6 +1,7 @@
 package provider
 
 import (
+	"errors"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -133,5 +134,34 @@ func TestUpstreamLogoutThatIsRefusedIsNotRemembered(t *testing.T) {
 	}
 	if n := w.driver.count(); n != 0 {
 		t.Errorf("%d writes", n)
+	}
+}
+
+// A session that cannot be read keeps the others from nothing; the provider is told to come again.
+func TestUpstreamLogoutPassesOverWhatCannotBeRead(t *testing.T) {
+	for name, without := range map[string]string{"by sub alone": "sid", "by both": ""} {
+		w := newOPWorld(t, "")
+		var ids []string
+		for range 3 {
+			_, id := w.signInAs("alice", "")
+			ids = append(ids, id)
+		}
+		r, err := w.driver.Read(t.Context(), store.KindSession, ids[1])
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Data = []byte("\x00sealed\x01by a key that is gone")
+		if _, err := w.driver.Write(t.Context(), []store.Op{{Verb: store.Put, Record: r}}); err != nil {
+			t.Fatal(err)
+		}
+		token := w.op.token(func(c map[string]any) { delete(c, without) })
+		if b := w.logout(token); b.code != 503 || b.head.Get("Retry-After") == "" {
+			t.Errorf("%s: got %d %s", name, b.code, b.page)
+		}
+		for i, want := range []bool{true, false, true} {
+			if _, err := w.provider.Session(t.Context(), ids[i]); errors.Is(err, ErrNoSession) != want {
+				t.Errorf("%s: session %d: %v", name, i, err)
+			}
+		}
 	}
 }
