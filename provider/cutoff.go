@@ -154,12 +154,29 @@ func (s cutoffs) allowed(ctx context.Context, userID, connectorID string) error 
 	return nil
 }
 
-// CreateAuthSession implements storage.Storage.
+// CreateAuthSession implements storage.Storage. The session of a sign-in under way is stored later, and once: nobody knows it yet.
 func (s cutoffs) CreateAuthSession(ctx context.Context, v storage.AuthSession) error {
+	if front.HoldSession(ctx, v) {
+		return nil
+	}
+	return s.storeSession(ctx, v)
+}
+
+func (s cutoffs) storeSession(ctx context.Context, v storage.AuthSession) error {
 	if err := s.Storage.CreateAuthSession(ctx, v); err != nil {
 		return err
 	}
 	return s.keepSession(ctx, v.ID, v.UserID, v.ConnectorID)
+}
+
+// CreateAuthCode implements storage.Storage. The session that a code names is there before it.
+func (s cutoffs) CreateAuthCode(ctx context.Context, c storage.AuthCode) error {
+	if v, ok := front.TakeSession(ctx); ok {
+		if err := s.storeSession(ctx, v); err != nil {
+			return err
+		}
+	}
+	return s.Storage.CreateAuthCode(ctx, c)
 }
 
 var errUnread = errors.New("provider: the session of the refresh token could not be read: the token stays")
@@ -178,6 +195,9 @@ func wasUnread(ctx context.Context) bool {
 
 // GetAuthSession implements storage.Storage.
 func (s cutoffs) GetAuthSession(ctx context.Context, id string) (storage.AuthSession, error) {
+	if v, ok := front.HeldSession(ctx, id); ok {
+		return v, nil
+	}
 	v, err := s.Storage.GetAuthSession(ctx, id)
 	unread(ctx, err)
 	if step := front.StepOf(ctx); step != nil && err != nil && !errors.Is(err, storage.ErrNotFound) {
@@ -203,6 +223,9 @@ func (s cutoffs) DeleteRefresh(ctx context.Context, id string) error {
 
 // UpdateAuthSession implements storage.Storage. A session that somebody signs in to again is as good as a new one.
 func (s cutoffs) UpdateAuthSession(ctx context.Context, id string, updater func(storage.AuthSession) (storage.AuthSession, error)) error {
+	if held, err := front.UpdateHeldSession(ctx, id, updater); held {
+		return err
+	}
 	var user, connector string
 	err := s.Storage.UpdateAuthSession(ctx, id, func(v storage.AuthSession) (storage.AuthSession, error) {
 		user, connector = v.UserID, v.ConnectorID
@@ -216,7 +239,7 @@ func (s cutoffs) UpdateAuthSession(ctx context.Context, id string, updater func(
 
 // keepSession deletes a session whose user was cut off while it was made.
 func (s cutoffs) keepSession(ctx context.Context, id, userID, connectorID string) error {
-	no := s.allowed(ctx, userID, connectorID)
+	no := s.allowed(store.Fresh(ctx), userID, connectorID)
 	if no == nil {
 		return nil
 	}
@@ -283,6 +306,7 @@ func (s cutoffs) keepTokens(ctx context.Context, userID, connectorID string, fre
 }
 
 func (s cutoffs) tokenStands(ctx context.Context, userID, connectorID string, ref storage.RefreshTokenRef) error {
+	ctx = store.Fresh(ctx)
 	if err := s.allowed(ctx, userID, connectorID); err != nil {
 		return err
 	}
@@ -358,6 +382,7 @@ func (s cutoffs) UpdateDeviceToken(ctx context.Context, deviceCode string, updat
 
 // deviceStands fails for a device whose tokens are made already, for a user or client that was cut off.
 func (s cutoffs) deviceStands(ctx context.Context, d *storage.DeviceToken) error {
+	ctx = store.Fresh(ctx)
 	if d.Token == "" {
 		return nil
 	}

@@ -274,7 +274,10 @@ func (p *Provider) frontOptions(g *generation) front.Options {
 			}
 			return t, toldOf(err)
 		},
-		Vouch:      p.vouch,
+		Vouch: func(ctx context.Context, connectorID, userID string, since time.Time) error {
+			defer store.Forget(ctx) // the answer may have changed the user
+			return p.vouch(ctx, connectorID, userID, since)
+		},
 		CheckHint:  CheckHint,
 		VerifyHint: p.verifyHint,
 		Replayed:   p.replayed,

@@ -51,6 +51,9 @@ func (s replays) GetAuthCode(ctx context.Context, id string) (storage.AuthCode, 
 
 // DeleteAuthCode implements storage.Storage. A code that is spent already is ErrNotFound, as Dex wants it.
 func (s replays) DeleteAuthCode(ctx context.Context, id string) error {
+	if front.CodeInFlight(ctx, id) {
+		return s.Storage.DeleteAuthCode(ctx, id)
+	}
 	c, err := s.store.GetAuthCode(ctx, id)
 	if err == nil && !recorded(&c) {
 		return s.Storage.DeleteAuthCode(ctx, id)

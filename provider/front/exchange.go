@@ -30,10 +30,16 @@ func (f *Front) token(w http.ResponseWriter, r *http.Request) {
 		f.refreshGrant(w, r)
 	case oauth2.GrantTypeDeviceCode:
 		f.deviceGrant(w, r)
+	case oauth2.GrantTypeAuthorizationCode:
+		remembering(f.exchanged)(w, r)
 	default:
-		ctx, _ := withExchange(r.Context())
-		f.api(w, r.WithContext(ctx))
+		f.exchanged(w, r)
 	}
+}
+
+func (f *Front) exchanged(w http.ResponseWriter, r *http.Request) {
+	ctx, _ := withExchange(r.Context())
+	f.api(w, r.WithContext(ctx))
 }
 
 // refreshGrant is Dex's refresh grant. Of several that use one refresh token at once Dex tells all but the first that the server

@@ -24,6 +24,7 @@ import (
 	"gatehouse/internal/hosts"
 	"gatehouse/internal/seal"
 	"gatehouse/provider/identity"
+	"gatehouse/provider/store"
 	"gatehouse/web"
 
 	"github.com/dexidp/dex/server/reqctx"
@@ -207,19 +208,19 @@ func (f *Front) routes() *http.ServeMux {
 		method, path, _ := strings.Cut(pattern, " ")
 		m.HandleFunc(method+" "+f.base+path, f.ownHost(h))
 	}
-	page("GET /auth", f.authorize)
-	page("POST /auth", f.authorize)
-	page("GET /auth/{connector}", f.authorizeWith)
-	page("GET /auth/{connector}/login", f.signInPage)
-	page("POST /auth/{connector}/login", f.signIn)
+	page("GET /auth", remembering(f.authorize))
+	page("POST /auth", remembering(f.authorize))
+	page("GET /auth/{connector}", remembering(f.authorizeWith))
+	page("GET /auth/{connector}/login", remembering(f.signInPage))
+	page("POST /auth/{connector}/login", remembering(f.signIn))
 	page("GET "+accountPath, f.accountPage)
 	page("POST "+accountPath, f.endSessions)
 	page("GET "+accountPath+"/password", f.newPassword)
 	page("GET /auth/{connector}/password", f.passwordPage)
 	page("POST /auth/{connector}/password", f.changePassword)
-	page("GET /callback", f.upstreamCallback)
-	page("POST /callback", f.samlCallback)
-	page("GET "+CallbackPath, f.gatewayCallback)
+	page("GET /callback", remembering(f.upstreamCallback))
+	page("POST /callback", remembering(f.samlCallback))
+	page("GET "+CallbackPath, remembering(f.gatewayCallback))
 	page("GET /logout/callback", f.leaving(f.logoutCallback))
 	page("GET /logout", f.leaving(f.logout))
 	page("POST /logout", f.leaving(f.logout))
@@ -254,6 +255,15 @@ func (f *Front) routes() *http.ServeMux {
 		f.fail(w, r, web.NotFound, nil)
 	})
 	return m
+}
+
+// remembering serves a step of a sign-in: what it has read it does not read again, until it writes.
+func remembering(h http.HandlerFunc) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		ctx, done := store.Remember(r.Context())
+		defer done()
+		h(w, r.WithContext(ctx))
+	}
 }
 
 // ownHost refuses pages under any other name than the issuer's: cookies and Origin checks would not hold there.

@@ -68,7 +68,7 @@ func (d *counted) open(r Record) (Record, error) {
 
 // Read implements Backend. An error is ErrSealed for a record that does not open.
 func (d *counted) Read(ctx context.Context, kind Kind, id string) (Record, error) {
-	r, err := d.Driver.Read(ctx, kind, id)
+	r, err := memoOf(ctx).read(ctx, d, kind, id)
 	if err != nil {
 		return Record{}, err
 	}

@@ -107,18 +107,22 @@ func newOrClose(ctx context.Context, d Driver, o Options) (*Store, error) {
 
 func newStore(d Driver, o Options, head int64) *Store {
 	o = o.withDefaults()
-	return &Store{driver: &counted{Driver: d, sealer: o.Sealer}, opts: o, queue: newQueue(patience), feed: newFeed(head)}
+	return &Store{driver: &counted{Driver: d, sealer: o.Sealer, now: o.Now}, opts: o, queue: newQueue(patience), feed: newFeed(head)}
 }
 
 // counted is a driver that counts its writes, and seals at rest.
 type counted struct {
 	Driver
 	sealer           Sealer // or nil
+	now              func() time.Time
 	writes, failures atomic.Int64
 }
 
 func (d *counted) Write(ctx context.Context, ops []Op) (int64, error) {
 	d.writes.Add(1)
+	read := memoOf(ctx)
+	read.forget()
+	defer read.forget() // before the caller looks at what it has written
 	seq, err := d.Driver.Write(ctx, d.seal(ops))
 	if err != nil && !isOutcome(err) && ctx.Err() == nil { // else the caller has gone
 		d.failures.Add(1)
@@ -230,6 +234,9 @@ func update[T any](ctx context.Context, s *Store, k *kind[T], u updating, update
 }
 
 func updateOnce[T any](ctx context.Context, s *Store, k *kind[T], u updating, updater func(T) (T, error)) error {
+	if u.queued {
+		ctx = Fresh(ctx) // another one's turn was before
+	}
 	old, err := s.driver.Read(ctx, k.name, u.id)
 	missing := errors.Is(err, storage.ErrNotFound)
 	if err != nil && (!missing || !u.create) {

@@ -12,6 +12,7 @@ import (
 	"net/http/cookiejar"
 	"net/url"
 	"regexp"
+	"runtime/pprof"
 	"slices"
 	"strings"
 	"sync"
@@ -106,7 +107,8 @@ func report(b *testing.B, all []*contender) {
 // turn is one round of a contender.
 func (c *contender) turn(b *testing.B) {
 	start := time.Now()
-	c.signInAll(b, round)
+	// A profile tells them apart: go tool pprof -tagfocus contender=gatehouse.
+	pprof.Do(b.Context(), pprof.Labels("contender", c.name), func(context.Context) { c.signInAll(b, round) })
 	d := time.Since(start)
 	c.took, c.done, c.rounds = c.took+d, c.done+round, append(c.rounds, d)
 }
