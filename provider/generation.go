@@ -8,8 +8,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-
 	"gatehouse/internal/config"
 	"gatehouse/provider/front"
 	"gatehouse/provider/identity"
@@ -32,7 +30,6 @@ type generation struct {
 	dex      *server.Server
 	doors    *identity.Doors
 	front    *front.Front
-	requests *prometheus.Registry // Dex wants one of its own
 	stop     context.CancelFunc
 
 	users  atomic.Int64  // requests, and one for being the current generation
@@ -42,7 +39,7 @@ type generation struct {
 // newGeneration builds a generation, beside the running one if there is one. The caller is its first user.
 func (p *Provider) newGeneration(c *config.Config, running *generation) (_ *generation, err error) {
 	ctx, stop := context.WithCancel(p.life)
-	g := &generation{config: c, sessions: sessionConfig(c, p.sso), requests: prometheus.NewRegistry(), stop: stop, unused: make(chan struct{})}
+	g := &generation{config: c, sessions: sessionConfig(c, p.sso), stop: stop, unused: make(chan struct{})}
 	g.users.Store(1)
 	defer func() {
 		if err != nil {
@@ -78,7 +75,6 @@ func (p *Provider) newGeneration(c *config.Config, running *generation) (_ *gene
 		g.doors.Close()
 		return nil, fmt.Errorf("provider: %w", err)
 	}
-	p.requests.add(g.requests)
 	return g, nil
 }
 
@@ -104,7 +100,6 @@ func (g *generation) release() {
 func (p *Provider) endGeneration(g *generation) {
 	g.stop()
 	g.doors.Close()
-	p.requests.retire(g.requests)
 }
 
 // A Next is a configuration that is ready to become the current one: everything of it is built, and connectors that
@@ -230,7 +225,7 @@ func Check(ctx context.Context, c *config.Config) error {
 		return err
 	}
 	p := newProvider(ctx, Options{Config: c, Store: store.Memory(store.Options{}), Pages: pages, Log: slog.New(slog.DiscardHandler), Now: time.Now})
-	g := &generation{config: c, sessions: sessionConfig(c, make([]byte, 32)), requests: prometheus.NewRegistry()}
+	g := &generation{config: c, sessions: sessionConfig(c, make([]byte, 32))}
 	all, err := p.dexStorage(c)
 	if err != nil {
 		return err

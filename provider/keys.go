@@ -293,6 +293,11 @@ func (s *KeySet) verify(ctx context.Context, raw, audience string, more ...jwt.P
 	if err != nil {
 		return IDToken{}, fmt.Errorf("id token: %w", err)
 	}
+	return idToken(tok)
+}
+
+// idToken is what a verified token says.
+func idToken(tok jwt.Token) (IDToken, error) {
 	out := IDToken{Subject: tok.Subject(), Audience: tok.Audience()}
 	out.IssuedAt = tok.IssuedAt()
 	out.Nonce, _ = claim(tok, "nonce")
@@ -391,14 +396,18 @@ func (s *KeySet) parse(ctx context.Context, raw string, h header, audience strin
 	case h.algorithm != key.Algorithm().String():
 		return nil, fmt.Errorf("the header says %.16q, want %s, the algorithm of the key", h.algorithm, key.Algorithm())
 	}
+	return jwt.ParseString(raw, append(s.options(ctx, audience, jwt.WithKeySet(*keys, jws.WithRequireKid(true))), more...)...)
+}
+
+// options are what any token of the issuer is checked for, by a key.
+func (s *KeySet) options(ctx context.Context, audience string, key jwt.ParseOption) []jwt.ParseOption {
 	opts := []jwt.ParseOption{
-		jwt.WithKeySet(*keys, jws.WithRequireKid(true)), jwt.WithIssuer(s.issuer),
-		jwt.WithClock(jwt.ClockFunc(s.now)), jwt.WithRequiredClaim(jwt.ExpirationKey), jwt.WithContext(ctx),
+		key, jwt.WithIssuer(s.issuer), jwt.WithClock(jwt.ClockFunc(s.now)), jwt.WithRequiredClaim(jwt.ExpirationKey), jwt.WithContext(ctx),
 	}
 	if audience != "" {
 		opts = append(opts, jwt.WithAudience(audience))
 	}
-	return jwt.ParseString(raw, append(opts, more...)...)
+	return opts
 }
 
 func (s *KeySet) unknownKey(h header) bool {

@@ -1,12 +1,11 @@
 package provider
 
 import (
-	"slices"
+	"net/http"
 	"strings"
-	"sync"
 
 	"github.com/prometheus/client_golang/prometheus"
-	dto "github.com/prometheus/client_model/go"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
 // newEnded counts sessions that ended before their time.
@@ -16,127 +15,81 @@ func newEnded() *prometheus.CounterVec {
 	}, []string{"by", "reason"})
 }
 
-// requestMetrics are what Dex counts of its requests. Each of its servers wants to register these metrics by itself, so
-// each has a registry; here they are added up, those of servers that have ended too, so that no counter falls.
+// requestMetrics are Dex's metrics of its requests, under its names, labels and bounds. Each of its servers would register them by itself, and make them anew
+// for every request, which takes longer than most of what it is asked; these are made once, and count for all generations.
 type requestMetrics struct {
-	mu    sync.Mutex
-	live  []*prometheus.Registry
-	ended map[string]*dto.MetricFamily
+	total          *prometheus.CounterVec
+	duration, size *prometheus.HistogramVec
 }
 
 func newRequestMetrics() *requestMetrics {
-	return &requestMetrics{ended: map[string]*dto.MetricFamily{}}
-}
-
-func (m *requestMetrics) add(r *prometheus.Registry) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.live = append(m.live, r)
-}
-
-// retire keeps the last values of r and forgets it.
-func (m *requestMetrics) retire(r *prometheus.Registry) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	i := slices.Index(m.live, r)
-	if i < 0 {
-		return
+	by := []string{"code", "method", "handler"}
+	return &requestMetrics{
+		total: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "http_requests_total", Help: "Count of all HTTP requests."}, by),
+		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "request_duration_seconds", Help: "A histogram of latencies for requests.", Buckets: []float64{.25, .5, 1, 2.5, 5, 10},
+		}, by),
+		size: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "response_size_bytes", Help: "A histogram of response sizes for requests.", Buckets: []float64{200, 500, 900, 1500},
+		}, by),
 	}
-	m.live = slices.Delete(m.live, i, i+1)
-	merge(m.ended, r)
 }
 
-// Describe implements prometheus.Collector. What Dex counts is found out when it is collected.
-func (m *requestMetrics) Describe(chan<- *prometheus.Desc) {}
+// Describe implements prometheus.Collector.
+func (m *requestMetrics) Describe(out chan<- *prometheus.Desc) {
+	m.total.Describe(out)
+	m.duration.Describe(out)
+	m.size.Describe(out)
+}
 
 // Collect implements prometheus.Collector.
 func (m *requestMetrics) Collect(out chan<- prometheus.Metric) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	sum := map[string]*dto.MetricFamily{}
-	for name, f := range m.ended {
-		add(sum, name, f)
+	m.total.Collect(out)
+	m.duration.Collect(out)
+	m.size.Collect(out)
+}
+
+// counting returns dex, whose issuer has the path base, with its requests counted.
+func (m *requestMetrics) counting(dex http.Handler, base string) http.Handler {
+	base = strings.TrimSuffix(base, "/")
+	counted := map[string]http.Handler{}
+	for _, route := range dexRoutes() {
+		of := prometheus.Labels{"handler": route}
+		counted[route] = promhttp.InstrumentHandlerDuration(m.duration.MustCurryWith(of),
+			promhttp.InstrumentHandlerCounter(m.total.MustCurryWith(of), promhttp.InstrumentHandlerResponseSize(m.size.MustCurryWith(of), dex)))
 	}
-	for _, r := range m.live {
-		merge(sum, r)
-	}
-	for _, f := range sum {
-		for _, v := range f.GetMetric() {
-			out <- constant(f, v)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if h := counted[dexRoute(strings.TrimPrefix(r.URL.EscapedPath(), base))]; h != nil {
+			h.ServeHTTP(w, r)
+			return
 		}
+		dex.ServeHTTP(w, r) // files, and what there is not
+	})
+}
+
+// dexRoutes are the routes of Dex's server, as its metrics name them.
+func dexRoutes() []string {
+	return []string{
+		"/", "/.well-known/openid-configuration", "/approval", "/auth", "/auth/{connector}", "/auth/{connector}/login", "/callback", "/callback/{connector}",
+		"/device", "/device/auth/verify_code", "/device/callback", "/device/code", "/keys", "/logout", "/logout/callback", "/mfa", "/mfa/totp", "/mfa/webauthn",
+		"/mfa/webauthn/login/begin", "/mfa/webauthn/login/finish", "/mfa/webauthn/register/begin", "/mfa/webauthn/register/finish",
+		"/token", "/token/introspect", "/userinfo",
 	}
 }
 
-func merge(into map[string]*dto.MetricFamily, r *prometheus.Registry) {
-	families, err := r.Gather()
-	if err != nil {
-		return // Dex's registry has three metrics that cannot contradict each other
-	}
-	for _, f := range families {
-		add(into, f.GetName(), f)
-	}
-}
-
-// add adds a family's values to those of the same labels. What is in into is never shared with f.
-func add(into map[string]*dto.MetricFamily, name string, f *dto.MetricFamily) {
-	sum, ok := into[name]
-	if !ok {
-		sum = &dto.MetricFamily{Name: f.Name, Help: f.Help, Type: f.Type}
-		into[name] = sum
-	}
-	known := map[string]*dto.Metric{}
-	for _, v := range sum.GetMetric() {
-		known[labels(v)] = v
-	}
-	for _, v := range f.GetMetric() {
-		k := known[labels(v)]
-		if k == nil {
-			k = &dto.Metric{Label: v.GetLabel()}
-			sum.Metric = append(sum.Metric, k)
+// dexRoute returns the route of a path below the issuer's, which may be none.
+func dexRoute(path string) string {
+	if rest, ok := strings.CutPrefix(path, "/auth/"); ok && rest != "" {
+		switch _, last, more := strings.Cut(rest, "/"); {
+		case !more:
+			return "/auth/{connector}"
+		case last == "login":
+			return "/auth/{connector}/login"
 		}
-		if c := v.GetCounter(); c != nil {
-			total := k.GetCounter().GetValue() + c.GetValue()
-			k.Counter = &dto.Counter{Value: &total}
-		}
-		if h := v.GetHistogram(); h != nil {
-			k.Histogram = addHistogram(k.GetHistogram(), h)
-		}
+		return ""
 	}
-}
-
-func addHistogram(a, b *dto.Histogram) *dto.Histogram {
-	count, total := a.GetSampleCount()+b.GetSampleCount(), a.GetSampleSum()+b.GetSampleSum()
-	sum := &dto.Histogram{SampleCount: &count, SampleSum: &total}
-	for i, bucket := range b.GetBucket() { // the bounds are the same everywhere
-		n := bucket.GetCumulativeCount()
-		if i < len(a.GetBucket()) {
-			n += a.GetBucket()[i].GetCumulativeCount()
-		}
-		sum.Bucket = append(sum.Bucket, &dto.Bucket{UpperBound: bucket.UpperBound, CumulativeCount: &n})
+	if rest, ok := strings.CutPrefix(path, "/callback/"); ok && rest != "" && !strings.Contains(rest, "/") {
+		return "/callback/{connector}"
 	}
-	return sum
-}
-
-func labels(m *dto.Metric) string {
-	var b strings.Builder
-	for _, l := range m.GetLabel() {
-		b.WriteString(l.GetName() + "\x00" + l.GetValue() + "\x00")
-	}
-	return b.String()
-}
-
-func constant(f *dto.MetricFamily, m *dto.Metric) prometheus.Metric {
-	var names, values []string
-	for _, l := range m.GetLabel() {
-		names, values = append(names, l.GetName()), append(values, l.GetValue())
-	}
-	desc := prometheus.NewDesc(f.GetName(), f.GetHelp(), names, nil)
-	if h := m.GetHistogram(); h != nil {
-		buckets := map[float64]uint64{}
-		for _, b := range h.GetBucket() {
-			buckets[b.GetUpperBound()] = b.GetCumulativeCount()
-		}
-		return prometheus.MustNewConstHistogram(desc, h.GetSampleCount(), h.GetSampleSum(), buckets, values...)
-	}
-	return prometheus.MustNewConstMetric(desc, prometheus.CounterValue, m.GetCounter().GetValue(), values...)
+	return path
 }

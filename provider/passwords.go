@@ -125,6 +125,9 @@ func (s cutoffs) CreateUserIdentity(ctx context.Context, v storage.UserIdentity)
 		return err
 	}
 	return s.UpdateUserIdentity(ctx, v.UserID, v.ConnectorID, func(u storage.UserIdentity) (storage.UserIdentity, error) {
+		if s.now().Before(u.BlockedUntil) { // a block was faster: what it has made stays so
+			return u, errCutOff
+		}
 		u.Claims, u.LastLogin = v.Claims, v.LastLogin
 		return u, nil
 	})

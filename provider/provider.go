@@ -72,6 +72,7 @@ type Provider struct {
 	store    *store.Store // the record of everything; blocked users can be read
 	keys     *KeySet
 	keyCache *keyCache
+	inner    innerKey
 	secret   string // of the internal client: known to this process only, and good on every replica's own token endpoint
 	sso      []byte // key of Dex's session cookie
 	requests *requestMetrics
@@ -100,6 +101,9 @@ func New(ctx context.Context, o Options) (*Provider, error) {
 	p := newProvider(ctx, o)
 	p.keyCache.follow(ctx, o.Log)
 	var err error
+	if p.inner, err = newInnerKey(); err != nil {
+		return nil, err
+	}
 	if p.sso, err = p.ssoKey(ctx); err != nil {
 		return nil, err
 	}
@@ -216,7 +220,11 @@ func (p *Provider) Ready(ctx context.Context) error {
 
 func (p *Provider) verify(ctx context.Context, raw, audience string) (front.Token, error) {
 	t, err := p.keys.Verify(ctx, raw, audience)
-	return front.Token{Subject: t.Subject, Nonce: t.Nonce, SessionID: t.SessionID, Client: t.Client, IssuedAt: t.IssuedAt}, err
+	return frontToken(t), err
+}
+
+func frontToken(t IDToken) front.Token {
+	return front.Token{Subject: t.Subject, Nonce: t.Nonce, SessionID: t.SessionID, Client: t.Client, IssuedAt: t.IssuedAt}
 }
 
 // openSigner returns what signs tokens, with the keys that all generations share.
@@ -238,7 +246,7 @@ func (p *Provider) startDex(ctx context.Context, g *generation, sign signer.Sign
 		return err
 	}
 	g.dex, err = server.NewServer(ctx, server.Config{
-		Issuer: c.Issuer, Storage: keyed{g.storage, p.keyCache}, Signer: sign, Logger: p.dexLog, Now: o.Now,
+		Issuer: c.Issuer, Storage: keyed{g.storage, p.keyCache}, Signer: innerSigner{sign, p.inner}, Logger: p.dexLog, Now: o.Now,
 		AllowedGrantTypes: grantTypes(c), SupportedResponseTypes: c.OAuth2.ResponseTypes,
 		PKCE:               authflow.PKCEConfig{Enforce: c.OAuth2.PKCE.Enforce, CodeChallengeMethodsSupported: pkceMethods(c)},
 		SkipApprovalScreen: c.OAuth2.SkipApprovalScreen,
@@ -250,8 +258,8 @@ func (p *Provider) startDex(ctx context.Context, g *generation, sign signer.Sign
 		GCFrequency:        never, // see collectGarbage
 		Headers:            c.Web.Headers.HTTP(), AllowedOrigins: c.Web.AllowedOrigins, AllowedHeaders: c.Web.AllowedHeaders,
 		SessionConfig: g.sessions, MFAProviders: factors, DefaultMFAChain: c.MFA.DefaultMFAChain,
-		PrometheusRegistry: g.requests, HealthChecker: gosundheit.New(),
-		Web: server.WebConfig{WebFS: o.Pages.FS(), Issuer: c.Frontend.Issuer, LogoURL: c.Frontend.LogoURL, Theme: "light", Extra: c.Frontend.Extra},
+		HealthChecker: gosundheit.New(),
+		Web:           server.WebConfig{WebFS: o.Pages.FS(), Issuer: c.Frontend.Issuer, LogoURL: c.Frontend.LogoURL, Theme: "light", Extra: c.Frontend.Extra},
 	})
 	if err != nil {
 		return fmt.Errorf("provider: %w", err)
@@ -262,10 +270,11 @@ func (p *Provider) startDex(ctx context.Context, g *generation, sign signer.Sign
 func (p *Provider) frontOptions(g *generation) front.Options {
 	c, o := g.config, p.options
 	f := front.Options{
-		Issuer: c.IssuerURL, Dex: g.dex, Doors: g.doors, Storage: g.storage, ClientSecret: p.secret, Ring: o.Ring, Pages: o.Pages,
+		Issuer: c.IssuerURL, Dex: p.requests.counting(g.dex, c.IssuerURL.Path), Doors: g.doors, Storage: g.storage, ClientSecret: p.secret, Ring: o.Ring, Pages: o.Pages,
 		Sessions: &session.Manager{Storage: g.storage, Config: g.sessions, Now: o.Now, Logger: p.dexLog, IssuerURL: oauth2.IssuerURL{URL: *c.IssuerURL}},
 		Verify: func(ctx context.Context, raw string) (front.Token, error) {
-			return p.verify(ctx, raw, front.GatewayClient)
+			t, err := p.inner.verify(ctx, p.keys, raw, front.GatewayClient)
+			return frontToken(t), err
 		},
 		VerifyAny: func(ctx context.Context, raw string) (front.Token, error) {
 			t, err := p.verify(ctx, raw, "")

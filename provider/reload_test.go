@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
 
 	"gatehouse/internal/config"
 	"gatehouse/internal/inproc"
@@ -315,12 +316,16 @@ func TestAttemptsSurviveAReload(t *testing.T) {
 func TestRequestsEndOnTheirGeneration(t *testing.T) {
 	w, _ := memoryWorld(t)
 	g := w.provider.acquire()
+	ended, stop := make(chan struct{}), g.stop
+	g.stop = func() { stop(); close(ended) }
 	w.reload(edited(t, testConfig, "default: signed-in", "default: deny"))
 	live := func() bool {
-		m := w.provider.requests
-		m.mu.Lock()
-		defer m.mu.Unlock()
-		return slices.Contains(m.live, g.requests)
+		select {
+		case <-ended:
+			return false
+		default:
+			return true
+		}
 	}
 	for i := range 3 { // time enough to end it
 		if !live() {
@@ -333,6 +338,14 @@ func TestRequestsEndOnTheirGeneration(t *testing.T) {
 	}
 	g.release()
 	eventually(t, "the generation ends", func() bool { return !live() })
+}
+
+func labels(m *dto.Metric) string {
+	var b strings.Builder
+	for _, l := range m.GetLabel() {
+		b.WriteString(l.GetName() + "\x00" + l.GetValue() + "\x00")
+	}
+	return b.String()
 }
 
 // counters returns the counters and counts of histograms by name and labels.

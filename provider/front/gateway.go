@@ -122,12 +122,18 @@ func (f *Front) openState(sealed string) (clientState, error) {
 	return st, nil
 }
 
+type ownExchangeKey struct{}
+
+// OwnExchange reports whether a token that is asked for in ctx is the gateway's, and does not leave the process.
+func OwnExchange(ctx context.Context) bool { return ctx.Value(ownExchangeKey{}) != nil }
+
 // exchange trades the code for the ID Token, without a socket, and verifies it.
 func (f *Front) exchange(ctx context.Context, q url.Values, st clientState) (Token, error) {
 	if code := q.Get("error"); code != "" {
 		return Token{}, fmt.Errorf("authorization: %s: %s", code, q.Get("error_description"))
 	}
 	hc := &http.Client{Transport: inproc.Transport{Handler: f.Dex}}
+	ctx = context.WithValue(ctx, ownExchangeKey{}, true)
 	tok, err := f.oauth().Exchange(context.WithValue(ctx, oauth2.HTTPClient, hc), q.Get("code"), oauth2.VerifierOption(st.Verifier))
 	if err != nil {
 		return Token{}, fmt.Errorf("code exchange: %w", err)
