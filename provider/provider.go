@@ -259,7 +259,7 @@ func (p *Provider) startDex(ctx context.Context, g *generation, sign signer.Sign
 		Headers:            c.Web.Headers.HTTP(), AllowedOrigins: c.Web.AllowedOrigins, AllowedHeaders: c.Web.AllowedHeaders,
 		SessionConfig: g.sessions, MFAProviders: factors, DefaultMFAChain: c.MFA.DefaultMFAChain,
 		HealthChecker: gosundheit.New(),
-		Web:           server.WebConfig{WebFS: o.Pages.FS(), Issuer: c.Frontend.Issuer, LogoURL: c.Frontend.LogoURL, Theme: "light", Extra: c.Frontend.Extra},
+		Web:           server.WebConfig{WebFS: dexFiles{o.Pages.FS()}, Issuer: c.Frontend.Issuer, LogoURL: c.Frontend.LogoURL, Theme: "light", Extra: c.Frontend.Extra},
 	})
 	if err != nil {
 		return fmt.Errorf("provider: %w", err)

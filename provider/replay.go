@@ -36,6 +36,9 @@ var errReplayed = errors.New("the authorization code was used twice: what it led
 // GetAuthCode implements storage.Storage.
 func (s replays) GetAuthCode(ctx context.Context, id string) (storage.AuthCode, error) {
 	c, err := s.Storage.GetAuthCode(ctx, id)
+	if e := front.ExchangeOf(ctx); e != nil && err == nil {
+		e.Read = &c
+	}
 	if !errors.Is(err, storage.ErrNotFound) {
 		return c, err
 	}
@@ -54,7 +57,7 @@ func (s replays) DeleteAuthCode(ctx context.Context, id string) error {
 	if front.CodeInFlight(ctx, id) {
 		return s.Storage.DeleteAuthCode(ctx, id)
 	}
-	c, err := s.store.GetAuthCode(ctx, id)
+	c, err := s.readCode(ctx, id)
 	if err == nil && !recorded(&c) {
 		return s.Storage.DeleteAuthCode(ctx, id)
 	}
@@ -80,6 +83,14 @@ func (s replays) DeleteAuthCode(ctx context.Context, id string) error {
 		return fmt.Errorf("revoke what a replayed code led to: %w", err)
 	}
 	return storage.ErrNotFound
+}
+
+// readCode returns a code that is about to be deleted. Whether it is still there the deletion tells.
+func (s replays) readCode(ctx context.Context, id string) (storage.AuthCode, error) {
+	if e := front.ExchangeOf(ctx); e != nil && e.Read != nil && e.Read.ID == id {
+		return *e.Read, nil
+	}
+	return s.store.GetAuthCode(ctx, id)
 }
 
 // recorded reports whether a client could use a code twice. The gateway's own code and a device's never leave the browser and

@@ -84,8 +84,8 @@ func (f *Front) ask(ctx context.Context, orig *http.Request, target string, jar 
 	if step.SessionUnread {
 		return nil, errSessionUnread
 	}
-	body, err := io.ReadAll(resp.Body)
-	if err != nil {
+	body := make([]byte, resp.ContentLength) // it is in memory already, all of it
+	if _, err := io.ReadFull(resp.Body, body); err != nil {
 		return nil, fmt.Errorf("front: %w", err)
 	}
 	for _, c := range resp.Cookies() {

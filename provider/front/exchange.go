@@ -124,6 +124,8 @@ type Exchange struct {
 	Refresh bool   // it is about a refresh token
 	// Unanswered says that the storage did not say what a device's code is good for.
 	Unanswered bool
+	// Read is the authorization code that the storage has shown: codes do not change.
+	Read *storage.AuthCode
 	// Unread says that the session of the refresh token could not be read. Dex takes that for its end, and deletes the token: nothing
 	// is to be deleted from then on.
 	Unread bool

@@ -5,9 +5,11 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
+	"net/url"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -28,6 +30,7 @@ import (
 	dexweb "github.com/dexidp/dex/web"
 
 	"gatehouse/internal/config"
+	"gatehouse/internal/handoff"
 	"gatehouse/internal/seal"
 	"gatehouse/provider"
 	"gatehouse/provider/front"
@@ -114,11 +117,13 @@ func gatehouse(b *testing.B, st *store.Store) http.Handler {
 storage: {type: memory}
 oauth2: {skipApprovalScreen: true}
 sessions: {ssoSharedWithDefault: all}
-staticClients:
-- {id: app, name: App, secret: %s, redirectURIs: [%q]}
 gateway: {hosts: [auth.example.test], default: signed-in}
-connectors:
-`, issuer, secret, callback)
+staticClients:
+`, issuer)
+	for i := range users {
+		fmt.Fprintf(&text, "- {id: %s, name: App, secret: %s, redirectURIs: [%q], allowedConnectors: [%s]}\n", clientID(i), secret, callback, connectorID(i))
+	}
+	text.WriteString("connectors:\n")
 	for i := range users {
 		fmt.Fprintf(&text, "- {type: mockPassword, id: %s, name: Users %d, config: %s}\n", connectorID(i), i, connectorConfig())
 	}
@@ -134,7 +139,35 @@ connectors:
 	})
 	must(b, err)
 	must(b, p.Reconcile(ctx))
-	return p.Handler()
+	return behindGateway(p, ring)
+}
+
+// behindGateway serves the issuer, and an app on the same host as the gateway would: who is not signed in is sent to sign in.
+func behindGateway(p *provider.Provider, ring *seal.Ring) http.Handler {
+	pages := p.Handler()
+	const host = "auth.example.test"
+	names := handoff.Names(true)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/app" {
+			pages.ServeHTTP(w, r)
+			return
+		}
+		if c, err := r.Cookie(names.Session); err == nil {
+			id, _, err := handoff.OpenCookie(nil, ring, host, c.Value)
+			if err == nil {
+				_, err = p.Session(r.Context(), string(id))
+			}
+			if err == nil {
+				_, _ = io.WriteString(w, hello)
+				return
+			}
+		}
+		pre := handoff.NewPreCookie(utc())
+		http.SetCookie(w, &http.Cookie{Name: names.Login, Value: pre.String(), Path: "/", Secure: true, HttpOnly: true, SameSite: http.SameSiteLaxMode})
+		q := handoff.Request{Host: host, Return: r.URL.RequestURI(), Bind: pre.Bind(), Expiry: utc().Add(handoff.RequestLifetime)}
+		user, _ := strconv.Atoi(r.URL.Query().Get("user")) // of the load
+		http.Redirect(w, r, issuer+"/auth/"+connectorID(user)+"/login?req="+url.QueryEscape(q.Seal(ring)), http.StatusFound)
+	})
 }
 
 func utc() time.Time { return time.Now().UTC() }
@@ -148,7 +181,11 @@ func plainDex(b *testing.B, s storage.Storage, sessions bool) http.Handler {
 	for i := range users {
 		connectors = append(connectors, storage.Connector{ID: connectorID(i), Type: "mockPassword", Name: fmt.Sprintf("Users %d", i), Config: connectorConfig()})
 	}
-	s = storage.WithStaticClients(s, []storage.Client{{ID: "app", Name: "App", Secret: secret, RedirectURIs: []string{callback}}})
+	var clients []storage.Client
+	for i := range users {
+		clients = append(clients, storage.Client{ID: clientID(i), Name: "App", Secret: secret, RedirectURIs: []string{callback}, AllowedConnectors: []string{connectorID(i)}})
+	}
+	s = storage.WithStaticClients(s, clients)
 	s = storage.WithStaticConnectors(s, connectors)
 	log := slog.New(slog.DiscardHandler)
 	sign, err := (&signer.LocalConfig{KeysRotationPeriod: "6h", Algorithm: "RS256"}).Open(ctx, s, 24*time.Hour, utc, log)
