@@ -1,7 +1,6 @@
 package provider
 
 import (
-	"context"
 	"encoding/base64"
 	"encoding/json"
 	"net/http"
@@ -100,8 +99,9 @@ func TestOutsideTokensAreSigned(t *testing.T) {
 	}
 }
 
-// Two browsers sign in for the first time ever, as one user, at once: both get in.
-func TestTwoFirstSignInsAtOnce(t *testing.T) {
+// firstTime signs the robot in for the first time ever, while something happens just before their identity is stored.
+func firstTime(t *testing.T, meanwhile func(*world)) (*world, *browser) {
+	t.Helper()
 	keys, clk := madeKeys(t), &clock{}
 	d := &blockingDriver{Driver: store.MemoryDriver(), kind: store.KindIdentity}
 	st, err := store.New(t.Context(), d, store.Options{Now: clk.now})
@@ -112,15 +112,40 @@ func TestTwoFirstSignInsAtOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 	w := newWorld(t, quickConfig, st, seal.NewKey(), clk)
-	in := func() {
-		b := w.browser().get("https://app.example.com/")
-		if b.signIn("robot", "not-a-default-5591"); !hello(b) {
-			t.Errorf("got %d %s", b.code, b.page)
-		}
+	d.block = func() { meanwhile(w) }
+	b := w.browser().get("https://app.example.com/")
+	b.signIn("robot", "not-a-default-5591")
+	if d.block != nil {
+		t.Fatal("no identity was stored: the test shows nothing")
 	}
-	d.block = in
-	in()
-	if all, err := w.provider.Sessions(context.WithoutCancel(t.Context())); d.block != nil || err != nil || len(all) != 2 {
+	return w, b
+}
+
+// Two browsers sign in for the first time ever, as one user, at once: both get in.
+func TestTwoFirstSignInsAtOnce(t *testing.T) {
+	var other *browser
+	w, b := firstTime(t, func(w *world) {
+		other = w.browser().get("https://app.example.com/")
+		other.signIn("robot", "not-a-default-5591")
+	})
+	if !hello(b) || !hello(other) {
+		t.Errorf("got %d %s, and %d %s", b.code, b.page, other.code, other.page)
+	}
+	if all, err := w.provider.Sessions(t.Context()); err != nil || len(all) != 2 {
 		t.Errorf("%d sessions, %v", len(all), err)
 	}
+}
+
+// A block that comes first has made the identity: it stays as the block has made it.
+func TestBlockDuringAFirstSignIn(t *testing.T) {
+	w, b := firstTime(t, func(w *world) {
+		if _, err := w.provider.Block(t.Context(), "fast", robotID, Forever); err != nil {
+			t.Error(err)
+		}
+	})
+	u, err := w.store.GetUserIdentity(t.Context(), robotID, "fast")
+	if hello(b) || err != nil || !u.BlockedUntil.Equal(Forever) || !u.LastLogin.IsZero() || u.Claims.Email != "" {
+		t.Errorf("got %d; %+v, %v", b.code, u, err)
+	}
+	w.nothingComesAlive(t)
 }

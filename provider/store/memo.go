@@ -16,7 +16,7 @@ const memoAge = time.Second
 // the request has read it; whoever has to know what is true after a write of its own asks with Fresh.
 type memo struct {
 	mu      sync.Mutex
-	writes  int // that began or ended
+	writes  int // that have ended
 	over    bool
 	records map[memoKey]memorized
 }
@@ -43,7 +43,7 @@ type memoView struct {
 type memoViewKey struct{}
 
 // Remember returns a context for one request: in it a session, a user, a client, a code, a mark or a user's offline sessions that was read is not read again. All
-// is forgotten with each write in that context, before it begins and when it has returned, and with Forget; nothing is used for longer than a second. After done
+// is forgotten with each write in that context, when it returns, and with Forget; nothing is used for longer than a second. After done
 // the context is like the one that it came from.
 func Remember(ctx context.Context) (_ context.Context, done func()) {
 	m := &memo{records: map[memoKey]memorized{}}
@@ -85,7 +85,8 @@ func (m *memo) forget() {
 	clear(m.records)
 }
 
-// memorable reports whether records of a kind are remembered. Signing keys are not: they are published in the order in which they were read.
+// memorable reports whether records of a kind are remembered. Signing keys are not: they are published in the order in which they were read. Nor are refresh
+// tokens: who waits for their turn to use one must see that it is used up.
 func memorable(k Kind) bool {
 	switch k {
 	case KindSession, KindIdentity, KindMark, KindClient, KindAuthCode, KindOffline:

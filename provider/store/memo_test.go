@@ -222,6 +222,9 @@ func TestWhatIsNeverRemembered(t *testing.T) {
 	if err := s.UpdateSigningKeys(t.Context(), func(k Keys) (Keys, error) { k.NextRotation = time.Unix(5, 0); return k, nil }); err != nil {
 		t.Fatal(err)
 	}
+	if k, err := s.SigningKeys(ctx); err != nil || k.NextRotation.IsZero() {
+		t.Errorf("keys %v, %v", k.NextRotation, err)
+	}
 	first := ""
 	err := s.UpdateRefreshToken(ctx, "r", func(v storage.RefreshToken) (storage.RefreshToken, error) {
 		if first == "" {
@@ -231,8 +234,5 @@ func TestWhatIsNeverRemembered(t *testing.T) {
 	})
 	if err != nil || first != "11" {
 		t.Errorf("the token is %q at first, %v", first, err)
-	}
-	if k, err := s.SigningKeys(ctx); err != nil || k.NextRotation.IsZero() {
-		t.Errorf("keys %v, %v", k.NextRotation, err)
 	}
 }

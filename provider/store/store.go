@@ -120,9 +120,7 @@ type counted struct {
 
 func (d *counted) Write(ctx context.Context, ops []Op) (int64, error) {
 	d.writes.Add(1)
-	read := memoOf(ctx)
-	read.forget()
-	defer read.forget() // before the caller looks at what it has written
+	defer Forget(ctx) // before the caller looks at what is true after it
 	seq, err := d.Driver.Write(ctx, d.seal(ops))
 	if err != nil && !isOutcome(err) && ctx.Err() == nil { // else the caller has gone
 		d.failures.Add(1)
@@ -234,9 +232,6 @@ func update[T any](ctx context.Context, s *Store, k *kind[T], u updating, update
 }
 
 func updateOnce[T any](ctx context.Context, s *Store, k *kind[T], u updating, updater func(T) (T, error)) error {
-	if u.queued {
-		ctx = Fresh(ctx) // another one's turn was before
-	}
 	old, err := s.driver.Read(ctx, k.name, u.id)
 	missing := errors.Is(err, storage.ErrNotFound)
 	if err != nil && (!missing || !u.create) {
