@@ -3,10 +3,13 @@ package provider
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/lestrrat-go/jwx/v2/jwt"
 
 	"gatehouse/internal/seal"
 	"gatehouse/provider/store"
@@ -102,5 +105,23 @@ func TestNewSessionIsWrittenOnce(t *testing.T) {
 	s, err := st.GetAuthSession(t.Context(), d.sessions[0].ID)
 	if err != nil || s.ClientStates["web"] == nil || s.ClientStates["web"].LastTokenIssuedAt.IsZero() || s.ClientStates["web"].AuthenticatedAt.IsZero() || s.IdleExpiry.Before(clk.now().Add(time.Minute)) {
 		t.Errorf("the session is %+v, %v", s, err)
+	}
+}
+
+// Who is asked about before a client gets a code, may be another by then: the ID Token has what was said.
+func TestSingleSignOnTellsWhatWasJustAsked(t *testing.T) {
+	clk, p := &clock{}, &idp{groups: []string{"staff"}}
+	w := upstreamWorld(t, p, store.Memory(store.Options{Now: clk.now}), clk)
+	b := w.signsInUpstream()
+	b.clientUser("", "")   // the client is known to the session from now on: nothing is written before the user is read
+	clk.add(2 * time.Hour) // now it is asked before anything is given out
+	p.set(func() { p.groups = []string{"night-shift"} })
+	raw, _ := b.clientUser("", "").Extra("id_token").(string)
+	tok, err := jwt.ParseInsecure([]byte(raw))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if groups, _ := tok.Get("groups"); fmt.Sprint(groups) != "[night-shift]" {
+		t.Errorf("the ID Token has the groups %v", groups)
 	}
 }
