@@ -92,7 +92,7 @@ func TestOutsideTokensAreSigned(t *testing.T) {
 	}
 	idToken, _ := tok.Extra("id_token").(string)
 	for _, raw := range []string{idToken, tok.AccessToken} {
-		parsed, err := jose.ParseSigned(raw, []jose.SignatureAlgorithm{jose.RS256, jose.HS256})
+		parsed, err := jose.ParseSignedCompact(raw, []jose.SignatureAlgorithm{jose.RS256, jose.HS256})
 		if err != nil || parsed.Signatures[0].Header.Algorithm != string(jose.RS256) {
 			t.Errorf("%v %v", parsed, err)
 		}

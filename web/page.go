@@ -329,6 +329,9 @@ func (p *Pages) SignedOut(lang string, d SignedOut) Page {
 	return p.render(lang, "signedout.html", http.StatusOK, d)
 }
 
+// pageSize is enough for most pages, with their styles: a buffer that grows is copied many times.
+const pageSize = 12 << 10
+
 // render falls back to the default language, and to a bare 500 if a template fails: New has run each
 // template once, so that is a bug.
 func (p *Pages) render(lang, name string, status int, data any, formAction ...string) Page {
@@ -347,6 +350,7 @@ func (p *Pages) render(lang, name string, status int, data any, formAction ...st
 		"X-Content-Type-Options":  {"nosniff"},
 	}
 	var b bytes.Buffer
+	b.Grow(pageSize)
 	if err := templates.ExecuteTemplate(&b, name, data); err != nil {
 		return Page{Status: http.StatusInternalServerError, Header: header, Body: []byte("<!DOCTYPE html><title>Error</title><h1>Something went wrong</h1>")}
 	}
