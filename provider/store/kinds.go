@@ -27,6 +27,7 @@ type kind[T any] struct {
 	named   func(Record) T                        // what a record tells that cannot be read; nil: nothing
 	owned   bool                                  // found by user
 	logged  bool
+	flat    bool // nothing in a value points anywhere: a copy is one's own
 }
 
 // The kinds; never assigned to.

@@ -37,6 +37,7 @@ var marks = kind[Mark]{
 		}
 		return pair(v.About, v.ID)
 	},
+	flat: true,
 }
 
 // Print returns what is kept of a secret: enough to tell it from another one, and nothing to guess it by, where it is long or is itself a salted hash.

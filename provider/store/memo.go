@@ -19,6 +19,13 @@ type memo struct {
 	writes  int // that have ended
 	over    bool
 	records map[memoKey]memorized
+	decoded map[memoKey]memoValue
+}
+
+// memoValue is a version of a record, decoded: it is what it is for ever.
+type memoValue struct {
+	version int64
+	value   any
 }
 
 type memoKey struct {
@@ -46,7 +53,7 @@ type memoViewKey struct{}
 // is forgotten with each write in that context, when it returns, and with Forget; nothing is used for longer than a second. After done
 // the context is like the one that it came from.
 func Remember(ctx context.Context) (_ context.Context, done func()) {
-	m := &memo{records: map[memoKey]memorized{}}
+	m := &memo{records: map[memoKey]memorized{}, decoded: map[memoKey]memoValue{}}
 	return context.WithValue(ctx, memoViewKey{}, memoView{memo: m}), m.end
 }
 
@@ -72,7 +79,7 @@ func (m *memo) end() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.over = true
-	m.records = nil
+	m.records, m.decoded = nil, nil
 }
 
 func (m *memo) forget() {
@@ -128,4 +135,23 @@ func (m *memo) known(key memoKey) (memorized, int) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.records[key], m.writes
+}
+
+// decodedOnce is k.decode, for a kind that is flat.
+func decodedOnce[T any](ctx context.Context, s *Store, k *kind[T], r Record) (T, error) {
+	m := memoOf(ctx)
+	if m.memo == nil {
+		return k.decode(r)
+	}
+	key := memoKey{s.driver, r.Kind, r.ID}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if known := m.decoded[key]; known.version == r.Version && known.version != 0 {
+		return known.value.(T), nil //nolint:forcetypeassert // of this kind
+	}
+	v, err := k.decode(r)
+	if err == nil && !m.over {
+		m.decoded[key] = memoValue{r.Version, v}
+	}
+	return v, err
 }

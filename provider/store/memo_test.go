@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"errors"
+	"reflect"
 	"testing"
 	"time"
 
@@ -234,5 +235,49 @@ func TestWhatIsNeverRemembered(t *testing.T) {
 	})
 	if err != nil || first != "11" {
 		t.Errorf("the token is %q at first, %v", first, err)
+	}
+}
+
+// What is decoded once is of the version that was read, and kinds that are decoded once are flat.
+func TestDecodedOnce(t *testing.T) {
+	s, _, _ := memoStore(t)
+	if _, err := s.SetMark(t.Context(), MarkClient, "web", "one", time.Unix(1, 0)); err != nil {
+		t.Fatal(err)
+	}
+	ctx, done := Remember(t.Context())
+	defer done()
+	for _, want := range []string{"one", "one", "two", "two"} {
+		if want == "two" {
+			if _, err := s.SetMark(t.Context(), MarkClient, "web", "two", time.Unix(2, 0)); err != nil {
+				t.Fatal(err)
+			}
+			Forget(ctx)
+		}
+		if m, err := s.GetMark(ctx, MarkClient, "web"); err != nil || m.Print != want {
+			t.Errorf("got %+v, %v; want %q", m, err, want)
+		}
+	}
+	if !marks.flat || pointsAnywhere(reflect.TypeFor[Mark]()) || sessions.flat || !pointsAnywhere(reflect.TypeFor[storage.AuthSession]()) {
+		t.Error("only what points nowhere may be flat")
+	}
+}
+
+// pointsAnywhere reports whether copies of a value share what can be modified. A time's location is never modified.
+func pointsAnywhere(t reflect.Type) bool {
+	if t == reflect.TypeFor[time.Time]() {
+		return false
+	}
+	switch t.Kind() { //nolint:exhaustive // all others are flat
+	case reflect.Struct:
+		for f := range t.Fields() {
+			if pointsAnywhere(f.Type) {
+				return true
+			}
+		}
+		return false
+	case reflect.Pointer, reflect.Map, reflect.Slice, reflect.Interface, reflect.Func, reflect.Chan, reflect.UnsafePointer:
+		return true
+	default:
+		return false
 	}
 }

@@ -161,6 +161,9 @@ func get[T any](ctx context.Context, s *Store, k *kind[T], id string) (T, error)
 		var zero T
 		return zero, err
 	}
+	if k.flat {
+		return decodedOnce(ctx, s, k, r)
+	}
 	return k.decode(r)
 }
 
