@@ -267,7 +267,7 @@ func pointsAnywhere(t reflect.Type) bool {
 	if t == reflect.TypeFor[time.Time]() {
 		return false
 	}
-	switch t.Kind() { //nolint:exhaustive // all others are flat
+	switch t.Kind() {
 	case reflect.Struct:
 		for f := range t.Fields() {
 			if pointsAnywhere(f.Type) {
