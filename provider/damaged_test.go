@@ -235,3 +235,27 @@ func TestOperatorBesideDamagedRecords(t *testing.T) {
 		}
 	})
 }
+
+// Whoever has a session that cannot be read sees and ends the others on the account page.
+func TestAccountPageBesideADamagedSession(t *testing.T) {
+	onDamages(t, func(t *testing.T, w *damagedWorld) {
+		own := w.enter("user8@example.com", "password")
+		mine := w.newest().ID
+		all, err := w.store.SessionsOf(t.Context(), "u8", "local")
+		if err != nil || len(all) != 2 {
+			t.Fatalf("%d sessions, %v", len(all), err)
+		}
+		other := all[0].ID
+		if other == mine {
+			other = all[1].ID
+		}
+		w.damage(store.KindSession, other)
+		own.get("https://sso.example.com/dex/account")
+		if own.code != 200 || !strings.Contains(own.page, hashID(mine)) || strings.Contains(own.page, hashID(other)) {
+			t.Errorf("got %d %s", own.code, own.page)
+		}
+		if !strings.Contains(w.logs.String(), "leaves out sessions that cannot be read") {
+			t.Error("the log does not tell of the other")
+		}
+	})
+}
