@@ -169,8 +169,14 @@ func (s cutoffs) storeSession(ctx context.Context, v storage.AuthSession) error 
 	return s.keepSession(ctx, v.ID, v.UserID, v.ConnectorID)
 }
 
-// CreateAuthCode implements storage.Storage. The session that a code names is there before it.
+var errNoSession = errors.New("provider: the session has ended meanwhile: no code is made without one")
+
+// CreateAuthCode implements storage.Storage. The session that a code names is there before it. There is no code of none: whoever ended the session in the midst of a
+// sign-in could not end what comes of that code.
 func (s cutoffs) CreateAuthCode(ctx context.Context, c storage.AuthCode) error {
+	if c.SessionID == "" {
+		return errNoSession
+	}
 	if v, ok := front.TakeSession(ctx); ok {
 		if err := s.storeSession(ctx, v); err != nil {
 			return err

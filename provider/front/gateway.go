@@ -258,7 +258,14 @@ func (f *Front) signOn(w http.ResponseWriter, r *http.Request, q *request, conne
 	ctx, fly := withFlight(r.Context())
 	fly.authTime = AuthenticatedAt(s)
 	a, err := f.drive(ctx, r, fly, f.authPath(s.ConnectorID, query), false)
-	if err != nil {
+	if err == nil && f.cleared(a.cookies[f.Sessions.Config.CookieName]) {
+		err = errSessionOver
+	}
+	switch {
+	case errors.Is(err, errSessionUnread):
+		f.fail(w, r, web.Unavailable, err)
+		return true
+	case err != nil:
 		if !errors.Is(err, errWantsCredentials) {
 			f.Log.WarnContext(r.Context(), "single sign-on failed", "error", err)
 		}

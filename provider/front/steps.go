@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -52,7 +53,15 @@ func StepOf(ctx context.Context) *Step {
 	return s
 }
 
-var errSessionUnread = errors.New("the browser's session could not be read: it keeps its cookie")
+var (
+	errSessionUnread = errors.New("the browser's session could not be read: it keeps its cookie")
+	errSessionOver   = errors.New("the browser's session has ended meanwhile")
+)
+
+// cleared reports whether Dex has taken the session's cookie from the browser: it found no session, and what it gives out then is of none, so that nobody could end it.
+func (f *Front) cleared(c *http.Cookie) bool {
+	return c != nil && c.Name == f.Sessions.Config.CookieName && c.MaxAge < 0
+}
 
 // passStep passes a step to Dex. Where the storage does not say whether the browser's session goes on, nothing of Dex's answer gets out: the session would be lost to
 // the browser, and a code would be of none.
@@ -66,6 +75,10 @@ func (f *Front) passStep(w http.ResponseWriter, r *http.Request) {
 	defer resp.Body.Close()
 	if s.SessionUnread {
 		f.fail(w, r, web.Unavailable, errSessionUnread)
+		return
+	}
+	if slices.ContainsFunc(resp.Cookies(), f.cleared) {
+		f.fail(w, r, web.ExpiredLink, errSessionOver)
 		return
 	}
 	copyAnswer(w, resp)
