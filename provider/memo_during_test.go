@@ -2,6 +2,7 @@ package provider
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"iter"
 	"net/http"
@@ -9,12 +10,15 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/lestrrat-go/jwx/v2/jwt"
 	"golang.org/x/oauth2"
 
 	"gatehouse/internal/seal"
 	"gatehouse/provider/store"
+
+	"github.com/dexidp/dex/storage"
 )
 
 // A betweenDriver runs something once, after a number of calls.
@@ -208,5 +212,18 @@ func (w *world) endsWithItsSession(when string, tokens []string) {
 		} else if _, err := w.store.GetAuthSession(w.t.Context(), ref.SessionID); err != nil {
 			w.t.Errorf("%s: a refresh token of a session that is over", when)
 		}
+	}
+}
+
+// What Dex asks for does not decide alone: a code of no session is not stored.
+func TestNoCodeWithoutASession(t *testing.T) {
+	w := memoryWorldOf(t, quickConfig)
+	s := w.provider.current.Load().storage
+	code := storage.AuthCode{ID: "a-code", ClientID: "web", ConnectorID: "fast", Claims: storage.Claims{UserID: robotID}, Expiry: w.now().Add(time.Minute)}
+	if err := s.CreateAuthCode(t.Context(), code); !errors.Is(err, errNoSession) {
+		t.Errorf("got %v", err)
+	}
+	if _, err := w.store.GetAuthCode(t.Context(), code.ID); !errors.Is(err, storage.ErrNotFound) {
+		t.Errorf("stored: %v", err)
 	}
 }
