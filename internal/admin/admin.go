@@ -119,7 +119,7 @@ func Handler(o Options) http.Handler {
 		answer(w, http.StatusOK, map[string]string{"version": o.Version})
 	})
 	m.HandleFunc("GET /v1/sessions", func(w http.ResponseWriter, r *http.Request) {
-		list(w, r, o.Sessions.List(r.Context()))
+		list(o.Log, w, r, o.Sessions.List(r.Context()))
 	})
 	m.HandleFunc("DELETE /v1/sessions/{id}", func(w http.ResponseWriter, r *http.Request) {
 		if err := o.Sessions.Revoke(r.Context(), r.PathValue("id")); err != nil {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"log/slog"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -16,24 +17,32 @@ import (
 // patience is how long whoever reads a list may take for the next part of it.
 const patience = time.Minute
 
-// list sends the items of a JSON array as they come, as many as the query's limit says: nothing of it is held. What fails before the first item is a refusal; later the
-// connection breaks, so that half a list is never taken for all of it.
-func list[T any](w http.ResponseWriter, r *http.Request, items iter.Seq2[T, error]) {
+// list sends the items of a JSON array as they come, as many as the query's limit says: nothing of it is held. What fails before anything
+// was sent is a refusal; later the connection breaks, so that half a list is never taken for all of it, and the log says why.
+func list[T any](log *slog.Logger, w http.ResponseWriter, r *http.Request, items iter.Seq2[T, error]) {
 	limit, err := limitOf(r.URL.Query())
 	if err != nil {
 		refuse(w, http.StatusBadRequest, err)
 		return
 	}
 	w.Header().Set("Content-Type", "application/json")
-	out := bufio.NewWriterSize(patient{w, http.NewResponseController(w)}, 32<<10)
+	parts := &patient{ResponseWriter: w, conn: http.NewResponseController(w)}
+	out := bufio.NewWriterSize(parts, 32<<10)
 	n := 0
 	for item, err := range items {
-		if err != nil && n == 0 {
+		var b []byte
+		if err == nil {
+			b, err = json.Marshal(item)
+		}
+		switch {
+		case err == nil:
+		case !parts.sent:
 			fail(w, err)
 			return
-		}
-		b, bad := json.Marshal(item)
-		if err != nil || bad != nil {
+		default:
+			if r.Context().Err() == nil { // else the operator is gone
+				log.ErrorContext(r.Context(), "a list for an operator ends before its time", "path", r.URL.Path, "listed", n, "error", err)
+			}
 			panic(http.ErrAbortHandler)
 		}
 		between := ",\n"
@@ -73,10 +82,12 @@ func limitOf(query url.Values) (int, error) {
 type patient struct {
 	http.ResponseWriter
 	conn *http.ResponseController
+	sent bool // something of the answer
 }
 
 // Write implements io.Writer.
-func (p patient) Write(b []byte) (int, error) {
+func (p *patient) Write(b []byte) (int, error) {
+	p.sent = true
 	if err := p.conn.SetWriteDeadline(time.Now().Add(patience)); err != nil && !errors.Is(err, http.ErrNotSupported) {
 		return 0, err
 	}

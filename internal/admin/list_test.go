@@ -1,13 +1,17 @@
 package admin
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"iter"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -41,6 +45,47 @@ func (s *crowd) dial(t *testing.T) *Client {
 	go func() { _ = srv.Serve(l) }()
 	t.Cleanup(func() { _ = srv.Close() })
 	return NewClient("unix", l.Addr().String())
+}
+
+// failing is a crowd of which the rest cannot be listed.
+type failing struct{ crowd }
+
+func (s *failing) List(ctx context.Context) iter.Seq2[Session, error] {
+	return func(yield func(Session, error) bool) {
+		for item, err := range s.crowd.List(ctx) {
+			if !yield(item, err) {
+				return
+			}
+		}
+		yield(Session{}, errors.New("the storage is gone"))
+	}
+}
+
+// Whoever lists is told why a list ends before its time: by the refusal, or where it has begun already by the log.
+func TestListThatFails(t *testing.T) {
+	for many, want := range map[int]string{
+		0: "503 Service Unavailable: the storage is gone", 1: "503 Service Unavailable: the storage is gone", 5000: "the list is not complete: see the log of gatehouse",
+	} {
+		var logged bytes.Buffer
+		s := &failing{crowd{many: many}}
+		o := options(s)
+		o.Log = slog.New(slog.NewTextHandler(&logged, nil))
+		srv := httptest.NewServer(Handler(o))
+		n := 0
+		var last error
+		for _, err := range NewClient("tcp", srv.Listener.Addr().String()).Sessions(t.Context(), 0) {
+			if last = err; err == nil {
+				n++
+			}
+		}
+		srv.Close() // after the handler
+		if last == nil || !strings.Contains(last.Error(), want) || n > many {
+			t.Errorf("of %d: %d listed, then %v: want %q", many, n, last, want)
+		}
+		if told := strings.Contains(logged.String(), "the storage is gone"); told != (many == 5000) {
+			t.Errorf("of %d: logged %q", many, logged.String())
+		}
+	}
 }
 
 // A hundred thousand sessions are never held: neither where they are made nor where they are read.

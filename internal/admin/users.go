@@ -26,7 +26,7 @@ type target struct {
 
 func (o Options) users(m *http.ServeMux) {
 	m.HandleFunc("GET /v1/users", func(w http.ResponseWriter, r *http.Request) {
-		list(w, r, o.Users.Users(r.Context(), r.URL.Query().Get("blocked") == "true"))
+		list(o.Log, w, r, o.Users.Users(r.Context(), r.URL.Query().Get("blocked") == "true"))
 	})
 	m.HandleFunc("POST /v1/users/block", func(w http.ResponseWriter, r *http.Request) {
 		o.act(w, r, func(ctx context.Context, t target) (Outcome, error) { return o.Users.Block(ctx, t.User, t.Until) })
