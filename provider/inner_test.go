@@ -54,6 +54,15 @@ func TestInnerTokens(t *testing.T) {
 	if status := w.browser().userinfo(good); status != http.StatusUnauthorized {
 		t.Errorf("userinfo answers it with %d", status)
 	}
+	if a := w.introspect(good); a.code != http.StatusOK || a.body["active"] == true {
+		t.Errorf("introspection says %d %v", a.code, a.body)
+	}
+	if got := hinted(w, good); got != "invalid_request" {
+		t.Errorf("a silent authorization with it as a hint: %q", got)
+	}
+	if _, err := p.verifyHint(t.Context(), good); err == nil {
+		t.Error("it is a hint for a sign-out")
+	}
 	other, err := newInnerKey()
 	if err != nil {
 		t.Fatal(err)
