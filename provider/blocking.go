@@ -122,6 +122,7 @@ func (p *Provider) passwordChanged(ctx context.Context, g *generation, connector
 	if err == nil && noted == nil {
 		_, err = p.settlePassword(ctx, connectorID, userID, since)
 	}
+	p.live.Ask(connectorID, userID) // so that another change, after this one, is not taken for it: nobody may sign in now
 	if err = errors.Join(noted, err); err == nil {
 		return
 	}

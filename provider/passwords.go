@@ -24,6 +24,8 @@ const (
 	// resetLag is how long one may say that a password is to be changed that was: as within a site. That a server lags cannot be told from another
 	// reset, whose effect is not to wait for longer.
 	resetLag = time.Minute
+	// justNow is how long ago the directory may have told of a change that is made here, before it is noted that it was: it is faster than a slow store.
+	justNow = 5 * time.Second
 )
 
 // latest is what is known of a user's password once a connector has said when it was set; now is when that is stored. news says that it is another one than
@@ -44,6 +46,8 @@ func latest(known *store.KnownPassword, set connectors.PasswordSet, now time.Tim
 			return known, false
 		}
 		k.Reset, news = true, !first
+	case k.Reset && int64(set) == k.Set && !within(now, k.Since, serversLag): // the reset was taken back, or told by a server that lagged: the next one is news
+		k.Reset = false
 	case int64(set) <= k.Set: // a server that lags may say less
 		return known, false
 	default:
@@ -52,6 +56,7 @@ func latest(known *store.KnownPassword, set connectors.PasswordSet, now time.Tim
 	}
 	if news {
 		k.Since, k.Pending, k.Own, k.Except = overBy(now), true, false, ""
+		k.TokensOver = k.Since
 	}
 	return &k, news
 }
@@ -248,7 +253,11 @@ func (p *Provider) changedHere(ctx context.Context, connectorID, userID, kept st
 		} else if k.Since.After(since) && !k.Since.After(now) {
 			return i, errLater
 		}
-		k.Since, k.Pending, k.Own, k.Except, k.OwnUntil, k.Reset = since, true, true, kept, since.Add(serversLag), false
+		told := !k.Own && !k.Reset && !k.Since.IsZero() && within(now, k.Since, justNow)
+		k.Since, k.Pending, k.Own, k.Except, k.Reset = since, true, true, kept, false
+		if k.OwnUntil = since.Add(serversLag); told {
+			k.OwnUntil = time.Time{}
+		}
 		i.Password = &k
 		return i, nil
 	})
@@ -276,7 +285,8 @@ func (p *Provider) overOf(ctx context.Context, connectorID, userID string, k *st
 	return k.Since, nil
 }
 
-// tokenOver reports whether a token of a user was issued before it was noticed that the password is another one. Tokens know whole seconds.
+// tokenOver reports whether a token of a user was issued before it was noticed that the password is another one. Tokens know whole seconds. That the user
+// then chooses yet another one here, as after a reset, brings none of them back.
 func tokenOver(k *store.KnownPassword, issued, now time.Time) bool {
-	return k != nil && !k.Own && !k.Since.After(now) && issued.Before(k.Since.Truncate(time.Second))
+	return k != nil && !k.TokensOver.After(now) && issued.Before(k.TokensOver.Truncate(time.Second))
 }

@@ -30,7 +30,7 @@ func TestLatestPassword(t *testing.T) {
 		return &store.KnownPassword{Set: set, Since: since}
 	}
 	over := func(set int64, since time.Time) *store.KnownPassword {
-		return &store.KnownPassword{Set: set, Since: since, Pending: true}
+		return &store.KnownPassword{Set: set, Since: since, Pending: true, TokensOver: since}
 	}
 	with := func(k *store.KnownPassword, edit func(*store.KnownPassword)) *store.KnownPassword {
 		edit(k)
@@ -58,7 +58,9 @@ func TestLatestPassword(t *testing.T) {
 		{"not known any more", known(7, long), 0, nil, false},
 		{"reset", known(7, long), connectors.PasswordReset, with(over(7, noticed), reset), true},
 		{"still reset", with(known(7, long), reset), connectors.PasswordReset, nil, false},
-		{"reset, says a server that lags", with(known(7, long), reset), 7, nil, false},
+		{"reset, says a server that lags", with(known(7, now.Add(-serversLag+1)), reset), 7, nil, false},
+		{"reset, and taken back", with(known(7, long), reset), 7, known(7, long), false},
+		{"reset, and a server that was set back", with(known(7, long), reset), 6, nil, false},
 		{"chosen after a reset", with(known(7, long), reset), 8, over(8, noticed), true},
 		{"chosen after a reset, which is all that was known", with(known(0, time.Time{}), reset), 8, over(8, noticed), true},
 		{"reset, just after a change", known(7, now.Add(-59*time.Second)), connectors.PasswordReset, nil, false},
@@ -463,6 +465,92 @@ func TestOwnChangeIsNoNews(t *testing.T) {
 				w.ends(s.ID)
 			})
 		}
+	}
+}
+
+// What was issued before a reset does not come back when the user then chooses a password of their own.
+func TestTokensOfBeforeAReset(t *testing.T) {
+	w, clk, v := vaultWorld(t)
+	w.enter("ann", "right")
+	s := w.newest()
+	access, _ := w.grantedAll("right")["access_token"].(string)
+	if status := w.browser().userinfo(access); status != http.StatusOK {
+		t.Fatalf("before: %d", status)
+	}
+	clk.add(2 * time.Second) // tokens know whole seconds
+	v.change("given", connectors.PasswordReset)
+	if err := w.later(clk, s); !errors.Is(err, identity.ErrEnded) {
+		t.Fatalf("got %v, want the end", err)
+	}
+	w.settled()
+	v.set(func() { v.sets = 5 })
+	home := w.browser().get("https://app.example.com/")
+	home.choose(home.action(), "given", "better")
+	if !hello(home) {
+		t.Fatalf("the password that ann chose: %d", home.code)
+	}
+	other, _ := vaultWorldOn(t, w.store, clk) // which remembers nothing
+	for where, w := range map[string]*world{"here": w, "at another replica": other} {
+		if status := w.browser().userinfo(access); status != http.StatusUnauthorized {
+			t.Errorf("%s: an access token from before the reset: %d", where, status)
+		}
+	}
+}
+
+// A reset that only a server told of that lags does not hide the next one.
+func TestResetAfterOneThatWasNone(t *testing.T) {
+	w, clk, v := vaultWorld(t)
+	w.enter("ann", "right")
+	v.set(func() { v.told = connectors.PasswordReset })
+	s := w.newest()
+	if err := w.later(clk, s); !errors.Is(err, identity.ErrEnded) {
+		t.Fatalf("got %v, want the end", err)
+	}
+	w.ends(s.ID)
+	v.set(func() { v.told = 0 })
+	clk.add(serversLag)
+	if b := w.enter("ann", "right"); !hello(b) {
+		t.Fatalf("a while later: %d", b.code)
+	}
+	s = w.newest()
+	w.goesOn(clk, "a while later", s)
+	v.change("given", connectors.PasswordReset)
+	w.over(clk, "a reset", s)
+}
+
+// A change that the directory tells of before our page has noted it leaves no room for another one.
+func TestResetAfterAnOwnChange(t *testing.T) {
+	for name, change := range map[string]func(*world, *clock, *vault, *Session){
+		"that was told before it was noted": func(w *world, _ *clock, v *vault, s *Session) {
+			v.change("better", 6)
+			if _, _, err := w.provider.keep(w.t.Context(), "ad", connectors.Identity{UserID: s.UserID, PasswordSet: 6}, w.now()); err != nil {
+				w.t.Fatal(err)
+			}
+			w.provider.passwordChanged(w.t.Context(), w.provider.current.Load(), "ad", s.UserID, "")
+		},
+		"after which nobody signed in": func(w *world, _ *clock, v *vault, s *Session) {
+			v.change("better", 6)
+			w.provider.passwordChanged(w.t.Context(), w.provider.current.Load(), "ad", s.UserID, s.ID)
+			eventually(w.t, "the directory is asked", func() bool { return w.knownPassword().Set == 6 })
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w, clk, v := vaultWorld(t)
+			w.enter("ann", "right")
+			s := w.newest()
+			clk.add(time.Minute)
+			change(w, clk, v, s)
+			w.settled()
+			clk.add(time.Minute)
+			if !w.alive(s.ID) {
+				if b := w.enter("ann", "better"); !hello(b) {
+					t.Fatalf("with it: %d", b.code)
+				}
+				s = w.newest()
+			}
+			v.change("stronger", 7)
+			w.over(clk, "a reset", s)
+		})
 	}
 }
 

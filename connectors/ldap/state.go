@@ -54,11 +54,20 @@ func stateOf(e *entry, now time.Time, lockedFor time.Duration) connectors.Reason
 }
 
 // passwordSet is when the password of an entry was set. Directories write that down whoever sets it, and nobody can set it back but with the password.
-// Values that cannot be read are not known.
-func (c *Connector) passwordSet(e *entry) connectors.PasswordSet {
+// Values that cannot be read are not known, nor are those of a clock that is wrong: every change after such a one would seem to be from before it.
+func (c *Connector) passwordSet(e *entry) (latest connectors.PasswordSet) {
 	if values := e.texts("pwdLastSet"); len(values) > 0 || c.isActiveDirectory() { // every account has one: else the service account may not read it
-		return filetimeSet(values)
+		latest = filetimeSet(values)
+	} else {
+		latest = generalizedSet(e)
 	}
+	if int64(latest) > c.now().Add(24*time.Hour).UnixMicro() {
+		return connectors.PasswordUnknown
+	}
+	return latest
+}
+
+func generalizedSet(e *entry) connectors.PasswordSet {
 	latest := connectors.PasswordNeverSet
 	for _, attribute := range []string{"pwdChangedTime", "krbLastPwdChange"} {
 		set, known := timeSet(e.texts(attribute))
@@ -70,22 +79,24 @@ func (c *Connector) passwordSet(e *entry) connectors.PasswordSet {
 	return latest
 }
 
-// lastFiletime is the end of the year 9999.
-const lastFiletime = 2650467744000000000
+// filetimeOf1970 is 1970 in units of 100 ns since 1601.
+const filetimeOf1970 = 116444736000000000
 
-// filetimeSet reads pwdLastSet: units of 100 ns since 1601, or 0 for a password that must be changed.
+// filetimeSet reads pwdLastSet, units of 100 ns since 1601, as timeSet does its times: a connector may come to mean another directory. 0 is for a password
+// that must be changed.
 func filetimeSet(values []string) connectors.PasswordSet {
 	if len(values) != 1 {
 		return connectors.PasswordUnknown
 	}
 	n, err := strconv.ParseInt(values[0], 10, 64)
-	switch {
-	case err != nil || n < 0 || n == int64(connectors.PasswordNeverSet) || n >= lastFiletime:
-		return connectors.PasswordUnknown
-	case n == 0:
+	if err == nil && n == 0 {
 		return connectors.PasswordReset
 	}
-	return connectors.PasswordSet(n)
+	micro := (n - filetimeOf1970) / 10
+	if err != nil || n < 0 || micro <= int64(connectors.PasswordNeverSet) {
+		return connectors.PasswordUnknown
+	}
+	return connectors.PasswordSet(micro)
 }
 
 // timeSet reads a GeneralizedTime as microseconds since 1970; 0 for none. known is false for what cannot be read.

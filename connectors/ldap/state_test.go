@@ -166,8 +166,8 @@ func TestPasswordSet(t *testing.T) {
 		e      *entry
 		want   connectors.PasswordSet
 	}{
-		{"AD", presetAD, texts("pwdLastSet", "133000000000000000"), 133000000000000000},
-		{"AD without a preset", "", texts("pwdLastSet", "133000000000000000"), 133000000000000000},
+		{"AD", presetAD, texts("pwdLastSet", "133000000000000000"), 1655526400000000},
+		{"AD without a preset", "", texts("pwdLastSet", "133000000000000000"), 1655526400000000},
 		{"AD, must change", presetAD, texts("pwdLastSet", "0"), connectors.PasswordReset},
 		{"AD, not readable", presetAD, texts(), connectors.PasswordUnknown},
 		{"AD, whatever else is there", presetAD, texts("pwdChangedTime", "20261125115000Z"), connectors.PasswordUnknown},
@@ -176,11 +176,16 @@ func TestPasswordSet(t *testing.T) {
 		{"AD, empty", presetAD, texts("pwdLastSet", ""), connectors.PasswordUnknown},
 		{"AD, too large", presetAD, texts("pwdLastSet", "9223372036854775808"), connectors.PasswordUnknown},
 		{"AD, never", presetAD, texts("pwdLastSet", "9223372036854775807"), connectors.PasswordUnknown},
+		{"AD, in a day", presetAD, texts("pwdLastSet", "134402538000000000"), 1795780200000000},
+		{"AD, of a clock that is wrong", presetAD, texts("pwdLastSet", "134402538000000010"), connectors.PasswordUnknown},
+		{"AD, before 1970", presetAD, texts("pwdLastSet", "116444736000000010"), connectors.PasswordUnknown},
+		{"AD, at the time of another directory's", presetAD, texts("pwdLastSet", "134400810000000000"), 1795607400000000},
 		{"AD, after every other time", presetAD, texts("pwdLastSet", "2650467744000000000"), connectors.PasswordUnknown},
 		{"AD, what is no time here", presetAD, texts("pwdLastSet", "1"), connectors.PasswordUnknown},
 		{"AD, two of them", presetAD, both, connectors.PasswordUnknown},
 		{"OpenLDAP", presetOpenLDAP, texts("pwdChangedTime", "20261125115000Z"), 1795607400000000},
 		{"OpenLDAP, a microsecond later", presetOpenLDAP, texts("pwdChangedTime", "20261125115000.000001Z"), 1795607400000001},
+		{"OpenLDAP, of a clock that is wrong", presetOpenLDAP, texts("pwdChangedTime", "20261127115001Z"), connectors.PasswordUnknown},
 		{"OpenLDAP, never", presetOpenLDAP, texts("uid", "a"), connectors.PasswordNeverSet},
 		{"OpenLDAP, no time", presetOpenLDAP, texts("pwdChangedTime", "now"), connectors.PasswordUnknown},
 		{"OpenLDAP, before 1970", presetOpenLDAP, texts("pwdChangedTime", "19691231235959Z"), connectors.PasswordUnknown},
@@ -189,7 +194,7 @@ func TestPasswordSet(t *testing.T) {
 		{"and the other way round", "", texts("krbLastPwdChange", "20261125115001Z", "pwdChangedTime", "20261125115000Z"), 1795607401000000},
 		{"one of two cannot be read", "", texts("krbLastPwdChange", "20261125115001Z", "pwdChangedTime", "\xff"), connectors.PasswordUnknown},
 	} {
-		c := &Connector{settings: &settings{config: config{Preset: tt.preset}}}
+		c := &Connector{settings: &settings{config: config{Preset: tt.preset}}, now: func() time.Time { return time.Date(2026, 11, 26, 11, 50, 0, 0, time.UTC) }}
 		if got := c.passwordSet(tt.e); got != tt.want {
 			t.Errorf("%s: got %d, want %d", tt.name, got, tt.want)
 		}

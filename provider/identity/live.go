@@ -154,6 +154,13 @@ func (l *Live) User(connector, id string, signedIn time.Time) *User {
 	return u
 }
 
+// Ask asks about a user soon, whether or not anybody uses their sessions. It does not block.
+func (l *Live) Ask(connector, id string) {
+	if u := l.User(connector, id, time.Time{}); u.source.asked() {
+		u.tell(0)
+	}
+}
+
 // source is called with mu held.
 func (l *Live) source(connector string) *source {
 	s := l.sources[connector]

@@ -25,6 +25,8 @@ type KnownPassword struct {
 	Pending bool
 	Own     bool   // the user has changed it here
 	Except  string // id of a session that goes on; "": none
+	// TokensOver is until when tokens were issued that are over: when another password was last noticed that was not chosen here. Zero: never.
+	TokensOver time.Time `json:",omitzero"`
 	// OwnUntil is until when a greater Set is that of a change that was made here, and is no news; zero: that was seen, or there was none.
 	OwnUntil time.Time
 }
