@@ -182,6 +182,21 @@ func (s cutoffs) seenGranted(ctx context.Context, userID, connectorID string) er
 	return nil
 }
 
+// letIn implements front.Options.LetIn. What the password grant leaves in the store is looked at by its maker (see allowed); a token alone leaves nothing there.
+func (p *Provider) letIn(ctx context.Context, connectorID, userID string) error {
+	e, _ := identity.EvidenceOf(ctx, connectorID)
+	i, err := p.store.GetIdentity(store.Fresh(ctx), userID, connectorID)
+	switch {
+	case errors.Is(err, storage.ErrNotFound):
+		return nil
+	case err != nil:
+		return wrapped("read user", err)
+	case former(i.Password, e, p.now()):
+		return errFormerPassword
+	}
+	return nil
+}
+
 // endFormerSoon ends what began with a former password, now or as soon as it can be. Until then it is refused by whoever asks about the user.
 func (p *Provider) endFormerSoon(ctx context.Context, connectorID, userID string) {
 	err := p.endFormer(context.WithoutCancel(ctx), connectorID, userID) // whoever has signed in may be gone

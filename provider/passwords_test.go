@@ -581,7 +581,8 @@ func TestFormerPasswordDuringASignIn(t *testing.T) {
 			b.signIn("ann", "right")
 			return b.last.Query().Get("code") != ""
 		},
-		"by the grant": func(w *world) bool { return w.granted("right") != "" },
+		"by the grant":                 func(w *world) bool { return w.granted("right") != "" },
+		"by the grant of a token only": func(w *world) bool { return w.accessOnly("right") != "" },
 	}
 	for change, during := range changes {
 		for way, try := range ways {
@@ -608,6 +609,14 @@ func TestFormerPasswordDuringASignIn(t *testing.T) {
 			}
 		}
 	}
+}
+
+// accessOnly gets an access token for ann's password and nothing else, "" if that is refused.
+func (w *world) accessOnly(password string) string {
+	w.t.Helper()
+	_, answer := w.formPost("/token", withSecret(url.Values{"grant_type": {"password"}, "scope": {"openid"}, "username": {"ann"}, "password": {password}}))
+	token, _ := answer["access_token"].(string)
+	return token
 }
 
 // granted gets a refresh token for ann's password, "" if that is refused.
@@ -726,7 +735,13 @@ func TestSignInAtAServerThatLags(t *testing.T) {
 	if b := w.enter("ann", "stronger"); b.code != http.StatusServiceUnavailable || w.sessionCount() != 0 {
 		t.Errorf("the former password: %d", b.code)
 	}
+	if w.accessOnly("stronger") != "" {
+		t.Error("the former password is good for a token")
+	}
 	clk.add(serversLag)
+	if w.accessOnly("stronger") == "" {
+		t.Error("a directory that was set back is good for no token")
+	}
 	if b := w.enter("ann", "stronger"); !hello(b) {
 		t.Errorf("a directory that was set back: %d", b.code)
 	}

@@ -287,6 +287,7 @@ func (p *Provider) frontOptions(g *generation) front.Options {
 			defer store.Forget(ctx) // the answer may have changed the user
 			return p.vouch(ctx, connectorID, userID, since)
 		},
+		LetIn:      p.letIn,
 		CheckHint:  CheckHint,
 		VerifyHint: p.verifyHint,
 		Replayed:   p.replayed,

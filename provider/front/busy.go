@@ -61,6 +61,14 @@ func (f *Front) passwordGrant(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer resp.Body.Close()
+	if door, user, in := turned.In(); in && resp.StatusCode == http.StatusOK {
+		if err := f.LetIn(ctx, door, user); err != nil { // tokens that nobody gets are as good as none
+			f.Log.WarnContext(ctx, "a password grant is refused for now", "connector", door, "user_id", user, "error", err)
+			w.Header().Set("Retry-After", "1")
+			f.oauthError(w, http.StatusServiceUnavailable, "temporarily_unavailable", "the password may have been changed meanwhile")
+			return
+		}
+	}
 	connector, no := turned.Away()
 	if no == nil {
 		copyAnswer(w, resp)

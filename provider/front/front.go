@@ -73,6 +73,8 @@ type Options struct {
 	// Vouch asks who a user is now, for a session or token that began at since: identity.ErrEnded where it is over, another error where nobody could
 	// say. nil at once where the last answer is young enough.
 	Vouch func(ctx context.Context, connectorID, userID string, since time.Time) error
+	// LetIn fails where the password that the password grant of ctx has just let a user in with may be a former one by now, or where nobody can say.
+	LetIn func(ctx context.Context, connectorID, userID string) error
 	// CheckHint refuses what is no ID Token of this issuer by its form.
 	CheckHint func(raw string) error
 	// VerifyHint checks an ID Token that may have expired: ErrFormerKey where it is of a key that is not published any more.

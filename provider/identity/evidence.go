@@ -39,13 +39,21 @@ func EvidenceOf(ctx context.Context, connectorID string) (Evidence, bool) {
 
 // An entry is who was let in by the password grant.
 type entry struct {
-	connector string
-	evidence  Evidence
+	connector, user string
+	evidence        Evidence
 }
 
 // letIn makes known what the password grant let somebody in with. The identity goes through Dex, which has no place for it.
-func letIn(ctx context.Context, connectorID string, e Evidence) {
+func letIn(ctx context.Context, connectorID, userID string, e Evidence) {
 	if t, ok := ctx.Value(turnedKey{}).(*Turned); ok {
-		t.in.Store(&entry{connectorID, e})
+		t.in.Store(&entry{connectorID, userID, e})
 	}
+}
+
+// In returns whose password was found to be right; ok is false if none was.
+func (t *Turned) In() (connectorID, userID string, ok bool) {
+	if in := t.in.Load(); in != nil {
+		return in.connector, in.user, true
+	}
+	return "", "", false
 }

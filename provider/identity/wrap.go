@@ -84,7 +84,7 @@ func (p passwordPart) Login(ctx context.Context, s connector.Scopes, user, passw
 	case err != nil:
 		return connector.Identity{}, false, err
 	}
-	letIn(ctx, p.ID, id.Evidence)
+	letIn(ctx, p.ID, id.UserID, id.Evidence)
 	return id.Identity, true, nil
 }
 
