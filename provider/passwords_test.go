@@ -581,7 +581,12 @@ func TestFormerPasswordDuringASignIn(t *testing.T) {
 			b.signIn("ann", "right")
 			return b.last.Query().Get("code") != ""
 		},
-		"by the grant":                 func(w *world) bool { return w.granted("right") != "" },
+		"by the grant": func(w *world) bool { return w.granted("right") != "" },
+		"by a device": func(w *world) bool {
+			d := w.newDevice("tv", "", "openid offline_access")
+			d.agreed(w.browser(), "ann", "right")
+			return d.gets(w)
+		},
 		"by the grant of a token only": func(w *world) bool { return w.accessOnly("right") != "" },
 	}
 	for change, during := range changes {
