@@ -83,8 +83,8 @@ type Identity struct {
 	PasswordSet       PasswordSet
 }
 
-// PasswordSet says when the user's password was set, in the clock and the units of whoever keeps it: a later one is greater, and nothing else can be
-// made of it. At a sign-in it is from before the password was checked: what was checked is that one or a later one, and never a former one.
+// PasswordSet says when the user's password was set, in the clock of whoever keeps it: a later one is greater, and nothing else can be made of it. The
+// unit is a connector's, and stays the same whatever it connects to. At a sign-in it is from before the password was checked: what was checked is that one or a later one, and never a former one.
 type PasswordSet int64
 
 // What is no time.
