@@ -122,7 +122,8 @@ func (p *Provider) passwordChanged(ctx context.Context, g *generation, connector
 	if err == nil && noted == nil {
 		_, err = p.settlePassword(ctx, connectorID, userID, since)
 	}
-	p.live.Ask(connectorID, userID) // so that another change, after this one, is not taken for it: nobody may sign in now
+	// Nobody may sign in now, and another change, after this one, is not to be taken for it.
+	p.live.Ask(connectorID, userID) //nolint:contextcheck // a Lookup is for all who wait: no caller ends it
 	if err = errors.Join(noted, err); err == nil {
 		return
 	}
