@@ -13,8 +13,8 @@ linted := CGO_ENABLED=0 GOFLAGS="$(GOFLAGS) -trimpath -pgo=off"
 product := GATEHOUSE_BIN=$(CURDIR)/bin/gatehouse
 # The race detector needs cgo; lint has vetted before. Real programs run beside the tests, hence the long timeout.
 race := -race -vet=off -pgo=off -timeout 20m
-# The packages with benchmarks: no other test program is linked a second time. The comparison with Dex is a module of its own.
-benchmarks = $(filter-out ./test/bench/signin/,$(addprefix ./,$(sort $(dir $(shell grep -rl --include='*_test.go' '^func Benchmark' */)))))
+# The packages with benchmarks: no other test program is linked a second time. What is a module of its own is not among them.
+benchmarks = $(filter-out ./test/bench/signin/% ./test/cluster/% ./test/deploy/render/%,$(addprefix ./,$(sort $(dir $(shell grep -rl --include='*_test.go' '^func Benchmark' */)))))
 
 .PHONY: build release demo test e2e-istio e2e-eg lint bench pgo fuzz tools clean
 
