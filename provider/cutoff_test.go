@@ -474,13 +474,7 @@ func blockDuring(t *testing.T, keys store.Keys, run func(*world), kind store.Kin
 	t.Helper()
 	clk := &clock{}
 	d := &blockingDriver{Driver: store.MemoryDriver(), kind: kind, skip: n, after: after}
-	st, err := store.New(t.Context(), d, store.Options{Now: clk.now})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := st.UpdateSigningKeys(t.Context(), func(store.Keys) (store.Keys, error) { return keys, nil }); err != nil {
-		t.Fatal(err)
-	}
+	st := keyedStore(t, d, keys, clk)
 	w := newWorld(t, quickConfig, st, seal.NewKey(), clk)
 	d.block = func() {
 		if _, err := w.provider.Block(t.Context(), "fast", robotID, Forever); err != nil {

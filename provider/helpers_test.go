@@ -50,6 +50,19 @@ func (d *countingDriver) Write(ctx context.Context, ops []store.Op) (int64, erro
 func (d *countingDriver) reset()       { d.writes.Store(0) }
 func (d *countingDriver) count() int64 { return d.writes.Load() }
 
+// keyedStore is a store on a driver, with signing keys that were made before.
+func keyedStore(t *testing.T, d store.Driver, keys store.Keys, clk *clock) *store.Store {
+	t.Helper()
+	st, err := store.New(t.Context(), d, store.Options{Now: clk.now})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := st.UpdateSigningKeys(t.Context(), func(store.Keys) (store.Keys, error) { return keys, nil }); err != nil {
+		t.Fatal(err)
+	}
+	return st
+}
+
 // rotateOnce makes a new signing key that is due, as another replica would, and returns something that is signed with the key that signs then.
 func rotateOnce(ctx context.Context, c *keyCache, now func() time.Time) (string, error) {
 	ctx, cancel := context.WithCancel(ctx)

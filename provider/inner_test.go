@@ -113,13 +113,7 @@ func firstTime(t *testing.T, meanwhile func(*world)) (*world, *browser) {
 	t.Helper()
 	keys, clk := madeKeys(t), &clock{}
 	d := &blockingDriver{Driver: store.MemoryDriver(), kind: store.KindIdentity}
-	st, err := store.New(t.Context(), d, store.Options{Now: clk.now})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := st.UpdateSigningKeys(t.Context(), func(store.Keys) (store.Keys, error) { return keys, nil }); err != nil {
-		t.Fatal(err)
-	}
+	st := keyedStore(t, d, keys, clk)
 	w := newWorld(t, quickConfig, st, seal.NewKey(), clk)
 	d.block = func() { meanwhile(w) }
 	b := w.browser().get("https://app.example.com/")

@@ -157,13 +157,7 @@ func TestPasswordChangesDuringASignIn(t *testing.T) {
 			for n := range 2 {
 				clk, key := &clock{}, seal.NewKey()
 				d := &blockingDriver{Driver: store.MemoryDriver(), kind: kind, skip: n, after: after}
-				st, err := store.New(t.Context(), d, store.Options{Now: clk.now})
-				if err != nil {
-					t.Fatal(err)
-				}
-				if err := st.UpdateSigningKeys(t.Context(), func(store.Keys) (store.Keys, error) { return keys, nil }); err != nil {
-					t.Fatal(err)
-				}
+				st := keyedStore(t, d, keys, clk)
 				w, other := newWorld(t, testConfig, st, key, clk), newWorld(t, testConfig, st, key, clk)
 				if err := w.provider.Reconcile(t.Context()); err != nil {
 					t.Fatal(err)

@@ -170,13 +170,7 @@ func TestCutOffBetweenAnyTwoCalls(t *testing.T) {
 
 func betweenWorld(t *testing.T, text string, d store.Driver, keys store.Keys, clk *clock) *world {
 	t.Helper()
-	st, err := store.New(t.Context(), d, store.Options{Now: clk.now})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := st.UpdateSigningKeys(t.Context(), func(store.Keys) (store.Keys, error) { return keys, nil }); err != nil {
-		t.Fatal(err)
-	}
+	st := keyedStore(t, d, keys, clk)
 	return newWorld(t, text, st, seal.NewKey(), clk)
 }
 

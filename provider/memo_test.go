@@ -87,13 +87,7 @@ func (d *sessionsDriver) Write(ctx context.Context, ops []store.Op) (int64, erro
 func TestNewSessionIsWrittenOnce(t *testing.T) {
 	clk, keys := &clock{}, madeKeys(t)
 	d := &sessionsDriver{Driver: store.MemoryDriver()}
-	st, err := store.New(t.Context(), d, store.Options{Now: clk.now})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := st.UpdateSigningKeys(t.Context(), func(store.Keys) (store.Keys, error) { return keys, nil }); err != nil {
-		t.Fatal(err)
-	}
+	st := keyedStore(t, d, keys, clk)
 	w := newWorld(t, quickConfig, st, seal.NewKey(), clk)
 	robotAtClient(w, w.browser(), "")
 	d.mu.Lock()

@@ -666,13 +666,7 @@ func TestPasswordChangesBetweenWritesOfASignIn(t *testing.T) {
 			for n := range 2 {
 				clk := &clock{}
 				d := &blockingDriver{Driver: store.MemoryDriver(), kind: kind, skip: n, after: after}
-				st, err := store.New(t.Context(), d, store.Options{Now: clk.now})
-				if err != nil {
-					t.Fatal(err)
-				}
-				if err := st.UpdateSigningKeys(t.Context(), func(store.Keys) (store.Keys, error) { return keys, nil }); err != nil {
-					t.Fatal(err)
-				}
+				st := keyedStore(t, d, keys, clk)
 				w, _ := vaultWorldOn(t, st, clk)
 				d.block = w.chooses
 				b := w.enter("ann", "right")
