@@ -275,10 +275,17 @@ func TestUnavailable(t *testing.T) {
 			}
 		}
 	}
+	if _, err := c.Find(waiting(t), "alice"); err != nil { // and a connection is idle
+		t.Fatal(err)
+	}
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
 	if _, err := c.Find(ended, "alice"); reason(t, err) != connectors.Unavailable {
 		t.Errorf("got %v, want %s", err, connectors.Unavailable)
+	}
+	dials := s.Dials()
+	if _, err := c.Find(waiting(t), "alice"); err != nil || s.Dials() != dials {
+		t.Errorf("got %v, and %d new connections: one was ended for who had gone before he asked", err, s.Dials()-dials)
 	}
 }
 

@@ -78,8 +78,11 @@ func newPool(n int, idle time.Duration, service bool) *pool {
 	return &pool{max: n, idleFor: idle, service: service, slots: make(chan struct{}, n)}
 }
 
-// acquire waits for the right to one connection, until ctx ends.
+// acquire waits for the right to one connection, until ctx ends. For whoever has gone already there is none: the directory is not asked.
 func (p *pool) acquire(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("%w: %w", errNoDirectory, err)
+	}
 	select {
 	case p.slots <- struct{}{}:
 		return nil
