@@ -290,6 +290,7 @@ func TestThousandUsersCostFewLookups(t *testing.T) {
 			}
 			time.Sleep(500 * time.Millisecond)
 		}
+		synctest.Wait()
 		asked := map[string]int{}
 		for _, ids := range b.calls {
 			if len(ids) > batchSize {
