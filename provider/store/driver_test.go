@@ -24,10 +24,7 @@ func onDrivers(t *testing.T, test func(t *testing.T, d Driver)) {
 		test(t, d)
 	})
 	t.Run("etcd", func(t *testing.T) {
-		d, err := openEtcd(t.Context(), etcdAt(peers.Etcd(t, peers.EtcdOptions{})), quiet())
-		must(t, err)
-		defer func() { must(t, d.Close()) }()
-		test(t, d)
+		test(t, openEtcdAt(t, peers.Etcd(t, peers.EtcdOptions{})))
 	})
 }
 

@@ -46,9 +46,10 @@ type etcdDriver struct {
 	client    *clientv3.Client
 	anonymous *clientv3.Client // see authenticateOver; nil without a user
 
-	prefix string
-	writer string // names this driver's entries of the log
-	writes atomic.Int64
+	timeout time.Duration // etcdTimeout
+	prefix  string
+	writer  string // names this driver's entries of the log
+	writes  atomic.Int64
 
 	segment etcdSegment
 	known   etcdMemory
@@ -178,7 +179,7 @@ func (d *etcdDriver) Read(ctx context.Context, kind Kind, id string) (Record, er
 
 // get asks for a key or a range of keys. Reads of etcd are linearizable unless asked to be otherwise.
 func (d *etcdDriver) get(ctx context.Context, what, key string, o ...clientv3.OpOption) (*clientv3.GetResponse, error) {
-	call, cancel := context.WithTimeout(ctx, etcdTimeout)
+	call, cancel := context.WithTimeout(ctx, d.timeout)
 	defer cancel()
 	res, err := d.client.Get(call, key, o...)
 	if err != nil {
@@ -195,7 +196,7 @@ func (d *etcdDriver) txn(ctx context.Context, what string, compare []clientv3.Cm
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	call, cancel := context.WithTimeout(ctx, etcdTimeout)
+	call, cancel := context.WithTimeout(ctx, d.timeout)
 	defer cancel()
 	res, err := d.client.Txn(call).If(compare...).Then(then...).Else(otherwise...).Commit()
 	if err != nil {

@@ -70,7 +70,7 @@ func openEtcd(ctx context.Context, e EtcdOptions, log *slog.Logger) (_ *etcdDriv
 		Context:     context.WithoutCancel(ctx), // lives as long as the store
 		Logger:      zap.NewNop(),               // what goes wrong is said by errors
 	}
-	d := &etcdDriver{prefix: e.Namespace + "gatehouse/", writer: rand.Text()}
+	d := &etcdDriver{timeout: etcdTimeout, prefix: e.Namespace + "gatehouse/", writer: rand.Text()}
 	if e.Username != "" {
 		if d.anonymous, err = clientv3.New(config); err != nil {
 			return nil, d.failed(ctx, "open "+strings.Join(endpoints, ","), err)
@@ -247,7 +247,7 @@ func (d *etcdDriver) failed(ctx context.Context, what string, err error) error {
 		return false
 	}; {
 	case is(context.DeadlineExceeded):
-		advice = fmt.Sprintf("no answer within %s: see that etcd runs, has a leader and can be reached from here", etcdTimeout)
+		advice = fmt.Sprintf("no answer within %s: see that etcd runs, has a leader and can be reached from here", d.timeout)
 	case is(rpctypes.ErrAuthFailed, rpctypes.ErrUserEmpty, rpctypes.ErrUserNotFound, rpctypes.ErrInvalidAuthToken, rpctypes.ErrAuthNotEnabled):
 		advice = "check storage.config.username and password, and that etcd has authentication enabled"
 	case is(rpctypes.ErrPermissionDenied):

@@ -90,8 +90,7 @@ func (c *cable) set(cut bool) {
 // A follower hears by the watch alone: it reads the log by itself once an hour.
 func etcdFollower(t *testing.T, endpoint string) (*Store, *recorder) {
 	t.Helper()
-	s, err := OpenEtcd(t.Context(), EtcdOptions{Endpoints: []string{endpoint}, Namespace: "test/"}, Options{FeedInterval: time.Hour})
-	must(t, err)
+	s := openEtcdStore(t, EtcdOptions{Endpoints: []string{endpoint}, Namespace: "test/"}, Options{FeedInterval: time.Hour})
 	t.Cleanup(func() { must(t, s.Close()) })
 	return s, record(s)
 }
@@ -111,15 +110,14 @@ func TestEtcdWakes(t *testing.T) {
 
 func TestEtcdWakesAfterTheServerWasGone(t *testing.T) {
 	server := peers.Etcd(t, peers.EtcdOptions{})
-	writer, err := OpenEtcd(t.Context(), etcdAt(server), Options{})
-	must(t, err)
+	writer := openEtcdStore(t, etcdAt(server), Options{})
 	t.Cleanup(func() { must(t, writer.Close()) })
 	s, told := etcdFollower(t, server.URL)
 	t.Run("follow", func(t *testing.T) {
 		follow(t, s)
 		for i := range 3 {
-			peers.Eventually(t, 20*time.Second, "a write", func() bool {
-				return writer.CreateClient(t.Context(), storage.Client{ID: string(rune('a' + i))}) == nil
+			peers.Eventually(t, time.Minute, "a write", func() bool {
+				return created(writer.CreateClient(t.Context(), storage.Client{ID: string(rune('a' + i))}))
 			})
 			told.wait(t.Context(), t, i+1)
 			server.Kill(t)

@@ -30,7 +30,7 @@ func openPostgresDriver(t *testing.T, c PostgresConfig) *postgresDriver {
 // waiting waits until one of our connections waits for an advisory lock, and returns its process id.
 func waiting(t *testing.T, conn *pgx.Conn) (pid int32) {
 	t.Helper()
-	peers.Eventually(t, 10*time.Second, "a write waits for a lock", func() bool {
+	peers.Eventually(t, time.Minute, "a write waits for a lock", func() bool {
 		rows, err := conn.Query(t.Context(), "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock' AND wait_event = 'advisory'")
 		must(t, err)
 		pids, err := pgx.CollectRows(rows, pgx.RowTo[int32])
@@ -188,7 +188,7 @@ func TestPostgresWritesThatShareACommitFailAlone(t *testing.T) {
 	begin(3, op(Create, "exists", "", "", 0))
 	begin(4, op(Put, "exists", "", "", 1))
 	begin(5, op(Delete, "gone", "", "", 0))
-	peers.Eventually(t, 10*time.Second, "five writes wait for their turn", func() bool {
+	peers.Eventually(t, time.Minute, "five writes wait for their turn", func() bool {
 		d.writer.mu.Lock()
 		defer d.writer.mu.Unlock()
 		return len(d.writer.waiting) == 5
@@ -316,35 +316,42 @@ func pass(from, to net.Conn, allowed func([]byte) bool) {
 // Two writes that lock each other's records: the server undoes one, and it is made again.
 func TestPostgresDeadlocksAreRepeated(t *testing.T) {
 	c := newDatabase(t)
-	d, foreign := openPostgresDriver(t, c), connect(t, c)
+	d, foreign, watch := openPostgresDriver(t, c), connect(t, c), connect(t, c)
 	ctx := t.Context()
 	write(t, d, op(Create, "a", "", "", 0), op(Create, "b", "", "", 0))
-	for range 3 { // the server chooses whom it undoes: the one that finds out
+	// Ours has changed a and waits, until the other one waits for a, before it goes on to b.
+	_, err := foreign.Exec(ctx, `CREATE FUNCTION public.hold() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_advisory_xact_lock(99); RETURN NULL; END';
+		CREATE TRIGGER hold AFTER UPDATE ON gatehouse.record FOR EACH ROW WHEN (NEW.id = 'a') EXECUTE FUNCTION public.hold()`)
+	must(t, err)
+	for range 3 { // the server chooses whom it undoes: the one that finds out, which looks once, a second after it began to wait
+		_, err := watch.Exec(ctx, "SELECT pg_advisory_lock(99)")
+		must(t, err)
 		tx, err := foreign.Begin(ctx)
 		must(t, err)
-		_, err = tx.Exec(ctx, "SET LOCAL deadlock_timeout = '30s'; SELECT 1 FROM gatehouse.record WHERE id = 'b' FOR UPDATE")
+		_, err = tx.Exec(ctx, "SET LOCAL deadlock_timeout = '10min'; SELECT 1 FROM gatehouse.record WHERE id = 'b' FOR UPDATE")
 		must(t, err)
 		a, b := read(t, d, "a"), read(t, d, "b")
-		done := make(chan error, 1)
+		ours, theirs := make(chan error, 1), make(chan error, 1)
 		go func() {
 			_, err := d.Write(ctx, []Op{op(Put, "a", "", "x", a.Version), op(Put, "b", "", "x", b.Version)})
-			done <- err
+			ours <- err
 		}()
-		peers.Eventually(t, 10*time.Second, "the write waits for b", func() bool {
+		waiting(t, watch)
+		go func() {
+			_, err := tx.Exec(ctx, "SELECT 1 FROM gatehouse.record WHERE id = 'a' FOR UPDATE")
+			theirs <- err
+		}()
+		peers.Eventually(t, time.Minute, "both wait", func() bool {
 			var n int
-			must(t, connectOnce(t, c, "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'", &n))
-			return n == 1
+			must(t, watch.QueryRow(ctx, "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'").Scan(&n))
+			return n == 2
 		})
-		_, err = tx.Exec(ctx, "SELECT 1 FROM gatehouse.record WHERE id = 'a' FOR UPDATE")
+		_, err = watch.Exec(ctx, "SELECT pg_advisory_unlock(99)")
 		must(t, err)
+		must(t, <-theirs)
 		must(t, tx.Commit(ctx))
-		must(t, <-done)
+		must(t, <-ours)
 	}
-}
-
-func connectOnce(t *testing.T, c PostgresConfig, query string, into any) error {
-	conn := connect(t, c)
-	return errors.Join(conn.QueryRow(t.Context(), query).Scan(into), conn.Close(t.Context()))
 }
 
 func TestPostgresHonoursContexts(t *testing.T) {
@@ -362,7 +369,7 @@ func TestPostgresHonoursContexts(t *testing.T) {
 		if i == 0 {
 			waiting(t, connect(t, c))
 		} else {
-			peers.Eventually(t, 10*time.Second, "a write waits for its turn", func() bool {
+			peers.Eventually(t, time.Minute, "a write waits for its turn", func() bool {
 				d.writer.mu.Lock()
 				defer d.writer.mu.Unlock()
 				return len(d.writer.waiting) == 1
@@ -391,7 +398,7 @@ func TestPostgresReadsSurviveCutConnections(t *testing.T) {
 		const others = " FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
 		_, err := admin.Exec(t.Context(), "SELECT pg_terminate_backend(pid)"+others)
 		must(t, err)
-		peers.Eventually(t, 10*time.Second, "they are gone", func() bool {
+		peers.Eventually(t, time.Minute, "they are gone", func() bool {
 			var n int
 			must(t, admin.QueryRow(t.Context(), "SELECT count(*)"+others).Scan(&n))
 			return n == 0

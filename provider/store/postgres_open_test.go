@@ -196,7 +196,7 @@ func TestPostgresConnectionsAreLimited(t *testing.T) {
 	if got := d.pool.Stat().MaxConns(); got != 3 {
 		t.Errorf("at most %d connections, want 3", got)
 	}
-	peers.Eventually(t, 5*time.Second, "one idle connection is left", func() bool {
+	peers.Eventually(t, time.Minute, "one idle connection is left", func() bool {
 		read(t, d, "0")
 		return d.pool.Stat().TotalConns() <= 1
 	})
@@ -310,14 +310,14 @@ func TestPostgresWakes(t *testing.T) {
 			must(t, admin.QueryRow(ctx, listening).Scan(&n))
 			return n == 1
 		}
-		peers.Eventually(t, 10*time.Second, "it listens", listens)
+		peers.Eventually(t, time.Minute, "it listens", listens)
 		must(t, b.CreateClient(ctx, newClient("1")))
 		told.wait(ctx, t, 1)
 		_, err := admin.Exec(ctx, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND query = 'LISTEN gatehouse'")
 		must(t, err)
 		must(t, b.CreateClient(ctx, newClient("2"))) // while it does not hear
 		told.wait(ctx, t, 2)
-		peers.Eventually(t, 10*time.Second, "it listens again", listens)
+		peers.Eventually(t, time.Minute, "it listens again", listens)
 		must(t, b.CreateClient(ctx, newClient("3")))
 		told.wait(ctx, t, 3)
 	})
@@ -336,7 +336,7 @@ func TestPostgresBell(t *testing.T) {
 		busy, err := d.pool.Acquire(ctx)
 		must(t, err)
 		d.bell.ring()
-		peers.Eventually(t, 10*time.Second, "it rings", func() bool { return len(d.bell.rung) == 0 })
+		peers.Eventually(t, time.Minute, "it rings", func() bool { return len(d.bell.rung) == 0 })
 		d.bell.ring()
 		closed := make(chan error, 1)
 		go func() { closed <- d.Close() }()
@@ -344,7 +344,7 @@ func TestPostgresBell(t *testing.T) {
 		busy.Release()
 		must(t, <-closed)
 		for range 2 {
-			limited, cancel := context.WithTimeout(ctx, 10*time.Second)
+			limited, cancel := context.WithTimeout(ctx, time.Minute)
 			n, err := listener.WaitForNotification(limited)
 			cancel()
 			must(t, err)
@@ -366,7 +366,7 @@ func TestPostgresShowsNoPassword(t *testing.T) {
 	t.Run("follow", func(t *testing.T) {
 		must(t, server.Stop())
 		follow(t, s)
-		peers.Eventually(t, 10*time.Second, "it says that it does not hear", func() bool { return strings.Contains(logged.String(), "read at intervals only") })
+		peers.Eventually(t, time.Minute, "it says that it does not hear", func() bool { return strings.Contains(logged.String(), "read at intervals only") })
 	})
 	must(t, s.Close())
 	for _, text := range []string{logged.String(), fmt.Sprintf("%+v %#v", c, c)} {

@@ -2,13 +2,13 @@ package store
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"strconv"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -57,8 +57,11 @@ func newDatabase(t testing.TB) PostgresConfig {
 	t.Cleanup(func() {
 		ctx := context.WithoutCancel(t.Context())
 		admin := connect(t, of)
-		_, err := admin.Exec(ctx, "DROP DATABASE "+name+" WITH (FORCE)")
-		must(t, errors.Join(err, admin.Close(ctx)))
+		peers.Eventually(t, time.Minute, "the database is dropped", func() bool { // the server waits 5 s for those who use it, no longer
+			_, err = admin.Exec(ctx, "DROP DATABASE IF EXISTS "+name+" WITH (FORCE)")
+			return err == nil
+		})
+		must(t, admin.Close(ctx))
 	})
 	c := of
 	c.Database = name
@@ -71,7 +74,7 @@ func configOf(t testing.TB, s *peers.PostgresServer) PostgresConfig {
 	must(t, err)
 	n, err := strconv.Atoi(port)
 	must(t, err)
-	return PostgresConfig{Host: host, Port: n, Database: "postgres", User: s.User, Password: func() string { return s.Password }, SSL: PostgresSSL{Mode: "disable"}, log: quiet()}
+	return PostgresConfig{Host: host, Port: n, Database: "postgres", User: s.User, Password: func() string { return s.Password }, SSL: PostgresSSL{Mode: "disable"}, ConnectTimeout: time.Minute, log: quiet()}
 }
 
 // connect returns a connection of somebody else.
@@ -80,6 +83,8 @@ func connect(t testing.TB, c PostgresConfig) *pgx.Conn {
 	pc, err := c.pool()
 	must(t, err)
 	conn, err := pgx.ConnectConfig(context.WithoutCancel(t.Context()), pc.ConnConfig)
+	must(t, err)
+	_, err = conn.Exec(context.WithoutCancel(t.Context()), "SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 0")
 	must(t, err)
 	t.Cleanup(func() { _ = conn.Close(context.WithoutCancel(t.Context())) })
 	return conn
