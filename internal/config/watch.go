@@ -75,6 +75,7 @@ type Watch struct {
 	o       WatchOptions
 	changed chan struct{}
 	read    chan Files
+	looked  func() // of a test: the places were looked for, and are not watched yet
 }
 
 // NewWatch returns a Watch. Run runs it.
@@ -186,15 +187,31 @@ func (q *quiet) stop() {
 // places are the folders in which something can happen to a set of files, and the names there that matter.
 type places struct{ folders, names map[string]bool }
 
-// follow has n watch the places of files.
+// followTries bounds how often follow looks again: what changes all the time is told of by events.
+const followTries = 10
+
+// follow has n watch the places of files. A folder that came after it was looked for, and before the one above was watched, is told of by no event: it
+// looks again until all is as it was.
 func (w *Watch) follow(ctx context.Context, n *fsnotify.Watcher, files Files) places {
-	p := places{folders: map[string]bool{}, names: map[string]bool{}}
-	for name := range files {
-		p.add(name)
-	}
+	p := lookFor(files)
 	if n == nil {
 		return p
 	}
+	for try := 1; ; try++ {
+		if w.looked != nil {
+			w.looked()
+		}
+		w.watch(ctx, n, p)
+		now := lookFor(files)
+		if try == followTries || maps.Equal(now.folders, p.folders) && maps.Equal(now.names, p.names) {
+			return p
+		}
+		p = now
+	}
+}
+
+// watch has n watch the folders of p and no others.
+func (w *Watch) watch(ctx context.Context, n *fsnotify.Watcher, p places) {
 	watched := map[string]bool{}
 	for _, folder := range n.WatchList() {
 		watched[folder] = true
@@ -209,6 +226,14 @@ func (w *Watch) follow(ctx context.Context, n *fsnotify.Watcher, files Files) pl
 		if err := n.Add(folder); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			w.o.Log.WarnContext(ctx, "a folder cannot be watched: its files are read again every now and then", "folder", folder, "every", w.o.Poll.String(), "error", err)
 		}
+	}
+}
+
+// lookFor returns the places of files as they are now.
+func lookFor(files Files) places {
+	p := places{folders: map[string]bool{}, names: map[string]bool{}}
+	for name := range files {
+		p.add(name)
 	}
 	return p
 }
