@@ -155,6 +155,9 @@ func (sh *shard) land(id string, f *flight, s *Session, err error) bool {
 func (sh *shard) admit(s *Session, now time.Time) (*Session, error) {
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
+	if sh.closed { // what ends it from now on is not told, and its activity is not written
+		return nil, &UnavailableError{ErrClosed}
+	}
 	e := sh.entries[s.ID]
 	if e == nil {
 		e = &entry{session: s, touched: now.UnixMilli()} // already changed or evicted: good for this request only

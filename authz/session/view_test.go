@@ -698,6 +698,23 @@ func TestCloseDuringRead(t *testing.T) {
 	})
 }
 
+// A lookup whose read had just ended when the view was closed is refused: its activity would wait for nobody.
+func TestCloseAfterRead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := NewView(newFake(newSession("a", "u", time.Now())), Options{Idle: idle})
+		s := wantLive(t, v, "a")
+		if err := v.Close(t.Context()); err != nil {
+			t.Error(err)
+		}
+		if got, err := v.shard("a").admit(s, time.Now().Add(every)); got != nil || !errors.Is(err, ErrClosed) {
+			t.Errorf("got %v, %v, want error %v", got, err, ErrClosed)
+		}
+		if n := len(v.touches); n != 0 {
+			t.Errorf("got %d touches left after Close, want 0", n)
+		}
+	})
+}
+
 func TestStoreFaultsAreLoggedOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var log bytes.Buffer
