@@ -73,7 +73,7 @@ func TestClientOverTCPAndUnix(t *testing.T) {
 				t.Fatal(err)
 			}
 			s := &table{}
-			srv := &http.Server{Handler: Handler(options(s)), ReadHeaderTimeout: time.Second}
+			srv := &http.Server{Handler: Handler(options(s)), ReadHeaderTimeout: time.Minute}
 			go func() { _ = srv.Serve(l) }()
 			t.Cleanup(func() { _ = srv.Close() })
 

@@ -41,7 +41,7 @@ func (s *crowd) dial(t *testing.T) *Client {
 	if err != nil {
 		t.Fatal(err)
 	}
-	srv := &http.Server{Handler: Handler(options(s)), ReadHeaderTimeout: time.Second}
+	srv := &http.Server{Handler: Handler(options(s)), ReadHeaderTimeout: time.Minute}
 	go func() { _ = srv.Serve(l) }()
 	t.Cleanup(func() { _ = srv.Close() })
 	return NewClient("unix", l.Addr().String())

@@ -71,7 +71,7 @@ func dial(t *testing.T, p *people) *Client {
 	}
 	o := options(&table{})
 	o.Users, o.Keys = p, p
-	srv := &http.Server{Handler: Handler(o), ReadHeaderTimeout: time.Second}
+	srv := &http.Server{Handler: Handler(o), ReadHeaderTimeout: time.Minute}
 	go func() { _ = srv.Serve(l) }()
 	t.Cleanup(func() { _ = srv.Close() })
 	return NewClient("unix", l.Addr().String())

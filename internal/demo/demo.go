@@ -25,7 +25,7 @@ import (
 
 const (
 	loopback     = "127.0.0.1"
-	readyTimeout = 30 * time.Second
+	readyTimeout = time.Minute
 	attempts     = 3 // another program may take a port between our choice and Gatehouse's listen
 )
 

@@ -23,6 +23,7 @@ import (
 	"google.golang.org/grpc"
 
 	"gatehouse/internal/demo"
+	"gatehouse/test/peers"
 )
 
 // allowAll stands for Gatehouse: these tests are about starting, watching and stopping the parts.
@@ -80,7 +81,7 @@ func serveStandIn(ctx context.Context, path string) error {
 	}
 	s := grpc.NewServer()
 	auth.RegisterAuthorizationServer(s, allowAll{})
-	web := &http.Server{ReadHeaderTimeout: time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	web := &http.Server{ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path != "/dex/.well-known/openid-configuration" {
 			w.WriteHeader(http.StatusNotFound)
 		}
@@ -146,8 +147,12 @@ func takePort(t *testing.T) (net.Listener, int) {
 
 func freePort(t *testing.T) int {
 	t.Helper()
-	l, port := takePort(t)
-	if err := l.Close(); err != nil {
+	_, text, err := net.SplitHostPort(peers.FreeAddr(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	port, err := strconv.Atoi(text)
+	if err != nil {
 		t.Fatal(err)
 	}
 	return port
@@ -187,8 +192,8 @@ func (r running) wait(t *testing.T) error {
 	select {
 	case err := <-r.done:
 		return err
-	case <-time.After(60 * time.Second):
-		t.Fatal("the demo did not end within a minute")
+	case <-time.After(2 * time.Minute):
+		t.Fatal("the demo did not end within two minutes")
 		return nil
 	}
 }
@@ -317,7 +322,7 @@ func TestRunTriesOtherPortsWhenOneWasTakenMeanwhile(t *testing.T) {
 	if err := r.wait(t); err != nil {
 		t.Error(err)
 	}
-	if len(tries) != 2 || tries[0] == tries[1] {
+	if len(tries) < 2 || tries[0] == tries[1] { // the second may have been taken meanwhile, too
 		t.Errorf("tried %v, want two different addresses", tries)
 	}
 }

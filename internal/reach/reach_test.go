@@ -5,13 +5,15 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
+
+	"gatehouse/test/peers"
 )
 
 func TestScopeOf(t *testing.T) {
@@ -50,6 +52,13 @@ func serve(t *testing.T, h http.HandlerFunc) *url.URL {
 		t.Fatal(err)
 	}
 	return u
+}
+
+// patient is a client for a machine that does much besides.
+func patient() *http.Client {
+	c := NewClient()
+	c.Timeout = time.Minute
+	return c
 }
 
 func TestTry(t *testing.T) {
@@ -91,7 +100,7 @@ func TestTry(t *testing.T) {
 		{"a broken connection", func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }, Unknown, "EOF", ""},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			f := Try(t.Context(), NewClient(), serve(t, tc.h))
+			f := Try(t.Context(), patient(), serve(t, tc.h))
 			if f.Verdict != tc.want || !strings.Contains(f.Got, tc.got) || !strings.Contains(f.Fix, tc.fix) {
 				t.Errorf("got %+v, want verdict %v, got %q, fix %q", f, tc.want, tc.got, tc.fix)
 			}
@@ -117,7 +126,7 @@ func TestTryEndlessAnswer(t *testing.T) {
 			}
 		}
 	})
-	if f := Try(t.Context(), NewClient(), issuer); f.Verdict != Elsewhere {
+	if f := Try(t.Context(), patient(), issuer); f.Verdict != Elsewhere {
 		t.Errorf("got %+v, want Elsewhere", f)
 	}
 	if n := sent.Load(); n > 64<<20 { // what the kernel's buffers take, amply
@@ -130,15 +139,7 @@ func TestTryUnreachable(t *testing.T) {
 	secure.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError) // of the client that goes away
 	secure.StartTLS()
 	defer secure.Close()
-	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	closed := "http://" + l.Addr().String()
-	if err := l.Close(); err != nil {
-		t.Fatal(err)
-	}
-	for name, target := range map[string]string{"refused": closed, "a certificate of nobody known": secure.URL, "no such name": "http://nobody.invalid"} {
+	for name, target := range map[string]string{"refused": "http://" + peers.FreeAddr(t), "a certificate of nobody known": secure.URL, "no such name": "http://nobody.invalid"} {
 		issuer, err := url.Parse(target + "/dex")
 		if err != nil {
 			t.Fatal(err)

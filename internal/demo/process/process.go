@@ -15,8 +15,8 @@ import (
 	"time"
 )
 
-// stopGrace is how long a child may take to end after SIGTERM before it is killed.
-const stopGrace = 10 * time.Second
+// stopGrace is how long a child may take to end after SIGTERM before it is killed: long, since machines that run tests are busy.
+const stopGrace = 30 * time.Second
 
 // A Spec says what to run.
 type Spec struct {
@@ -85,7 +85,7 @@ func (p *Process) Err() error {
 	return fmt.Errorf("%s ended: %s; the end of its log %s:\n%s", filepath.Base(p.spec.Path), how, p.spec.Log, p.Tail(4000))
 }
 
-// Stop sends SIGTERM, and SIGKILL after ten seconds, and waits until the child has ended. It may be called twice.
+// Stop sends SIGTERM, and SIGKILL after half a minute, and waits until the child has ended. It may be called twice.
 func (p *Process) Stop() error {
 	if err := p.signal(syscall.SIGTERM); err != nil {
 		return err

@@ -33,7 +33,7 @@ func waitForLog(t *testing.T, p *process.Process, want string) {
 	t.Helper()
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
-	deadline := time.After(10 * time.Second)
+	deadline := time.After(time.Minute)
 	for !strings.Contains(p.Log(), want) {
 		select {
 		case <-tick.C:
