@@ -55,7 +55,7 @@ func ids(changes []Change) string {
 // A transaction that has its Seq and is slow to commit: none with a later Seq is shown before it.
 func TestPostgresCommitsInTheOrderOfTheLog(t *testing.T) {
 	c := newDatabase(t)
-	d, slow := openPostgresDriver(t, c), connect(t, c)
+	d, slow, watch := openPostgresDriver(t, c), connect(t, c), connect(t, c) // all before something waits: no statement may for long
 	ctx := t.Context()
 	tx, err := slow.Begin(ctx)
 	must(t, err)
@@ -71,7 +71,6 @@ func TestPostgresCommitsInTheOrderOfTheLog(t *testing.T) {
 		seq, err = d.Write(ctx, []Op{op(Create, "later", "", "", 0)})
 		done <- err
 	}()
-	watch := connect(t, c)
 	waiting(t, watch)
 	before, err := d.Changes(ctx, 0, 10)
 	must(t, err)
@@ -170,7 +169,7 @@ func TestPostgresForeignTransactionsDoNotStopTheLog(t *testing.T) {
 // A write that the server refuses, or that waits for a record which somebody holds, takes no other with it.
 func TestPostgresWritesThatShareACommitFailAlone(t *testing.T) {
 	c := newDatabase(t)
-	d, foreign := openPostgresDriver(t, c), connect(t, c)
+	d, foreign, watch := openPostgresDriver(t, c), connect(t, c), connect(t, c)
 	ctx := t.Context()
 	_, err := foreign.Exec(ctx, "ALTER TABLE gatehouse.record ADD CHECK (id <> 'bad')")
 	must(t, err)
@@ -182,7 +181,7 @@ func TestPostgresWritesThatShareACommitFailAlone(t *testing.T) {
 	var done sync.WaitGroup
 	begin := func(i int, o Op) { done.Go(func() { _, got[i] = d.Write(ctx, []Op{o}) }) }
 	begin(0, op(Create, "first", "", "", 0))
-	waiting(t, connect(t, c))
+	waiting(t, watch)
 	begin(1, op(Create, "good", "", "", 0))
 	begin(2, op(Create, "bad", "", "", 0))
 	begin(3, op(Create, "exists", "", "", 0))
@@ -356,7 +355,7 @@ func TestPostgresDeadlocksAreRepeated(t *testing.T) {
 
 func TestPostgresHonoursContexts(t *testing.T) {
 	c := newDatabase(t)
-	d, foreign := openPostgresDriver(t, c), connect(t, c)
+	d, foreign, watch := openPostgresDriver(t, c), connect(t, c), connect(t, c)
 	_, err := foreign.Exec(t.Context(), "SELECT pg_advisory_lock($1)", int64(pgLogLock))
 	must(t, err)
 	for i := range 3 { // the first is being written, the others wait for their turn
@@ -367,7 +366,7 @@ func TestPostgresHonoursContexts(t *testing.T) {
 			done <- err
 		}()
 		if i == 0 {
-			waiting(t, connect(t, c))
+			waiting(t, watch)
 		} else {
 			peers.Eventually(t, time.Minute, "a write waits for its turn", func() bool {
 				d.writer.mu.Lock()
