@@ -200,7 +200,7 @@ func FindEnvoy(ctx context.Context, given string, folders ...string) (string, er
 
 // envoyVersion asks the binary for its minor version: 40 for 1.40.0.
 func envoyVersion(ctx context.Context, path string) (int, error) {
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	out, err := exec.CommandContext(ctx, path, "--version").Output()
 	if err != nil {
