@@ -51,7 +51,7 @@ func newDatabase(t testing.TB) PostgresConfig {
 	of := configOf(t, shared.start(t))
 	name := fmt.Sprintf("test_%d", shared.databases.Add(1))
 	admin := connect(t, of)
-	_, err := admin.Exec(t.Context(), "CREATE DATABASE "+name)
+	_, err := admin.Exec(t.Context(), "CREATE DATABASE "+name+" TEMPLATE template0") // which nobody is connected to, not even to tidy it up
 	must(t, err)
 	must(t, admin.Close(t.Context()))
 	t.Cleanup(func() {
