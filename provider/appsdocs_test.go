@@ -73,6 +73,7 @@ except jwt.PyJWTError:
 import com.nimbusds.jose.*;
 import com.nimbusds.jose.jwk.source.*;
 import com.nimbusds.jose.proc.*;
+import com.nimbusds.jose.util.*;
 import com.nimbusds.jwt.*;
 import com.nimbusds.jwt.proc.*;
 import java.net.URL;
@@ -111,10 +112,6 @@ func TestAppExamples(t *testing.T) {
 	server.Config.Handler = w.provider.Handler()
 	server.Start()
 	defer server.Close()
-	good := w.appToken()
-	typed := func(typ string) string { return w.resigned(good, typ) }
-	i := strings.LastIndexByte(good, '.')
-	forged := good[:i+1] + strings.Repeat("A", len(good)-i-1)
 	dir := t.TempDir()
 	write := func(name, text string) string {
 		t.Helper()
@@ -154,6 +151,10 @@ func TestAppExamples(t *testing.T) {
 	for language, prepare := range examples {
 		t.Run(language, func(t *testing.T) {
 			command := prepare(t)
+			good := w.appToken() // now: it is good for minutes, and to compile may take as long
+			typed := func(typ string) string { return w.resigned(good, typ) }
+			i := strings.LastIndexByte(good, '.')
+			forged := good[:i+1] + strings.Repeat("A", len(good)-i-1)
 			for rule, tt := range map[string]struct{ audience, header, want string }{
 				"a good token":           {"apps", "Bearer " + good, "admin@example.com"},
 				"a forged signature":     {"apps", "Bearer " + forged, "401"},
