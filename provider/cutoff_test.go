@@ -347,10 +347,10 @@ type blockingDriver struct {
 }
 
 func (d *blockingDriver) Write(ctx context.Context, ops []store.Op) (int64, error) {
-	block := d.block
-	if block == nil || ops[0].Record.Kind != d.kind {
+	if ops[0].Record.Kind != d.kind || d.block == nil { // in this order: others write other kinds meanwhile
 		return d.Driver.Write(ctx, ops)
 	}
+	block := d.block
 	if d.skip > 0 {
 		d.skip--
 		return d.Driver.Write(ctx, ops)
