@@ -337,6 +337,7 @@ func TestUpstreamEndsItsSessions(t *testing.T) {
 func TestUpstreamLogoutTokenIsRefused(t *testing.T) {
 	w := newOPWorld(t, "")
 	_, sid := w.signInAs("alice", "up-1")
+	w.clk.stop() // the good one is good for minutes
 	o, now := w.op, w.clk.now().Unix()
 	key, typ := o.key, map[string]any{"typ": "logout+jwt"}
 	without := func(names ...string) func(map[string]any) {
@@ -494,6 +495,7 @@ func TestUpstreamLogoutTokenWorksOnce(t *testing.T) {
 func TestUpstreamKeysAreFetchedSeldom(t *testing.T) {
 	w := newOPWorld(t, "")
 	w.signInAs("alice", "up-1")
+	w.clk.stop() // or there would be pauses between the strangers
 	before := w.op.count("/keys")
 	stranger := newRSAKey(t, "k7")
 	for range 50 {

@@ -549,6 +549,7 @@ func TestStrangersWriteNothing(t *testing.T) {
 	w := newOPWorld(t, "")
 	w.signInAs("alice", "up-1")
 	hint := w.adminHint()
+	w.clk.stop() // or there would be pauses after which the provider is asked again
 	w.driver.reset()
 	h := w.provider.Handler()
 	for i := range 200 {
