@@ -370,6 +370,7 @@ func TestWarmSignInDialsNobody(t *testing.T) {
 	own := contenders(t, s, directGroups(s))[0]
 	user := func(i int) string { return fmt.Sprintf("u%05d", i%10) }
 	signInAll(t, own, user, 1, 1)
+	peers.Eventually(t, time.Minute, "the directory has told about itself", func() bool { return own.own.MaxFailures() > 0 }) // which it is asked in the background
 	before := own.tap.counts()
 	signInAll(t, own, user, 20, 1)
 	got := own.tap.counts().minus(before)
