@@ -97,7 +97,7 @@ func (p *Provider) forget(ctx context.Context, connectorID, userID string) {
 func (p *Provider) newLive(c *config.Config) *identity.Live {
 	return identity.NewLive(p.life, identity.LiveOptions{
 		Policy: livePolicy(c), Now: p.now, Log: p.log, Asker: p.asker, Keep: p.keep, End: p.endRefused,
-		Remember: p.remember, Recall: p.recall,
+		Remember: p.remember, Recall: p.recall, Wait: p.options.patience,
 	})
 }
 

@@ -3,6 +3,7 @@
 package provider
 
 import (
+	"cmp"
 	"context"
 	"crypto/hkdf"
 	"crypto/rand"
@@ -60,7 +61,8 @@ type Options struct {
 	Now        func() time.Time // in UTC
 	Match      identity.Match   // compares the passwords of local users; nil: here and now
 
-	resolve dexconnectors.ResolveFunc // opens connectors in tests; nil: as in identity.Options
+	resolve  dexconnectors.ResolveFunc // opens connectors in tests; nil: as in identity.Options
+	patience time.Duration             // of tests: how long an answer about a user and one of a told client are waited for; 0: as short as it has to be
 }
 
 // A Provider is a running OpenID Provider. Its parts stop when the context of New ends.
@@ -164,7 +166,7 @@ func newProvider(ctx context.Context, o Options) *Provider {
 		ended: newEnded(), reloaded: make(chan struct{}, 1),
 	}
 	p.outbox = newOutbox(p.store, p.now, p.log)
-	p.outbox.client, p.outbox.sign = p.clientNow, p.signLogout
+	p.outbox.client, p.outbox.sign, p.outbox.http.Timeout = p.clientNow, p.signLogout, cmp.Or(o.patience, noticeTimeout)
 	p.keys = &KeySet{issuer: p.issuer.String(), now: p.now}
 	p.keyCache = &keyCache{Store: p.store, now: p.now, set: p.keys}
 	p.keys.reread = p.keyCache.read

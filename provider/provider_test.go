@@ -165,7 +165,7 @@ func newWorldWith(t *testing.T, text string, st *store.Store, key []byte, clk *c
 		w.hosts = cfg.Gateway.HostSet
 	}
 	w.provider, err = New(t.Context(), Options{
-		Config: cfg, Store: st, Ring: ring, CookieKey: key, StoredRing: stored, Pages: pages, Registry: w.metrics, Now: clk.now, resolve: resolve, Match: testMatch(),
+		Config: cfg, Store: st, Ring: ring, CookieKey: key, StoredRing: stored, Pages: pages, Registry: w.metrics, Now: clk.now, resolve: resolve, patience: time.Minute, Match: testMatch(),
 		Log: slog.New(slog.NewJSONHandler(w.logs, &slog.HandlerOptions{Level: slog.LevelDebug})), Audit: slog.New(slog.NewJSONHandler(w.audit, nil)),
 	})
 	if err != nil {
