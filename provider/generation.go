@@ -62,7 +62,7 @@ func (p *Provider) newGeneration(c *config.Config, running *generation) (_ *gene
 	g.dex.Connectors().Close(placeholder)
 	opts := identity.Options{
 		Limits: identity.DefaultLimits(), Store: p.store, Now: p.now, Log: p.dexLog, OwnLog: p.log, OpenTimeout: openTimeout, RetryEvery: retryEvery,
-		Match: p.options.Match, Resolve: p.options.resolve, Upstream: p.upstream,
+		Match: p.options.Match, Resolve: p.options.resolve, Upstream: p.upstream, DocumentsLimit: p.options.patience,
 	}
 	if running != nil {
 		opts.Previous = running.doors

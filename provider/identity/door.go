@@ -59,6 +59,8 @@ type Options struct {
 	// OpenTimeout is how long Open waits for connectors that ask somebody when they are opened, such as an upstream's
 	// discovery document; RetryEvery is how often those that failed are tried again.
 	OpenTimeout, RetryEvery time.Duration
+	// DocumentsLimit is how long an upstream's keys are waited for, where that is not documentsLimit: tests have more time.
+	DocumentsLimit time.Duration
 	// Match compares the passwords of local users. Nil: here and now, with bcrypt.
 	Match Match
 	// Resolve opens a connector other than "local". Nil: "ldap" is ours, every other one Dex's.

@@ -2,6 +2,7 @@ package identity
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/base64"
 	"encoding/json"
@@ -63,7 +64,7 @@ func (d *Door) VerifyLogout(ctx context.Context, raw string) (_ UpstreamLogout, 
 	if d.Type != typeOIDC {
 		return UpstreamLogout{}, false, nil
 	}
-	v, err := d.handle.logouts(d.stored.Config)
+	v, err := d.handle.logouts(d.stored.Config, cmp.Or(d.doors.opts.DocumentsLimit, documentsLimit))
 	if err != nil {
 		return UpstreamLogout{}, true, err
 	}
@@ -72,8 +73,8 @@ func (d *Door) VerifyLogout(ctx context.Context, raw string) (_ UpstreamLogout, 
 }
 
 // logouts returns the verifier of a connector's logout tokens, which generations of doors share.
-func (o *handle) logouts(config []byte) (*logoutVerifier, error) {
-	o.verifierOnce.Do(func() { o.verifier, o.verifierErr = newLogoutVerifier(config) })
+func (o *handle) logouts(config []byte, limit time.Duration) (*logoutVerifier, error) {
+	o.verifierOnce.Do(func() { o.verifier, o.verifierErr = newLogoutVerifier(config, limit) })
 	return o.verifier, o.verifierErr
 }
 
@@ -92,7 +93,7 @@ type logoutVerifier struct {
 	tried   time.Time
 }
 
-func newLogoutVerifier(config []byte) (*logoutVerifier, error) {
+func newLogoutVerifier(config []byte, limit time.Duration) (*logoutVerifier, error) {
 	var c oidc.Config
 	if err := json.Unmarshal(config, &c); err != nil {
 		return nil, fmt.Errorf("identity: connector config: %w", err)
@@ -101,7 +102,7 @@ func newLogoutVerifier(config []byte) (*logoutVerifier, error) {
 	if err != nil {
 		return nil, fmt.Errorf("identity: connector config: %w", err)
 	}
-	hc.Timeout = documentsLimit
+	hc.Timeout = limit
 	hc.CheckRedirect = func(r *http.Request, via []*http.Request) error {
 		if first := via[0].URL; len(via) > 3 || r.URL.Scheme != first.Scheme || r.URL.Host != first.Host {
 			return errors.New("redirected to another host, or too often")
@@ -345,7 +346,7 @@ func (v *logoutVerifier) renewed(ctx context.Context, had jwk.Set, now time.Time
 
 // fetch reads the keys from where the provider's metadata says (OpenID Connect Discovery 1.0 section 4).
 func (v *logoutVerifier) fetch(ctx context.Context) (jwk.Set, error) {
-	ctx, cancel := context.WithTimeout(ctx, documentsLimit)
+	ctx, cancel := context.WithTimeout(ctx, v.http.Timeout)
 	defer cancel()
 	address := v.jwksURL
 	if address == "" {

@@ -36,7 +36,7 @@ func documents(t *testing.T, keys func(w http.ResponseWriter, r *http.Request)) 
 	if err != nil {
 		t.Fatal(err)
 	}
-	v, err := newLogoutVerifier(config)
+	v, err := newLogoutVerifier(config, documentsLimit)
 	if err != nil {
 		t.Fatal(err)
 	}
