@@ -184,9 +184,10 @@ func (c *client) checkout(ctx context.Context, p *pool, avoid *endpoint, fresh b
 		if k != nil {
 			return k, nil
 		}
-	}
-	for _, o := range p.room() {
-		c.discard(o)
+	} else {
+		for _, o := range p.room() {
+			c.discard(o)
+		}
 	}
 	return c.dialAny(ctx, avoid, p.service)
 }
