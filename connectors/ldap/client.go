@@ -390,6 +390,9 @@ func (c *client) asUser(ctx context.Context, name, password string, f func(*ldap
 func (c *client) forItself(ctx context.Context, service bool, f func(context.Context, *conn) (verdict, error)) (verdict, error) {
 	ctx, cancel := c.within(ctx)
 	defer cancel()
+	if err := ctx.Err(); err != nil {
+		return verdict{}, fmt.Errorf("%w: %w", errNoDirectory, err)
+	}
 	select {
 	case c.own <- struct{}{}:
 		defer func() { <-c.own }()
