@@ -34,7 +34,8 @@ type transport struct {
 	security     security
 	tls          func() (*tls.Config, error) // read anew for each connection, so that a new CA or certificate is taken up; nil with plain
 
-	bindDN, bindPW string // of the service account; empty: anonymous
+	bindDN, bindPW string        // of the service account; empty: anonymous
+	headStart      time.Duration // of a host before the next one, see const headStart
 	dialTimeout    time.Duration
 	requestTimeout time.Duration // for one request to the directory, within the caller's deadline
 	connections    int           // service connections at most; as many again for the binds of users
@@ -87,6 +88,7 @@ func newClient(t transport, now func() time.Time, log *slog.Logger) *client {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
+	t.headStart = positive(t.headStart, headStart)
 	t.dialTimeout = positive(t.dialTimeout, defaultDial)
 	t.requestTimeout = positive(t.requestTimeout, defaultRequest)
 	t.connections = positive(t.connections, defaultConnections)

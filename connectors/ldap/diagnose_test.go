@@ -16,7 +16,7 @@ import (
 // diagnosed runs Diagnose and returns what it reported, and whether all went well.
 func diagnosed(t *testing.T, cfg map[string]any, user, password string) (map[string]Step, bool) {
 	t.Helper()
-	raw, err := json.Marshal(cfg)
+	raw, err := json.Marshal(with(patient(), cfg))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -67,7 +67,7 @@ func (r *race) run(ctx context.Context) (*conn, error) {
 		r.spawn(func() { r.try(ctx, e) }) // else ctx ends
 	}
 	begin()
-	ticker := time.NewTicker(headStart)
+	ticker := time.NewTicker(r.t.headStart)
 	defer ticker.Stop()
 	for len(r.begun) > 0 {
 		select {
@@ -86,7 +86,7 @@ func (r *race) run(ctx context.Context) (*conn, error) {
 			r.hosts.bad(a.e, a.err)
 			r.purge(a.e)
 			begin()
-			ticker.Reset(headStart)
+			ticker.Reset(r.t.headStart)
 		case <-ticker.C:
 			begin()
 		case <-ctx.Done():
@@ -109,7 +109,7 @@ func (r *race) try(ctx context.Context, e *endpoint) {
 
 func (r *race) won(a arrival) *conn {
 	delete(r.begun, a.e)
-	r.late(headStart)
+	r.late(r.t.headStart)
 	r.hosts.good(a.e)
 	if a.e != r.order[0] {
 		r.stats.failovers.Add(1)

@@ -60,7 +60,7 @@ func (c *Connector) informed(ctx context.Context) {
 	if c.asked == nil || c.settings.Lockout.MaxFailures > 0 || c.facts.Load() != nil {
 		return
 	}
-	t := time.NewTimer(firstFacts)
+	t := time.NewTimer(c.patience)
 	defer t.Stop()
 	select {
 	case <-c.asked:

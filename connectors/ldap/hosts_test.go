@@ -105,7 +105,7 @@ func TestSRVCertificate(t *testing.T) {
 	for name, cert := range map[string]string{"its own": "dc1.corp.example", "another": "dc2.corp.example"} {
 		t.Run(name, func(t *testing.T) {
 			s := fakeldap.Start(t, fakeldap.Options{Mode: fakeldap.LDAPS, Names: []string{cert}, Search: found(alice)})
-			c := start(t, transport{domain: "corp.example", security: ldaps, tls: tlsOf(s.Pool(), ""), bindDN: svc, bindPW: svcPW})
+			c := start(t, transport{domain: "corp.example", security: ldaps, tls: tlsOf(s.Pool(), ""), bindDN: svc, bindPW: svcPW, dialTimeout: time.Minute, requestTimeout: time.Minute})
 			c.hosts.lookup = func(context.Context, string) ([]*net.SRV, error) {
 				return []*net.SRV{{Target: "dc1.corp.example.", Port: 389}}, nil
 			}

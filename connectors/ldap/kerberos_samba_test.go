@@ -59,7 +59,7 @@ func domainConfig(t *testing.T, s *peers.SambaServer, kerberos spnego.Config) []
 	kerberos.Enabled, kerberos.KeytabPath = true, s.Keytab(t)
 	raw, err := json.Marshal(map[string]any{
 		"preset": "activedirectory", "host": s.Host, "rootCA": s.CA, "bindDN": s.ServiceDN, "bindPW": s.ServicePassword,
-		"userSearch": map[string]any{"baseDN": s.PeopleDN}, "groupSearch": map[string]any{"baseDN": s.GroupsDN}, "kerberos": kerberos,
+		"userSearch": map[string]any{"baseDN": s.PeopleDN}, "groupSearch": map[string]any{"baseDN": s.GroupsDN}, "kerberos": kerberos, "timeouts": patient()["timeouts"],
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -32,6 +32,7 @@ type Connector struct {
 	attributes []string // that are asked for of a user
 	facts      atomic.Pointer[facts]
 	asked      chan struct{} // closed once the directory was asked for the facts; nil: it never is
+	patience   time.Duration // how long a sign-in right after the start waits for them
 	failed     durations     // of binds with a wrong password
 	stop       context.CancelFunc
 	background sync.WaitGroup
@@ -44,7 +45,7 @@ func Open(raw []byte, o Options) (*Connector, error) {
 	if err != nil {
 		return nil, fmt.Errorf("ldap: %w", err)
 	}
-	c := &Connector{settings: s, now: o.Now, log: o.Log, attributes: s.userAttributes(), asked: make(chan struct{})}
+	c := &Connector{settings: s, now: o.Now, log: o.Log, attributes: s.userAttributes(), asked: make(chan struct{}), patience: firstFacts}
 	if c.now == nil {
 		c.now = time.Now
 	}

@@ -7,7 +7,6 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 
 	ldapv3 "github.com/go-ldap/ldap/v3"
 
@@ -66,9 +65,7 @@ func TestResultCodes(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			s := serve(t, func(fakeldap.Search) fakeldap.SearchAnswer { return c.answer })
-			tr := to(s)
-			tr.requestTimeout = time.Minute
-			k := start(t, tr)
+			k := start(t, to(s))
 			es, err := k.search(within(t), query{base: "dc=example", limit: c.limit})
 			if !errors.Is(err, c.want) || err != nil && c.want == nil || len(es) != c.entries {
 				t.Errorf("%v, %v; wanted %d and %v", names(es), err, c.entries, c.want)

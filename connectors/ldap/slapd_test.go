@@ -30,14 +30,17 @@ func (b block) with(more block) block {
 	return out
 }
 
+// json has long timeouts where none are given: a machine that runs tests stands still now and then.
 func (b block) json(t testing.TB) []byte {
 	t.Helper()
-	raw, err := json.Marshal(b)
+	raw, err := json.Marshal(patient().with(b))
 	if err != nil {
 		t.Fatal(err)
 	}
 	return raw
 }
+
+func patient() block { return block{"timeouts": block{"dial": "1m", "request": "1m"}} }
 
 func openWith(t testing.TB, b block, now func() time.Time) *Connector {
 	t.Helper()
@@ -63,7 +66,7 @@ func openLDAP(s *peers.SlapdServer) block {
 // waiting is how long a test waits for a directory.
 func waiting(t testing.TB) context.Context {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	t.Cleanup(cancel)
 	return ctx
 }
@@ -339,7 +342,13 @@ func TestSlapdLookupWhereOneServerLags(t *testing.T) {
 	remove(behind, "bob")
 	both := openLDAP(ahead).with(block{"hosts": []string{behind.Host, ahead.Host}})
 	delete(both, "host")
-	c := open(t, both)
+	s, err := parse(both.json(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := connectorOf(s, Options{})
+	c.client.t.headStart = time.Hour // the first of them is asked, however long it takes to answer
+	t.Cleanup(func() { _ = c.Close() })
 	want := func(what string, reasons ...connectors.Reason) {
 		t.Helper()
 		answers, err := c.Lookup(waiting(t), ids)
@@ -361,7 +370,7 @@ func TestSlapdLookupWhereOneServerLags(t *testing.T) {
 	want("gone everywhere", "", connectors.Gone, "", connectors.Gone)
 	remove(behind, "many")
 	ahead.Kill(t)
-	peers.Eventually(t, 20*time.Second, "one server is enough where the other is down", func() bool {
+	peers.Eventually(t, time.Minute, "one server is enough where the other is down", func() bool {
 		answers, err := c.Lookup(waiting(t), ids)
 		return err == nil && answers[2].Err != nil && answers[2].Err.Reason == connectors.Gone
 	})

@@ -15,7 +15,7 @@ import (
 )
 
 func toSlapd(sec security, servers ...*peers.SlapdServer) transport {
-	t := transport{security: sec, bindDN: servers[0].ServiceDN, bindPW: servers[0].ServicePassword, connections: 4, pageSize: 500, requestTimeout: 20 * time.Second, dialTimeout: 20 * time.Second}
+	t := transport{security: sec, bindDN: servers[0].ServiceDN, bindPW: servers[0].ServicePassword, connections: 4, pageSize: 500, headStart: time.Hour, requestTimeout: time.Minute, dialTimeout: time.Minute}
 	t.tls = func() (*tls.Config, error) { return servers[0].TLS(), nil }
 	for _, s := range servers {
 		if sec == ldaps {
@@ -108,7 +108,6 @@ func TestSlapdDies(t *testing.T) {
 	a := peers.Slapd(t, peers.SlapdOptions{})
 	b := peers.Slapd(t, peers.SlapdOptions{Peer: a})
 	tr := toSlapd(ldaps, a, b)
-	tr.requestTimeout = 2 * time.Second
 	c := start(t, tr)
 	works := func(host string) {
 		t.Helper()
@@ -131,6 +130,7 @@ func TestSlapdDies(t *testing.T) {
 
 	c = start(t, tr)
 	works(a.Host)
+	hurry(c, 2*time.Second, b.Host)
 	a.Signal(t, syscall.SIGSTOP)
 	defer a.Signal(t, syscall.SIGCONT)
 	for c.host() != b.Host { // it may answer once more before the signal has stopped all of it

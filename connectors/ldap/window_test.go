@@ -64,6 +64,7 @@ func TestMaxFailuresAtTheStart(t *testing.T) {
 		return fakeldap.SearchAnswer{}
 	}})
 	c := open(t, fakeConfig(s))
+	c.patience = time.Hour
 	if find(t, c, "alice"); c.MaxFailures() != 2 {
 		t.Errorf("alice is found, and as many as %d failures are allowed, want 2", c.MaxFailures())
 	}
