@@ -65,10 +65,10 @@ type Upstream struct {
 	UpstreamOptions
 
 	mu       sync.Mutex
-	busy     map[userKey]bool     // questions of this process, until their answers are stored
-	claims   map[userKey]sighting // of other processes
-	failures map[string]streak    // by connector
-	told     map[string]bool      // connectors that are known to give nothing to ask with
+	busy     map[userKey]chan struct{} // questions of this process, until their answers are stored: then the channel is closed
+	claims   map[userKey]sighting      // of other processes
+	failures map[string]streak         // by connector
+	told     map[string]bool           // connectors that are known to give nothing to ask with
 }
 
 // A streak are failures in a row.
@@ -86,7 +86,7 @@ type sighting struct {
 
 // NewUpstream returns an Upstream.
 func NewUpstream(o UpstreamOptions) *Upstream {
-	return &Upstream{UpstreamOptions: o, busy: map[userKey]bool{}, claims: map[userKey]sighting{}, failures: map[string]streak{}, told: map[string]bool{}}
+	return &Upstream{UpstreamOptions: o, busy: map[userKey]chan struct{}{}, claims: map[userKey]sighting{}, failures: map[string]streak{}, told: map[string]bool{}}
 }
 
 // Wait waits until nothing is being asked and all answers are stored, or until ctx ends. A process that ends before would lose a token that was
@@ -247,18 +247,34 @@ func (a *upstreamAsker) refreshed(ctx context.Context, id connector.Identity) (c
 func (a *upstreamAsker) one(ctx context.Context, userID string) (connectors.Answer, error) {
 	k := userKey{a.door, userID}
 	for began := time.Now(); ; {
-		known, mine, err := a.claim(ctx, k)
-		switch {
-		case err != nil:
-			return connectors.Answer{}, err
-		case known != nil:
-			return *known, nil
-		case mine != nil:
-			return a.ask(ctx, k, *mine)
-		case time.Since(began) >= waitClaim || !sleep(ctx, pollClaim):
+		before := a.up.begin(k)
+		if before == nil {
+			known, mine, err := a.claim(ctx, k)
+			switch {
+			case err != nil:
+				return connectors.Answer{}, err
+			case known != nil:
+				return *known, nil
+			case mine != nil:
+				return a.ask(ctx, k, *mine)
+			}
+		}
+		if time.Since(began) >= waitClaim || !sleepUntil(ctx, before, pollClaim) {
 			return unknown(errClaimed), nil
 		}
 	}
+}
+
+// sleepUntil waits for a channel, but no longer than d, and reports whether ctx has not ended meanwhile.
+func sleepUntil(ctx context.Context, until <-chan struct{}, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-until:
+	case <-t.C:
+	case <-ctx.Done():
+	}
+	return ctx.Err() == nil
 }
 
 func unknown(err error) connectors.Answer {
@@ -278,11 +294,9 @@ type claimed struct {
 	since time.Time // by the monotonic clock
 }
 
-// claim returns what is known of a user already, or the record with a claim of this process, or neither while somebody else asks.
+// claim returns what is known of a user already, or the record with a claim of this process, or neither while somebody else asks. The question has begun,
+// and ends here unless it is claimed.
 func (a *upstreamAsker) claim(ctx context.Context, k userKey) (known *connectors.Answer, mine *claimed, err error) {
-	if !a.up.begin(k) {
-		return nil, nil, nil
-	}
 	err = a.up.Store.UpdateGrants(ctx, k.id, a.door, func(g store.Grants) (store.Grants, error) {
 		mine = nil // of a try that was overtaken
 		if known = a.known(g); known != nil {
@@ -333,20 +347,23 @@ func (a *upstreamAsker) known(g store.Grants) *connectors.Answer {
 	return &connectors.Answer{Identity: identityFrom(g.Said), At: asked}
 }
 
-// begin takes up a question of this process; end gives it back.
-func (u *Upstream) begin(k userKey) bool {
+// begin takes up a question of this process, and returns nil; or what is closed when the one before it ends. end gives it back.
+func (u *Upstream) begin(k userKey) (before <-chan struct{}) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if u.busy[k] {
-		return false
+	if ended := u.busy[k]; ended != nil {
+		return ended
 	}
-	u.busy[k] = true
-	return true
+	u.busy[k] = make(chan struct{})
+	return nil
 }
 
 func (u *Upstream) end(k userKey) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
+	if ended := u.busy[k]; ended != nil {
+		close(ended)
+	}
 	delete(u.busy, k)
 }
 

@@ -101,8 +101,9 @@ func (r *rotating) set(f func()) {
 type sickStore struct {
 	*store.Store
 
-	mu   sync.Mutex
-	sick error
+	mu    sync.Mutex
+	sick  error
+	takes time.Duration // an update
 }
 
 func (s *sickStore) set(err error) {
@@ -113,11 +114,12 @@ func (s *sickStore) set(err error) {
 
 func (s *sickStore) UpdateGrants(ctx context.Context, user, conn string, f func(store.Grants) (store.Grants, error)) error {
 	s.mu.Lock()
-	err := s.sick
+	err, takes := s.sick, s.takes
 	s.mu.Unlock()
 	if err != nil {
 		return err
 	}
+	pass(takes)
 	return s.Store.UpdateGrants(ctx, user, conn, f)
 }
 
@@ -201,6 +203,23 @@ func TestUpstreamIsAskedOncePerPeriod(t *testing.T) {
 			if p.asked != period+1 || p.reused != 0 {
 				t.Fatalf("after %d periods: asked %d times, %d tokens used twice", period+1, p.asked, p.reused)
 			}
+		}
+	})
+}
+
+// Many who ask about one user at one replica get the answer one after the other, and do not come to look for it at the same time again and again.
+func TestUpstreamAnswerIsForAllWhoWait(t *testing.T) {
+	atUpstream(t, func(t *testing.T, p *rotating, s *sickStore, a, _ replica) {
+		a.signsIn(t, p, "ada")
+		pass(testEvery)
+		s.takes = 20 * time.Millisecond
+		var all sync.WaitGroup
+		for range 20 {
+			all.Go(func() { expect(t, "at once", a.says(t.Context(), "ada"), "staff") })
+		}
+		all.Wait()
+		if p.asked != 1 {
+			t.Errorf("asked %d times, want once", p.asked)
 		}
 	})
 }
