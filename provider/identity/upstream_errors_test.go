@@ -125,7 +125,7 @@ func TestJudge(t *testing.T) {
 			web := httptest.NewServer(tt.says)
 			defer web.Close()
 			r := connectorAt(t, tt.kind, web.URL)
-			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			if tt.says.status == 0 {
 				ctx, cancel = context.WithTimeout(t.Context(), 200*time.Millisecond)
 			}
