@@ -154,7 +154,7 @@ func disabled(t *testing.T, dir *peers.SambaServer, s *stack) {
 	leaves, stays := s.signIn(t, "u03", dir.Password), s.signIn(t, "u04", dir.Password)
 	start := time.Now()
 	dir.SetDisabled(t, "u03", true)
-	peers.Eventually(t, 15*time.Second, "the disabled user is refused", func() bool { return leaves.seen(t) == nil })
+	peers.Eventually(t, 2*time.Minute, "the disabled user is refused", func() bool { return leaves.seen(t) == nil })
 	t.Logf("refused %v after the directory had disabled the user", time.Since(start).Round(time.Millisecond))
 	if stays.seen(t)["kubeflow-userid"] != "u04@example.test" {
 		t.Error("another user is out as well")
@@ -172,9 +172,9 @@ func newGroup(t *testing.T, dir *peers.SambaServer, s *stack) {
 	has := func() bool {
 		return slices.Contains(strings.Split(p.seen(t)["kubeflow-groups"], ","), "g0-cycle") // by way of g1-top
 	}
-	peers.Eventually(t, 15*time.Second, "the new group and what it is in reach the app", has)
+	peers.Eventually(t, 2*time.Minute, "the new group and what it is in reach the app", has)
 	dir.SetMember(t, "g1-top", "u05", false)
-	peers.Eventually(t, 15*time.Second, "the group is gone again", func() bool { return !has() })
+	peers.Eventually(t, 2*time.Minute, "the group is gone again", func() bool { return !has() })
 }
 
 func TestWithoutWatching(t *testing.T) {
@@ -184,8 +184,8 @@ func TestWithoutWatching(t *testing.T) {
 	dir.SetDisabled(t, "u06", true)
 	dir.Delete(t, "u07")
 	dir.Move(t, "u08", "Elsewhere")
-	peers.Eventually(t, 30*time.Second, "the disabled and the deleted user are refused", func() bool { return off.seen(t) == nil && deleted.seen(t) == nil })
-	if stays.seen(t)["kubeflow-userid"] != "u08@example.test" {
-		t.Error("the user who has moved within the domain is out as well")
-	}
+	peers.Eventually(t, 2*time.Minute, "the disabled and the deleted user are refused", func() bool { return off.seen(t) == nil && deleted.seen(t) == nil })
+	peers.Eventually(t, 2*time.Minute, "the user who has moved within the domain goes on", func() bool { // once the directory has answered in time
+		return stays.seen(t)["kubeflow-userid"] == "u08@example.test"
+	})
 }

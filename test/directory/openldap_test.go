@@ -115,9 +115,9 @@ func memberLess(t *testing.T, dir *peers.SlapdServer, s *stack) {
 	p := s.signIn(t, "bob", dir.Password)
 	dir.SetMember(t, "g0002", "bob", true)
 	in := func() bool { return slices.Contains(strings.Split(p.seen(t)["kubeflow-groups"], ","), "g0002") }
-	peers.Eventually(t, 15*time.Second, "the new group reaches the app", in)
+	peers.Eventually(t, 2*time.Minute, "the new group reaches the app", in)
 	dir.SetMember(t, "g0002", "bob", false)
-	peers.Eventually(t, 15*time.Second, "the group is gone again", func() bool { return !in() })
+	peers.Eventually(t, 2*time.Minute, "the group is gone again", func() bool { return !in() })
 }
 
 func directoryDown(t *testing.T, dir *peers.SlapdServer, s *stack) {
@@ -133,7 +133,7 @@ func directoryDown(t *testing.T, dir *peers.SlapdServer, s *stack) {
 		t.Errorf("a known user: the app saw %q, want u00042@example.test", got)
 	}
 	dir.Start(t)
-	peers.Eventually(t, 30*time.Second, "signing in works again", func() bool {
+	peers.Eventually(t, 2*time.Minute, "signing in works again", func() bool {
 		return s.newPerson(t, "en").fill(t, "u00043", dir.Password).status == http.StatusOK
 	})
 }
@@ -230,9 +230,9 @@ func TestAHostDiesInTheMiddleOfASignIn(t *testing.T) {
 	s := serve(t, connector, table{"revalidate": "1h"})
 	s.signIn(t, "alice", first.Password)
 	c.cut.Store(true)
-	s.signIn(t, "alice", first.Password)
-	if !c.dead.Load() {
-		t.Error("the first host was not asked")
-	}
+	peers.Eventually(t, 2*time.Minute, "the first host is asked", func() bool { // at once, unless it was slow to connect to
+		s.signIn(t, "alice", first.Password)
+		return c.dead.Load()
+	})
 	s.signIn(t, "bob", first.Password)
 }

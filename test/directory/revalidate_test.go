@@ -33,22 +33,32 @@ func TestNoSingleSignOnOfADisabledUser(t *testing.T) {
 		host++
 		return p.do(t, http.MethodGet, fmt.Sprintf("http://app%d.second.test:%s/headers", host, s.port), nil)
 	}
-	if pg := visit(alice); pg.status != http.StatusOK || !strings.Contains(pg.url.Host, "second.test") {
+	answered := func(p *person) (pg page) { // by a directory that may need longer than a request waits
+		peers.Eventually(t, 2*time.Minute, "who the user is now is known", func() bool {
+			pg = visit(p)
+			return pg.status != http.StatusServiceUnavailable
+		})
+		return pg
+	}
+	if pg := answered(alice); pg.status != http.StatusOK || !strings.Contains(pg.url.Host, "second.test") {
 		t.Fatalf("single sign-on: got status %d at %s", pg.status, pg.url)
 	}
 	disable(t, dir, "alice")
+	first := host + 1
 	last := time.Now() // that anybody was asked about; a request within ten seconds would pass
-	peers.Eventually(t, 30*time.Second, "what is known is too old", func() bool { return time.Since(last) > 11*time.Second })
-	if pg := visit(alice); !strings.HasSuffix(pg.url.Path, "/login") {
+	peers.Eventually(t, 2*time.Minute, "what is known is too old", func() bool { return time.Since(last) > 11*time.Second })
+	if pg := answered(alice); !strings.HasSuffix(pg.url.Path, "/login") {
 		t.Errorf("single sign-on of a disabled user: got status %d at %s: %s", pg.status, pg.url, pg.body)
 	}
-	if client := fmt.Sprintf(`"client":"gateway app%d.second.test`, host); strings.Contains(s.gatehouse.Log(), client) {
-		t.Error("the issuer signed the user on at the host that refused them")
+	for n := first; n <= host; n++ {
+		if client := fmt.Sprintf(`"client":"gateway app%d.second.test`, n); strings.Contains(s.gatehouse.Log(), client) {
+			t.Error("the issuer signed the user on at the host that refused them")
+		}
 	}
 	if pg := alice.do(t, http.MethodGet, s.app+"/headers", nil); !strings.HasSuffix(pg.url.Path, "/login") {
 		t.Errorf("the first host: got status %d at %s", pg.status, pg.url)
 	}
-	if pg := visit(bob); pg.status != http.StatusOK || !strings.Contains(pg.url.Host, "second.test") {
+	if pg := answered(bob); pg.status != http.StatusOK || !strings.Contains(pg.url.Host, "second.test") {
 		t.Errorf("another user: got status %d at %s", pg.status, pg.url)
 	}
 }
@@ -73,9 +83,7 @@ func TestRevalidateIsReloaded(t *testing.T) {
 	if err := os.WriteFile(s.gatehouse.Config, []byte(changed), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	peers.Eventually(t, 30*time.Second, "the configuration is taken up", func() bool { return s.metric(t, "gatehouse_config_generation") == 2 })
-	peers.Eventually(t, 30*time.Second, "a disabled user is out", func() bool { return alice.seen(t) == nil })
-	if bob.seen(t) == nil {
-		t.Error("another user is out, too")
-	}
+	peers.Eventually(t, 2*time.Minute, "the configuration is taken up", func() bool { return s.metric(t, "gatehouse_config_generation") == 2 })
+	peers.Eventually(t, 2*time.Minute, "a disabled user is out", func() bool { return alice.seen(t) == nil })
+	peers.Eventually(t, 2*time.Minute, "another user goes on", func() bool { return bob.seen(t) != nil }) // once the directory has answered in time
 }

@@ -210,10 +210,10 @@ func (s *stack) audited(t *testing.T, skip int, result string) {
 	}
 }
 
-// waitFor waits until ok says yes, for ten seconds.
+// waitFor waits until ok says yes, for a minute.
 func waitFor(t *testing.T, ok func() bool) bool {
 	t.Helper()
-	tick, deadline := time.NewTicker(20*time.Millisecond), time.After(10*time.Second)
+	tick, deadline := time.NewTicker(20*time.Millisecond), time.After(time.Minute)
 	defer tick.Stop()
 	for !ok() {
 		select {
