@@ -36,7 +36,7 @@ func (s *stack) newPerson(t *testing.T) *person {
 		t.Fatal(err)
 	}
 	p := &person{s: s}
-	p.client = http.Client{Jar: jar, Transport: s.transport(t), Timeout: 20 * time.Second, CheckRedirect: func(r *http.Request, via []*http.Request) error {
+	p.client = http.Client{Jar: jar, Transport: s.transport(t), Timeout: time.Minute, CheckRedirect: func(r *http.Request, via []*http.Request) error {
 		if len(via) > 15 {
 			return fmt.Errorf("redirected %d times", len(via))
 		}

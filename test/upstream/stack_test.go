@@ -223,7 +223,7 @@ func (s *stack) logged(t *testing.T) int {
 // audited waits for an event after the first skip bytes of the log, and returns it.
 func (s *stack) audited(t *testing.T, skip int, what string, is func(event) bool) (found event) {
 	t.Helper()
-	peers.Eventually(t, 10*time.Second, "an audit event: "+what, func() bool {
+	peers.Eventually(t, time.Minute, "an audit event: "+what, func() bool {
 		lines := bufio.NewScanner(strings.NewReader(s.gatehouse.Log()[skip:]))
 		lines.Buffer(nil, 1<<20)
 		for lines.Scan() {

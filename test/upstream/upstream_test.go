@@ -365,10 +365,10 @@ func replayed(t *testing.T, s *stack) {
 	}
 }
 
-func downHalfway(t *testing.T, s *stack) { halfway(t, s, "gone", 5*time.Second) }
+func downHalfway(t *testing.T, s *stack) { halfway(t, s, "gone", 20*time.Second) }
 
 // silentHalfway must end well before Envoy's 30 s, whose own answer says nothing.
-func silentHalfway(t *testing.T, s *stack) { halfway(t, s, "silent", 15*time.Second) }
+func silentHalfway(t *testing.T, s *stack) { halfway(t, s, "silent", 25*time.Second) }
 
 func halfway(t *testing.T, s *stack, connector string, limit time.Duration) {
 	t.Helper()
