@@ -14,7 +14,7 @@ import (
 )
 
 // browserTimeout ends a browser that hangs.
-const browserTimeout = 3 * time.Minute
+const browserTimeout = 15 * time.Minute
 
 // Chromium starts a headless Chromium with an empty profile and returns the context of its first tab for chromedp.
 // names maps host names to loopback addresses, such as app.example.test to 127.0.0.1; no other name resolves, so the

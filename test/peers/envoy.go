@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"testing"
 	"time"
 
@@ -58,6 +59,9 @@ func startEnvoy(t testing.TB, binary string, e demo.Edge, change []func(string) 
 	if err != nil {
 		return nil, err
 	}
+	if len(e.Replicas) == 0 { // else it is about a replica that is late
+		config = Patient(config)
+	}
 	for _, f := range change {
 		config = []byte(f(string(config)))
 	}
@@ -73,6 +77,12 @@ func startEnvoy(t testing.TB, binary string, e demo.Edge, change []func(string) 
 	}
 	_, port, err := net.SplitHostPort(e.Listen)
 	return &EnvoyServer{Addr: e.Listen, Admin: e.Admin, Port: port, process: p}, err
+}
+
+// Patient makes the Envoy of a config wait for Gatehouse and the apps as long as a busy machine may stand still: its usual second or two would make
+// 503 of that.
+func Patient(config []byte) []byte {
+	return regexp.MustCompile(`\b((?:connect_|request_headers_)?timeout): \d+s\b`).ReplaceAll(config, []byte("$1: 60s"))
 }
 
 // Log returns what Envoy has written so far.

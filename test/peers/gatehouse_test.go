@@ -41,13 +41,9 @@ func TestGatehouseSurvivesKillAndRestart(t *testing.T) {
 	if s.Pid() == first {
 		t.Error("Restart started no new process")
 	}
-	if !answers(t, "http://"+s.Telemetry+"/healthz/ready") {
-		t.Error("not ready after Restart")
-	}
+	Eventually(t, Patience, "ready after Restart", func() bool { return answers(t, "http://"+s.Telemetry+"/healthz/ready") })
 	s.Restart(t) // in place of the running one
-	if !answers(t, "http://"+s.Telemetry+"/healthz/live") {
-		t.Error("not live after the second Restart")
-	}
+	Eventually(t, Patience, "live after the second Restart", func() bool { return answers(t, "http://"+s.Telemetry+"/healthz/live") })
 	s.Stop(t)
 	if strings.Count(s.Log(), "\n") == 0 {
 		t.Error("the log is empty")

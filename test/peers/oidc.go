@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"regexp"
 	"testing"
-	"time"
 
 	"gatehouse/internal/demo/process"
 )
@@ -160,7 +159,7 @@ func (s *OIDCServer) control(t testing.TB, change any) {
 
 func (s *OIDCServer) ask(t testing.TB, method string, body []byte, want int) []byte {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), Patience)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, method, s.Issuer+"/control", bytes.NewReader(body))
 	if err != nil {

@@ -19,8 +19,12 @@ import (
 	"gatehouse/internal/demo/process"
 )
 
-// startTimeout is how long a program may take to answer: generous, since machines that run tests are busy.
-const startTimeout = 60 * time.Second
+// startTimeout is how long a program may take to answer, and Patience how long it may take to end, or a page to come: generous, since
+// machines that run tests are busy. No test is about either.
+const (
+	startTimeout = 60 * time.Second
+	Patience     = time.Minute
+)
 
 // Root returns the product's folder: the nearest one above the test's folder with the go.mod of the module gatehouse. The
 // modules of tests inside it are passed by.
@@ -68,7 +72,7 @@ func Folder(t testing.TB) string {
 func removeAll(t testing.TB, dir string) {
 	t.Helper()
 	var err error
-	within(t, 5*time.Second, func() bool {
+	within(t, Patience, func() bool {
 		err = os.RemoveAll(dir)
 		return err == nil
 	})
@@ -137,6 +141,7 @@ func within(t testing.TB, limit time.Duration, ok func() bool) bool {
 // ready in time, start returns an error with the end of the program's log.
 func start(t testing.TB, s process.Spec, ready func(*process.Process) bool) (*process.Process, error) {
 	t.Helper()
+	s.Grace = Patience // the product alone may take ten seconds for its drain
 	// Not the test's context: that ends before Cleanup, and a child is to be stopped in order.
 	p, err := process.Start(context.WithoutCancel(t.Context()), s)
 	if err != nil {

@@ -270,11 +270,11 @@ func (s *PostgresServer) Resume() error { return s.signalAll(syscall.SIGCONT) }
 // signalAll sends sig to the server's whole process group: each of its connections is a process.
 func (s *PostgresServer) signalAll(sig syscall.Signal) error {
 	pid := s.process.Pid()
+	errs := []error{syscall.Kill(pid, sig)} // first: a connection that came after the list of them would not stand still
 	children, err := exec.CommandContext(context.Background(), "ps", "-o", "pid=", "--ppid", strconv.Itoa(pid)).Output()
 	if err != nil {
 		return fmt.Errorf("processes of PostgreSQL: %w", err)
 	}
-	errs := []error{syscall.Kill(pid, sig)}
 	for field := range strings.FieldsSeq(string(children)) {
 		if child, err := strconv.Atoi(field); err == nil {
 			if err := syscall.Kill(child, sig); err != nil && !errors.Is(err, syscall.ESRCH) {

@@ -90,7 +90,7 @@ func (p *Proxy) accept() {
 }
 
 func (p *Proxy) connect(client net.Conn) {
-	d := net.Dialer{Timeout: 5 * time.Second}
+	d := net.Dialer{Timeout: Patience}
 	server, err := d.DialContext(context.Background(), "tcp", p.to)
 	if err != nil {
 		_ = client.Close()
