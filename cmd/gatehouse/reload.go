@@ -198,8 +198,8 @@ func differences(running, next *loaded) []string {
 
 // refuse says what is wrong with the files, mistake by mistake.
 func (r *reloads) refuse(ctx context.Context, why string, err error) {
-	r.failures.Inc()
 	r.successful.Set(0)
+	r.failures.Inc() // last: who sees it sees that the last one was refused
 	mistakes, ok := errors.AsType[config.Errors](err)
 	if !ok {
 		if why == byRetry && err.Error() == r.failed {
