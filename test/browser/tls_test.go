@@ -38,7 +38,7 @@ func serveTLS(t *testing.T, e demo.Edge, names ...string) {
 		t.Fatal(err)
 	}
 	p, err := process.Start(context.WithoutCancel(t.Context()), process.Spec{
-		Path: binary, Args: demo.EnvoyArgs(path), Dir: dir, Log: filepath.Join(dir, "log"),
+		Path: binary, Args: demo.EnvoyArgs(path), Dir: dir, Log: filepath.Join(dir, "log"), Grace: patience,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -80,7 +80,7 @@ func withTLS(t *testing.T, e demo.Edge, certificate, key string) []byte {
 			Clusters  []any            `yaml:"clusters"`
 		} `yaml:"static_resources"`
 	}
-	if err := yaml.Unmarshal(plain, &config); err != nil {
+	if err := yaml.Unmarshal(peers.Patient(plain), &config); err != nil {
 		t.Fatal(err)
 	}
 	chains, _ := config.Static.Listeners[0]["filter_chains"].([]any)
