@@ -34,8 +34,14 @@ func TestFullQueueIsAnHonest503(t *testing.T) {
 	flood, stop := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
 	for i := range atOnce {
-		wg.Go(func() { // each from a network of its own, so that none gives way
-			_, _ = c.do(flood, page, url.Values{"login": {rand.Text() + "@example.com"}, "password": {"wrong"}}, from(i), "Cookie: "+form.cookies)
+		wg.Go(func() { // each from a network of its own, so that none gives way; and again and again, so that the queue stays full
+			for flood.Err() == nil {
+				_, _ = c.do(flood, page, url.Values{"login": {rand.Text() + "@example.com"}, "password": {"wrong"}}, from(i), "Cookie: "+form.cookies)
+				select {
+				case <-flood.Done():
+				case <-time.After(time.Second):
+				}
+			}
 		})
 	}
 	peers.Eventually(t, within, "sign-ins are turned away", func() bool { return s.metric(t, "gatehouse_sign_in_queue_refused_total") > 0 })

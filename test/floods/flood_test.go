@@ -43,7 +43,14 @@ func TestAnonymousFloodLeavesNothing(t *testing.T) {
 	before, heap := s.stored(t, db), s.heap(t)
 	series := seriesOf(s.metrics(t))
 	s.flood(t, floodChecks, floodPages)
-	if after := s.stored(t, db); !maps.Equal(before, after) {
+	after := s.stored(t, db)
+	if before["floor"] != after["floor"] { // a slow flood: what began five minutes ago has gone from the log meanwhile, which is a commit
+		for _, n := range []map[string]int{before, after} {
+			delete(n, "floor")
+			delete(n, "version")
+		}
+	}
+	if !maps.Equal(before, after) {
 		t.Errorf("the store changed: %v, before %v", after, before)
 	}
 	grown := s.heap(t) - heap
@@ -124,10 +131,11 @@ func (s *stack) database(t *testing.T) *sql.DB {
 	return db
 }
 
-// stored is how many records of each kind there are, and changes of the log, and SQLite's data_version, which any commit changes.
+// stored is how many records of each kind there are, the number of the last change of the log, how many transactions the product has written
+// but for those that delete what is out of date, up to which number the log was cut, and SQLite's data_version, which any commit changes.
 func (s *stack) stored(t *testing.T, db *sql.DB) map[string]int {
 	t.Helper()
-	rows, err := db.QueryContext(t.Context(), "SELECT kind, count(*) FROM record GROUP BY kind UNION ALL SELECT 'changes', count(*) FROM change UNION ALL SELECT 'version', data_version FROM pragma_data_version")
+	rows, err := db.QueryContext(t.Context(), "SELECT kind, count(*) FROM record GROUP BY kind UNION ALL SELECT key, value FROM meta WHERE key IN ('seq', 'floor') UNION ALL SELECT 'version', data_version FROM pragma_data_version")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -144,6 +152,7 @@ func (s *stack) stored(t *testing.T, db *sql.DB) map[string]int {
 	if err := rows.Err(); err != nil || n["version"] == 0 {
 		t.Fatalf("%v: %v", n, err)
 	}
+	n["transactions"] = int(s.metric(t, "gatehouse_store_writes_total"))
 	return n
 }
 
