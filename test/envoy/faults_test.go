@@ -71,7 +71,22 @@ func (w *world) signInAndLook(ctx context.Context, mail string) error {
 	ctx, cancel := context.WithTimeout(ctx, 2*within)
 	defer cancel()
 	b := w.browser(w.hardened)
-	p, err := b.signIn(ctx, "http://"+appHost+"/headers", mail)
+	form, err := b.visit(ctx, "http://"+appHost+"/headers")
+	if err != nil {
+		return err
+	}
+	p, err := b.submit(ctx, form, w.credentials(mail))
+	for err == nil && p.status == http.StatusServiceUnavailable && p.header.Get("Retry-After") != "" { // on a slow machine so many are too many at once
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("turned away to the end: %s", p)
+		case <-time.After(time.Second):
+		}
+		p, err = b.submit(ctx, form, w.credentials(mail))
+	}
+	if err == nil {
+		p, err = b.follow(ctx, p)
+	}
 	if err != nil {
 		return err
 	}
@@ -228,10 +243,9 @@ func (w *world) drains(t *testing.T) {
 	})
 	const signIns = 8
 	answers, sent := w.postSignIns(t, signIns)
-	// All of them wait for the few that may check passwords at once: when the first is done, the others are in there.
-	peers.Eventually(t, within, "the sign-ins are under way", func() bool {
-		return sent.Load() == signIns && strings.Contains(log.String(), `"result":"ok"`)
-	})
+	peers.Eventually(t, within, "the sign-ins are sent", func() bool { return sent.Load() == signIns })
+	// Connections are taken in the order in which they come: when one that comes now is answered, those of the sign-ins are in there.
+	must(t)(fetch(ctx, newEdge(t, "behind them", w.issuer.addr, nil).http, http.MethodGet, issuer+"/keys", ""))
 	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
