@@ -10,7 +10,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"gatehouse/internal/admin"
 	"gatehouse/test/peers"
@@ -114,7 +113,7 @@ func oneSessionID(t testing.TB, w *world, e *edge) {
 	if who.Session.IDHash != listed {
 		t.Errorf("whoami calls the session %s, the operator's list %s", who.Session.IDHash, listed)
 	}
-	peers.Eventually(t, 10*time.Second, "the sign-in and a decision under the id "+listed+" in the audit log", func() bool {
+	peers.Eventually(t, within, "the sign-in and a decision under the id "+listed+" in the audit log", func() bool {
 		logged := map[string]bool{}
 		for _, ev := range w.audit() {
 			if ev["session"] == listed {

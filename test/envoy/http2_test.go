@@ -104,7 +104,9 @@ func (p *page) read(f *http2.Framer) error {
 			end = frame.LastStreamID == 0 // before any stream was taken up
 		case *http2.SettingsFrame:
 			if !frame.IsAck() {
-				err = f.WriteSettingsAck()
+				if err = f.WriteSettingsAck(); errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET) {
+					err = nil // Envoy has ended the connection meanwhile: what it said before can still be read
+				}
 			}
 		}
 		if err != nil {

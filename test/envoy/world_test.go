@@ -308,12 +308,12 @@ func (w *world) metrics(t testing.TB) string {
 	return p.body
 }
 
-// rows counts the records of each kind in the product's database, and the entries of its change log.
+// rows counts the records of each kind in the product's database, and all entries that its change log ever had: old ones are cut off.
 func (w *world) rows(t testing.TB) map[string]int {
 	t.Helper()
 	db := w.database(t, "ro")
 	defer func() { _ = db.Close() }()
-	rows, err := db.QueryContext(t.Context(), "SELECT kind, count(*) FROM record GROUP BY kind UNION ALL SELECT 'changes', count(*) FROM change")
+	rows, err := db.QueryContext(t.Context(), "SELECT kind, count(*) FROM record GROUP BY kind UNION ALL SELECT 'changes', value FROM meta WHERE key = 'seq'")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -441,4 +441,4 @@ func (r *recorder) take() []arrival {
 }
 
 // within is how long anything may take on a busy machine.
-const within = 30 * time.Second
+const within = time.Minute
