@@ -255,6 +255,6 @@ func people(dir *peers.SlapdServer) string {
   id: people
   name: People
   config:
-    {preset: openldap, host: %q, rootCA: %q, bindDN: %q, bindPW: %q, userSearch: {baseDN: %q}}
+    {preset: openldap, host: %q, rootCA: %q, bindDN: %q, bindPW: %q, userSearch: {baseDN: %q}, timeouts: {dial: 1m, request: 1m}}
 `, dir.Host, dir.CA, dir.ServiceDN, dir.ServicePassword, dir.PeopleDN)
 }

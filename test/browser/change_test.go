@@ -19,7 +19,7 @@ func TestNewPasswordOnThePage(t *testing.T) {
   id: people
   name: People
   config:
-    {preset: openldap, host: %q, rootCA: %q, bindDN: %q, bindPW: %q, userSearch: {baseDN: %q}}
+    {preset: openldap, host: %q, rootCA: %q, bindDN: %q, bindPW: %q, userSearch: {baseDN: %q}, timeouts: {dial: 1m, request: 1m}}
 `, dir.Host, dir.CA, dir.ServiceDN, dir.ServicePassword, dir.PeopleDN)
 	})
 	const (

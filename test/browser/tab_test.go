@@ -28,7 +28,7 @@ import (
 )
 
 // patience is how long a page may take.
-const patience = 30 * time.Second
+const patience = time.Minute
 
 // A tab is a tab of a browser, and what its user and its console have seen.
 type tab struct {
@@ -118,9 +118,12 @@ func (b *tab) run(t *testing.T, actions ...chromedp.Action) {
 	}
 }
 
-// quiet fails the test if the console has complained since the last call about anything but the expected.
+// quiet fails the test if the console has complained since the last call about anything but the expected, for which it waits.
 func (b *tab) quiet(t *testing.T, expected ...string) {
 	t.Helper()
+	for _, e := range expected {
+		peers.Eventually(t, patience, "the browser complains: "+e, func() bool { return b.complained(e) })
+	}
 	// Chromium notes that the app's site sets a cookie and redirects, as every sign-in does. It would take away the
 	// cookies of a site only if nobody ever used that.
 	expected = append(expected, "issue: BounceTrackingIssue")
