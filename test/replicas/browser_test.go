@@ -253,6 +253,9 @@ type load struct {
 // pace is how often each browser of a load asks: it is a load, and not a flood that starves the health checks of a busy machine.
 const pace = 8 * time.Millisecond
 
+// nobody is the mail of browsers that are not signed in.
+const nobody = ""
+
 // underLoad starts a load by browsers that are signed in as mail.
 func underLoad(t *testing.T, mail string, browsers ...*browser) *load {
 	t.Helper()
@@ -285,8 +288,11 @@ func underLoad(t *testing.T, mail string, browsers ...*browser) *load {
 
 func (l *load) ask(ctx context.Context, b *browser, mail string) {
 	p, err := b.look(ctx)
-	if err == nil {
+	switch {
+	case err == nil && mail != nobody:
 		err = b.isAt(p, mail)
+	case err == nil && p.status != http.StatusFound:
+		err = fmt.Errorf("want the way to the sign-in: %s", p)
 	}
 	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
 		return
@@ -317,7 +323,7 @@ func (l *load) percentile(p int) time.Duration {
 func (l *load) done(t *testing.T, during string) {
 	t.Helper()
 	l.stop()
-	t.Logf("%s: %d requests of signed-in users, %d failed; half of them took up to %s, 99%% up to %s, the slowest %s",
+	t.Logf("%s: %d requests, %d failed; half of them took up to %s, 99%% up to %s, the slowest %s",
 		during, l.sent.Load(), l.failed.Load(), l.percentile(50), l.percentile(99), l.percentile(100))
 	if n := l.failed.Load(); n > 0 {
 		t.Errorf("%s: %d of %d requests failed, the first: %s", during, n, l.sent.Load(), *l.first.Load())
