@@ -38,7 +38,7 @@ func serveTLS(t *testing.T, e demo.Edge, names ...string) {
 		t.Fatal(err)
 	}
 	p, err := process.Start(context.WithoutCancel(t.Context()), process.Spec{
-		Path: binary, Args: demo.EnvoyArgs(path), Dir: dir, Log: filepath.Join(dir, "log"), Grace: patience,
+		Path: binary, Args: demo.EnvoyArgs(path), Dir: dir, Log: filepath.Join(dir, "log"),
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -64,7 +64,7 @@ func (w *world) envoy(t *testing.T, app string, certificate, key []byte, trusted
 	}
 	write(t, dir, "gatehouse-ca.crt", trusted.PEM)
 	config := write(t, dir, "envoy.yaml", withSocket(t, plain, strings.ReplaceAll(socket, "/etc/envoy", dir)))
-	p, err := process.Start(context.WithoutCancel(t.Context()), process.Spec{Path: binary, Args: demo.EnvoyArgs(config), Dir: dir, Log: filepath.Join(dir, "log"), Grace: within})
+	p, err := process.Start(context.WithoutCancel(t.Context()), process.Spec{Path: binary, Args: demo.EnvoyArgs(config), Dir: dir, Log: filepath.Join(dir, "log")})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -141,7 +141,6 @@ func within(t testing.TB, limit time.Duration, ok func() bool) bool {
 // ready in time, start returns an error with the end of the program's log.
 func start(t testing.TB, s process.Spec, ready func(*process.Process) bool) (*process.Process, error) {
 	t.Helper()
-	s.Grace = Patience // the product alone may take ten seconds for its drain
 	// Not the test's context: that ends before Cleanup, and a child is to be stopped in order.
 	p, err := process.Start(context.WithoutCancel(t.Context()), s)
 	if err != nil {

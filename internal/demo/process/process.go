@@ -15,8 +15,9 @@ import (
 	"time"
 )
 
-// stopGrace is Spec.Grace where there is none.
-const stopGrace = 10 * time.Second
+// stopGrace is how long a child may take to end after SIGTERM before it is killed.
+// It is longer than Gatehouse goes on serving after SIGTERM and then drains, and what a pod has.
+const stopGrace = 30 * time.Second
 
 // A Spec says what to run.
 type Spec struct {
@@ -25,8 +26,6 @@ type Spec struct {
 	Env  []string // added to this process's environment, as NAME=value
 	Dir  string   // working folder; empty: this process's
 	Log  string   // file that receives stdout and stderr; it is appended to
-
-	Grace time.Duration // how long the child may take to end after SIGTERM before it is killed; 0: ten seconds
 }
 
 // A Process is a running or ended child.
@@ -40,9 +39,6 @@ type Process struct {
 // Start runs s. The child is told to end when ctx ends. It has its own process group, so that a Ctrl-C at the
 // terminal reaches only the parent, which then stops its children in order; and on Linux it dies with the parent.
 func Start(ctx context.Context, s Spec) (*Process, error) {
-	if s.Grace == 0 {
-		s.Grace = stopGrace
-	}
 	log, err := os.OpenFile(s.Log, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("log of %s: %w", filepath.Base(s.Path), err)
@@ -51,7 +47,7 @@ func Start(ctx context.Context, s Spec) (*Process, error) {
 	cmd.Dir, cmd.Stdout, cmd.Stderr = s.Dir, log, log
 	cmd.Env = append(os.Environ(), s.Env...)
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
-	cmd.WaitDelay = s.Grace
+	cmd.WaitDelay = stopGrace
 	cmd.SysProcAttr = attributes()
 	p := &Process{spec: s, cmd: cmd, done: make(chan struct{})}
 	started := make(chan error)
@@ -90,12 +86,12 @@ func (p *Process) Err() error {
 	return fmt.Errorf("%s ended: %s; the end of its log %s:\n%s", filepath.Base(p.spec.Path), how, p.spec.Log, p.Tail(4000))
 }
 
-// Stop sends SIGTERM, and SIGKILL after Spec.Grace, and waits until the child has ended. It may be called twice.
+// Stop sends SIGTERM, and SIGKILL after stopGrace, and waits until the child has ended. It may be called twice.
 func (p *Process) Stop() error {
 	if err := p.signal(syscall.SIGTERM); err != nil {
 		return err
 	}
-	timer := time.NewTimer(p.spec.Grace)
+	timer := time.NewTimer(stopGrace)
 	defer timer.Stop()
 	select {
 	case <-p.done:
@@ -105,7 +101,7 @@ func (p *Process) Stop() error {
 	if err := p.Kill(); err != nil {
 		return err
 	}
-	return fmt.Errorf("%s did not end within %s of SIGTERM and was killed", filepath.Base(p.spec.Path), p.spec.Grace)
+	return fmt.Errorf("%s did not end within %s of SIGTERM and was killed", filepath.Base(p.spec.Path), stopGrace)
 }
 
 // Kill sends SIGKILL, as a crash would, and waits until the child has ended.
