@@ -135,11 +135,12 @@ func (b *bench) startEnvoy(ctx context.Context) error {
 		return nil
 	}
 	servers := b.compared()
-	for _, s := range servers {
-		var err error
-		if s.origin, err = freeAddress(ctx); err != nil {
-			return err
-		}
+	origins, err := freeAddresses(ctx, len(servers))
+	if err != nil {
+		return err
+	}
+	for i, s := range servers {
+		s.origin = origins[i]
 	}
 	text, err := envoyConfig(servers)
 	if err != nil {

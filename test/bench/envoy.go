@@ -34,7 +34,7 @@ func check(s *server) object {
 		"status_on_error":       object{"code": 503},
 	}
 	if !s.plain {
-		filter["grpc_service"] = object{"envoy_grpc": object{"cluster_name": s.name}, "timeout": "2s"}
+		filter["grpc_service"] = object{"envoy_grpc": object{"cluster_name": s.name}, "timeout": "30s"} // as long as a run may hang
 		return filter
 	}
 	filter["allowed_headers"] = object{"patterns": []any{object{"exact": "cookie"}, object{"prefix": "x-forwarded-"}}}

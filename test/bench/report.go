@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"os/exec"
 	"regexp"
@@ -151,7 +152,7 @@ func (r report) measured() [][]string {
 		t = append(t, []string{
 			v.load, v.server, fmt.Sprintf("%.1f", v.cpu), fmt.Sprintf("%.2f", v.ratio),
 			fmt.Sprintf("%.2f (%.2f-%.2f)", quantile(v.rounds, 0.5), quantile(v.rounds, 0.25), quantile(v.rounds, 0.75)),
-			thousands(int(v.perSecond)), thousands(int(v.p50.Microseconds())), thousands(int(v.p99.Microseconds())), fmt.Sprint(v.rss >> 20),
+			thousands(int(math.Ceil(v.perSecond))), thousands(int(v.p50.Microseconds())), thousands(int(v.p99.Microseconds())), fmt.Sprint(v.rss >> 20),
 		})
 	}
 	return t

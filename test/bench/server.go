@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
@@ -128,24 +129,26 @@ func startChild(ctx context.Context, folder, name string, args ...string) (*serv
 	return s, s.dial()
 }
 
-// freeAddress returns an address of the loopback interface that was free a moment ago.
-func freeAddress(ctx context.Context) (string, error) {
-	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", err
-	}
-	return l.Addr().String(), l.Close()
-}
-
-// freeAddresses returns n of them.
-func freeAddresses(ctx context.Context, n int) ([]string, error) {
-	var list []string
-	for range n {
-		a, err := freeAddress(ctx)
-		if err != nil {
-			return nil, err
+// freeAddresses returns n addresses of the loopback interface on which nobody listens. Their ports are below those that the system gives to
+// connections, and to listeners that ask for any, and above those of package peers: nobody else takes them meanwhile.
+func freeAddresses(ctx context.Context, n int) (list []string, err error) {
+	const first, ports, tries = 30_000, 2_700, 1000
+	var taken []net.Listener // until all are found: none is found twice
+	defer func() {
+		for _, l := range taken {
+			err = errors.Join(err, l.Close())
 		}
-		list = append(list, a)
+	}()
+	for range tries {
+		a := net.JoinHostPort("127.0.0.1", strconv.Itoa(first+rand.IntN(ports)))
+		l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", a)
+		if err != nil {
+			continue
+		}
+		taken, list = append(taken, l), append(list, a)
+		if len(list) == n {
+			return list, nil
+		}
 	}
-	return list, nil
+	return nil, fmt.Errorf("no %d free ports from %d on in %d tries", n, first, tries)
 }
