@@ -203,7 +203,7 @@ const maxIdle = 50 << 10
 func checkMemory(t *testing.T, pid int) {
 	t.Helper()
 	kb := 0
-	peers.Eventually(t, 10*time.Second, fmt.Sprintf("an idle process of at most %d kB resident", maxIdle), func() bool {
+	peers.Eventually(t, time.Minute, fmt.Sprintf("an idle process of at most %d kB resident", maxIdle), func() bool {
 		kb = resident(t, pid)
 		return kb <= maxIdle
 	})
@@ -304,7 +304,7 @@ func writeConfig(t *testing.T, file string, config object) {
 // get returns the status of an answer, or 0, and its body.
 func get(t *testing.T, url, host string) (int, []byte) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, http.NoBody)
 	if err != nil {

@@ -3,6 +3,7 @@ package deploy
 import (
 	"fmt"
 	"io/fs"
+	"net/http"
 	"os"
 	osuser "os/user"
 	"path/filepath"
@@ -10,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"gatehouse/test/peers"
 )
@@ -189,6 +191,9 @@ func TestInstallLook(t *testing.T) {
 	config = replaced(t, config, "127.0.0.1:5556", e.issuer, "127.0.0.1:9001", e.check, "127.0.0.1:5558", e.health,
 		"/var/lib/gatehouse/", "", "gateway:\n", "gateway:\n  admin: "+peers.FreeAddr(t)+"\n", "${YOUR_HASH}", shippedConfig(t).text("staticPasswords.0.hash"))
 	peers.Gatehouse(t, config)
+	peers.Eventually(t, time.Minute, "Envoy has found Gatehouse", func() bool {
+		return e.ask(t, "GET /dex/.well-known/openid-configuration HTTP/1.1\r\nHost: auth.corp.test\r\n\r\n") == http.StatusOK
+	})
 
 	dir, bin := copyOfDeploy(t)
 	program(t, bin, "curl", fmt.Sprintf(`PATH=${PATH#*:} exec curl --insecure --connect-to ::%s "$@"`, e.secure))
