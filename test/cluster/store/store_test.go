@@ -1,10 +1,13 @@
 package store
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -439,6 +442,7 @@ func theAPIServerMayGoAndComeBack(t *testing.T, c *cluster) {
 	hears(t, told, "before")
 
 	must(t, c.Process().Signal(syscall.SIGSTOP))
+	peers.Eventually(t, limit, "every thread has stopped", func() bool { return stopped(t, c.Process().Pid()) })
 	short, cancel := context.WithTimeout(ctx, 200*time.Millisecond)
 	_, err := b.GetAuthSession(short, "before")
 	cancel()
@@ -461,6 +465,20 @@ func theAPIServerMayGoAndComeBack(t *testing.T, c *cluster) {
 			t.Errorf("session %q was confirmed and is lost: %v", id, err)
 		}
 	}
+}
+
+// stopped reports whether all threads of a process are stopped: the first of them may take a moment to tell the others (proc(5), "stat").
+func stopped(t *testing.T, pid int) bool {
+	t.Helper()
+	files, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no threads of %d, %v", pid, err)
+	}
+	return !slices.ContainsFunc(files, func(file string) bool {
+		b, err := os.ReadFile(file)
+		i := bytes.LastIndexByte(b, ')')
+		return err == nil && (i < 0 || !bytes.HasPrefix(b[i:], []byte(") T")))
+	})
 }
 
 // hears waits for a change, or for the one that says that anything may have changed.
