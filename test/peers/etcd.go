@@ -2,9 +2,12 @@ package peers
 
 import (
 	"crypto/tls"
+	"fmt"
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -131,6 +134,24 @@ func (s *EtcdServer) Signal(t testing.TB, sig os.Signal) {
 	if err := s.process.Signal(sig); err != nil {
 		t.Fatal(err)
 	}
+	if sig == syscall.SIGSTOP {
+		Eventually(t, startTimeout, "every thread of etcd has stopped", s.stopped)
+	}
+}
+
+// stopped reports whether all threads are stopped: the first of them may take a moment to tell the others (proc_pid_stat(5), "state").
+func (s *EtcdServer) stopped() bool {
+	files, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", s.process.Pid()))
+	if err != nil {
+		return false
+	}
+	for _, file := range files {
+		b, err := os.ReadFile(file)
+		if _, rest, ok := strings.Cut(string(b), ") "); err == nil && (!ok || rest[0] != 'T') {
+			return false
+		}
+	}
+	return true
 }
 
 // Log returns what the server has written so far.
