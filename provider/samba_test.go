@@ -31,6 +31,7 @@ connectors:
     bindPW: ` + dir.ServicePassword + `
     userSearch: {baseDN: "` + dir.BaseDN + `"}
     groupSearch: {baseDN: "` + dir.BaseDN + `"}
+    timeouts: {dial: 1m, request: 1m}
 staticClients:
 - {id: web, name: The Web App, secret: not-a-default-secret-5591, redirectURIs: ["https://web.example.com/cb"]}
 gateway:
