@@ -35,7 +35,9 @@ func TestLooksAreFresh(t *testing.T) {
 	}
 	for name, look := range looks {
 		t.Run(name, func(t *testing.T) {
-			w := memoryWorldOf(t, quickConfig)
+			clk := &clock{}
+			clk.stop() // nothing is remembered for longer than a second
+			w := newWorld(t, quickConfig, store.Memory(store.Options{Now: clk.now}), seal.NewKey(), clk)
 			b := w.browser().get("https://app.example.com/")
 			b.signIn("robot", "not-a-default-5591")
 			c := w.provider.current.Load().cutoffs
