@@ -178,7 +178,7 @@ func (o *outbox) begin(ctx context.Context, client string, list []store.Notice) 
 		r = &recipient{}
 		o.clients[client] = r
 	}
-	if r.busy {
+	if r.busy || r.rest.After(o.now()) { // or it has failed since the look that found them due: another look follows that
 		return
 	}
 	r.busy = true

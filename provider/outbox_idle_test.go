@@ -48,3 +48,40 @@ func TestExpiredNoticeIsWaitedFor(t *testing.T) {
 		}
 	})
 }
+
+// A client that has failed while the store was looked into is left alone: what was found due is older news.
+func TestClientRestsFromALookThatBeganBefore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		o := newOutbox(store.Memory(store.Options{}), time.Now, slog.New(slog.DiscardHandler))
+		o.client = func(context.Context, string) (storage.Client, error) { return storage.Client{}, storage.ErrNotFound }
+		if err := o.store.CreateAuthSession(ctx, storage.AuthSession{ID: "sid", UserID: "u", ConnectorID: "c"}); err != nil {
+			t.Fatal(err)
+		}
+		now := time.Now()
+		n := store.Notice{ID: "n", ClientID: "web", SessionID: "sid", UserID: "u", ConnectorID: "c", Created: now, Due: now, Expiry: now.Add(noticeUseful)}
+		if err := o.store.EndSession(ctx, "sid", []store.Notice{n}); err != nil {
+			t.Fatal(err)
+		}
+		left := func() (n int) {
+			t.Helper()
+			if err := o.store.Notices(ctx, func(store.Notice) bool { n++; return true }); err != nil {
+				t.Fatal(err)
+			}
+			return n
+		}
+		o.clients["web"] = &recipient{failures: 1, rest: now.Add(noticeFirst)}
+		o.begin(ctx, "web", []store.Notice{n})
+		synctest.Wait()
+		if left() != 1 {
+			t.Error("it is told while it rests")
+		}
+		time.Sleep(noticeFirst)
+		o.begin(ctx, "web", []store.Notice{n})
+		synctest.Wait()
+		if left() != 0 {
+			t.Error("it is not told once it has rested")
+		}
+	})
+}
