@@ -1,9 +1,9 @@
 // Command gotest runs `go test -json` with its arguments and tells people what came of it: a line for each package,
 // the whole output of what failed, what has just begun where nothing else was told for a while, and in the last line the
-// number of tests (subtests count) that passed and failed.
+// number of tests (subtests count) that passed and failed, and of benchmarks that ran.
 // Arguments after a "--" are those of a further run, which starts only if the one before passed.
 //
-// Its exit code is 0 only if every package and every test passed and none was skipped: a skipped test proves nothing.
+// Its exit code is 0 only if every package and every test passed and none was skipped, and if there was one, or a benchmark: a skipped test proves nothing.
 package main
 
 import (

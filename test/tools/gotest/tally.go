@@ -30,6 +30,7 @@ type key struct{ pkg, test string }
 type tally struct {
 	out                     io.Writer
 	passed, failed, skipped int
+	benchmarks              int // that ran
 	output                  map[key]*strings.Builder
 	running                 map[string]map[string]bool // package -> tests without a result
 	failures                map[string][]string        // package -> its failed tests
@@ -103,7 +104,8 @@ func (t *tally) testEnded(k key, action string) {
 	switch action {
 	case "pass":
 		t.passed++
-	case "bench": // a benchmark ends with this and is no test
+	case "bench": // a benchmark that logs something ends with this, and is no test
+		t.benchmarks++
 	case "fail":
 		t.failed++
 		t.failures[k.pkg] = append(t.failures[k.pkg], k.test)
@@ -135,6 +137,11 @@ func (t *tally) packageEnded(e event) {
 	own := key{e.Package, ""}
 	switch e.Action {
 	case "pass":
+		for test := range t.running[e.Package] {
+			if strings.HasPrefix(test, "Benchmark") { // one that logs nothing has no result of its own
+				t.benchmarks++
+			}
+		}
 		t.printf("ok    %-45s %6.1fs\n", e.Package, e.Elapsed)
 	case "skip": // a package without tests
 	case "fail":
@@ -172,12 +179,15 @@ func (t *tally) summary() bool {
 			t.printf("failed: %s %s\n", pkg, test)
 		}
 	}
-	skipped := ""
+	benchmarks, skipped := "", ""
+	if t.benchmarks > 0 {
+		benchmarks = fmt.Sprintf(", benchmarks: %d", t.benchmarks)
+	}
 	if t.skipped > 0 {
 		skipped = fmt.Sprintf(", %d skipped (a skipped test proves nothing: mend or remove it)", t.skipped)
 	}
-	t.printf("%d passed, %d failed%s\n", t.passed, t.failed, skipped)
-	return t.failed == 0 && t.skipped == 0 && t.passed > 0
+	t.printf("%d passed, %d failed%s%s\n", t.passed, t.failed, benchmarks, skipped)
+	return t.failed == 0 && t.skipped == 0 && t.passed+t.benchmarks > 0
 }
 
 func (t *tally) printf(format string, args ...any) {

@@ -43,7 +43,7 @@ func TestRun(t *testing.T) {
 		last  string
 		wants []string
 	}{
-		{name: "tests, subtests and fuzz seeds count, benchmarks do not", tests: map[string]string{"good": good}, args: []string{"-bench", "."}, last: "4 passed, 0 failed", wants: []string{"ok    sample/good"}},
+		{name: "tests, subtests and fuzz seeds count, benchmarks for themselves", tests: map[string]string{"good": good}, args: []string{"-bench", "."}, last: "4 passed, 0 failed, benchmarks: 1", wants: []string{"ok    sample/good"}},
 		{
 			name: "a failure is told whole and again at the end", code: 1, last: "1 passed, 2 failed",
 			tests: map[string]string{"bad": "func TestBad(t *testing.T) { t.Run(\"a\", func(t *testing.T) { t.Log(\"the detail\"); t.Error(\"boom\") }) }\nfunc TestGood(*testing.T) {}\n"},
@@ -72,6 +72,10 @@ func TestRun(t *testing.T) {
 		{name: "a second run adds to the count", tests: map[string]string{"good": good}, args: []string{"-run", "TestGood", "./...", "--", "-run", "FuzzF"}, last: "4 passed, 0 failed"},
 		{name: "a second run waits for the first to pass", tests: map[string]string{"lazy": "func TestBad(t *testing.T) { t.Error(\"x\") }\n"}, args: []string{"./...", "--"}, code: 1, last: "0 passed, 1 failed"},
 		{name: "a benchmark that fails is a failure", tests: map[string]string{"bad": "func TestGood(*testing.T) {}\nfunc BenchmarkBad(b *testing.B) { b.Error(\"slow\") }\n"}, args: []string{"-bench", "."}, code: 1, last: "1 passed, 1 failed", wants: []string{"slow"}},
+		{
+			name: "benchmarks alone are a success", args: []string{"-run", "None", "-bench", "."}, last: "0 passed, 0 failed, benchmarks: 2",
+			tests: map[string]string{"good": good + "func BenchmarkTalks(b *testing.B) { b.Log(\"words\") }\n"},
+		},
 		{name: "nothing at all is no success", tests: map[string]string{"good": good}, args: []string{"-run", "None"}, code: 1, last: "0 passed, 0 failed"},
 		{name: "a wrong flag is told", tests: map[string]string{"good": good}, args: []string{"-count=x"}, code: 1, last: "0 passed, 0 failed"},
 	}
