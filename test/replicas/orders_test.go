@@ -17,6 +17,8 @@ import (
 	"github.com/lestrrat-go/jwx/v2/jwt"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
+
+	"gatehouse/test/peers"
 )
 
 // codeFlow signs an outside client in: the browser at one replica, the code at the next one, userinfo at the first again.
@@ -67,12 +69,12 @@ func (f *fleet) tokens(t *testing.T, b *browser, at, exchange int) (out tokens) 
 	return out
 }
 
-// verified verifies a token with the keys that a replica publishes, which hears of a new key by a notice, and returns the id of its key.
+// verified verifies a token with the keys that a replica publishes, within a second of now, and returns the id of its key.
 func (f *fleet) verified(t *testing.T, token string, replica int) (kid string) {
 	t.Helper()
-	start := time.Now()
+	start, pulse := time.Now(), peers.NewPulse(t)
 	for err := f.verify(t, token, replica); err != nil; err = f.verify(t, token, replica) {
-		if time.Since(start) > within {
+		if time.Since(start)-pulse.Still() > time.Second {
 			t.Errorf("a token with the keys of %s: %v", f.replicas[replica].name, err)
 			break
 		}
@@ -116,7 +118,8 @@ func (f *fleet) userinfo(t *testing.T, replica int, access string) (status int) 
 	return p.status
 }
 
-// rotated rotates the keys through one replica: what one signs then the other verifies at once, its published keys follow, and nobody is signed out.
+// rotated rotates the keys through one replica: what one signs then the other verifies at once, its published keys follow within a second, and nobody is signed
+// out.
 func (f *fleet) rotated(t *testing.T) {
 	working := f.signedIn(t, ada)
 	f.known(t, ada, working)
@@ -146,21 +149,23 @@ func (f *fleet) rotated(t *testing.T) {
 	f.known(t, ada, working) // also with cookies of before
 }
 
-// blocked blocks a user through one replica, is refused by all, and is let in again after the unblock through the other. How soon, package
-// cmd/gatehouse measures many times: of one time a busy machine may make anything.
+// blocked blocks a user through one replica, is refused by all, and is let in again after the unblock through the other.
 func (f *fleet) blocked(t *testing.T) {
 	b, others := f.signedIn(t, bob), f.signedIn(t, ada)
 	f.known(t, bob, b)
 	f.known(t, ada, others)
 	l := underLoad(t, ada, others)
 	polls := f.watch(t, b)
-	blockedAt := time.Now()
+	blockedAt, pulse := time.Now(), peers.NewPulse(t)
 	f.replicas[1].command(t, "users", "block", bob)
 	done := time.Now()
 	for i, refused := range polls() {
 		// The command's own process takes a while to start: the time counts from the end of it, and is mostly before that.
 		t.Logf("users block through %s took %s; refused on %s %s after it began, %s after it was done", f.replicas[1].name, done.Sub(blockedAt).Round(time.Millisecond),
 			f.replicas[i].name, refused.Sub(blockedAt).Round(time.Millisecond), max(0, refused.Sub(done)).Round(time.Millisecond))
+		if late := refused.Sub(done) - pulse.Still(); late > time.Second {
+			t.Errorf("%s refused the user %s after the block, want within 1s", f.replicas[i].name, late)
+		}
 	}
 	again := f.browser(t)
 	if err := again.signIn(t.Context(), bob); err == nil {
